@@ -1,0 +1,103 @@
+"""The broadcasts of WIRE sections 1 and 2: from our records to events that others read, and back. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from stagecast.messages import (
+    GalleryEvent,
+    GalleryStatus,
+    OperationEvent,
+    Record,
+    StagingEvent,
+    StagingStatus,
+)
+from stagecast.operations import is_ended
+from stagecast.quantities import format_size, format_time
+
+Event = StagingEvent | GalleryEvent | OperationEvent
+
+
+def encode(record: Record) -> bytes:
+    """Return the event that broadcasts ``record``, as it stands on the record's subject."""
+    return msgspec.json.encode(event(record))
+
+
+def event(record: Record) -> Event:
+    """Return the event that broadcasts ``record``: what WIRE asks for, and the record itself in ``op``."""
+    if record.kind == "staging":
+        return StagingEvent(model_id=record.model, status=_staging_status(record), done=is_ended(record), op=record)
+    if record.kind == "installation":
+        return GalleryEvent(job_id=record.job, status=_gallery_status(record), op=record)
+    return OperationEvent(op=record)
+
+
+def decode(prefix: str, payload: bytes) -> Event:
+    """Return the event on a subject that begins with ``prefix``.
+
+    Raises:
+        msgspec.DecodeError: not JSON, a field that must be there is missing, or a type is wrong.
+    """
+    if prefix == "staging":
+        return msgspec.json.decode(payload, type=StagingEvent)
+    if prefix == "gallery":
+        return msgspec.json.decode(payload, type=GalleryEvent)
+    return msgspec.json.decode(payload, type=OperationEvent)
+
+
+def percentage(record: Record) -> float:
+    """Return the progress by bytes over the whole manifest, 0 to 100; 100 only at the very end."""
+    if record.state == "succeeded":
+        return 100.0
+    if record.bytes_total <= 0:
+        return 0.0
+    return min(100.0 * record.bytes_done / record.bytes_total, 100.0)
+
+
+def sentence(record: Record) -> str:
+    """Return one line for people that says where the operation stands."""
+    what = {"staging": "Staging", "installation": "Installing", "loading": "Loading", "deletion": "Deleting"}
+    subject = f"{what[record.kind]} {record.model}" + (f" on {record.node}" if record.node else "")
+    if record.state == "failed":
+        return f"{subject} failed: {record.error}"
+    if record.state == "running":
+        return f"{subject}: {_standing(record)}"
+    return f"{subject}: {record.state}" + (f" ({record.note})" if record.note else "")
+
+
+def _standing(record: Record) -> str:
+    if record.phase == "transferring" and record.bytes_total:
+        return f"{format_size(record.bytes_done)} of {format_size(record.bytes_total)}"
+    return record.phase + (f" ({record.note})" if record.note else "")
+
+
+def _staging_status(record: Record) -> StagingStatus:
+    return StagingStatus(
+        model_id=record.model,
+        node_name=record.node,
+        file_name=record.file_name,
+        bytes_sent=record.bytes_done,
+        total_bytes=record.bytes_total,
+        progress=round(percentage(record), 2),
+        speed=f"{format_size(record.rate)}/s" if record.rate else "",
+        file_index=record.file_index,
+        total_files=record.total_files,
+        message=sentence(record),
+        started_at=format_time(record.started_at),
+    )
+
+
+def _gallery_status(record: Record) -> GalleryStatus:
+    return GalleryStatus(
+        file_name=record.file_name,
+        error=record.error or msgspec.UNSET,
+        processed=is_ended(record),
+        message=sentence(record),
+        progress=round(percentage(record), 2),
+        phase=record.phase,
+        current_bytes=record.bytes_done,
+        total_bytes=record.bytes_total,
+        gallery_element_name=record.model,
+        cancelled=record.state == "cancelled",
+        cancellable=not is_ended(record),
+    )

@@ -1,0 +1,282 @@
+"""Every error that Stagecast raises on purpose.
+
+::
+
+    StagecastError
+    ├── BadInput                  400   what was given cannot be meant
+    │   ├── InvalidName
+    │   ├── InvalidQuantity
+    │   └── InvalidManifest
+    ├── Unauthorized              401
+    ├── Unknown                   404   a model, node, operation, gallery entry that nobody knows
+    ├── WrongState                409   known, but the state forbids it
+    ├── NotEnoughSpace            507
+    ├── TransferFailed            502   no holder could give the bytes
+    │   ├── HolderFailed
+    │   ├── PieceCorrupt
+    │   └── DigestMismatch
+    ├── Interrupted               409   the operation was cancelled or paused from outside
+    ├── BusError                  503
+    │   ├── BusUnavailable
+    │   ├── BusUnsuitable
+    │   ├── NobodyListens
+    │   └── AppendConflict
+    ├── Busy                      409   somebody else is at it right now
+    ├── Fenced                    409   another process owns the operation now
+    ├── ReplicaBehind             503
+    ├── BackendFailed             502
+    ├── ModelLoading              503
+    └── NotReady                  503
+
+Errors take typed facts and build their own message: what happened, to what, and what to do. ``code`` is the stable
+word that programs compare; ``status`` is the HTTP status (RFC 9110) a replica answers with.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class StagecastError(Exception):
+    """Base of everything raised on purpose. ``message`` is one line for people."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class BadInput(StagecastError):
+    """What was given cannot be meant; nothing was done."""
+
+    code = "bad_input"
+    status = 400
+
+
+class InvalidName(BadInput):
+    """A name that cannot be a model's or node's."""
+
+    code = "invalid_name"
+
+    def __init__(self, what: str, name: str, why: str) -> None:
+        super().__init__(f"{name!r} cannot be the name of a {what}: {why}")
+
+
+class InvalidQuantity(BadInput):
+    """A size or rate that does not read as one."""
+
+    code = "invalid_quantity"
+
+    def __init__(self, text: str, example: str) -> None:
+        super().__init__(f"{text!r} is not a size or rate; write it like {example}")
+
+
+class InvalidManifest(BadInput):
+    """A manifest whose parts do not fit together."""
+
+    code = "invalid_manifest"
+
+    def __init__(self, model: str, why: str) -> None:
+        super().__init__(f"the manifest of {model!r} is not usable: {why}")
+
+
+class Unauthorized(StagecastError):
+    """No key, or a wrong one. Says nothing else."""
+
+    code = "unauthorized"
+    status = 401
+
+    def __init__(self) -> None:
+        super().__init__("unauthorized")
+
+
+class Unknown(StagecastError):
+    """Nobody knows a thing of this kind by this name."""
+
+    code = "not_found"
+    status = 404
+
+    def __init__(self, what: str, name: str, known: list[str] | None = None) -> None:
+        hint = f"; known: {', '.join(sorted(known)[:10])}" if known else ""
+        super().__init__(f"no {what} {name!r} is known{hint}")
+        self.what = what
+        self.name = name
+
+
+class WrongState(StagecastError):
+    """The operation is known, but its state forbids what was asked."""
+
+    code = "wrong_state"
+    status = 409
+
+    def __init__(self, operation: str, state: str, verb: str) -> None:
+        super().__init__(f"cannot {verb} {operation}: it is {state}")
+
+
+class NotEnoughSpace(StagecastError):
+    """The disk has no room for what is still to come. Sizes in bytes."""
+
+    code = "not_enough_space"
+    status = 507
+
+    def __init__(self, node: str, path: str, needed: int, free: int, present: int = 0) -> None:
+        where = f"{node}: " if node else ""
+        super().__init__(
+            f"{where}{path} has {free:,} bytes free, but {needed:,} more are needed "
+            f"({present:,} are there already); free some space or use another node, then retry"
+        )
+        self.needed = needed
+        self.free = free
+        self.present = present
+
+
+class TransferFailed(StagecastError):
+    """No holder could give the bytes that are missing."""
+
+    code = "transfer_failed"
+    status = 502
+
+
+class HolderFailed(TransferFailed):
+    """One holder did not give what was asked of it."""
+
+    code = "holder_failed"
+
+    def __init__(self, holder: str, why: str) -> None:
+        super().__init__(f"holder {holder}: {why}")
+        self.holder = holder
+        self.why = why
+
+
+class PieceCorrupt(TransferFailed):
+    """A piece came whole, but its bytes are not the manifest's."""
+
+    code = "piece_corrupt"
+
+    def __init__(self, holder: str, file: str, index: int) -> None:
+        super().__init__(f"holder {holder} served piece {index} of {file} with a wrong digest")
+        self.holder = holder
+
+
+class DigestMismatch(TransferFailed):
+    """A whole file is not what upstream published."""
+
+    code = "digest_mismatch"
+
+    def __init__(self, file: str, expected: str, found: str) -> None:
+        super().__init__(
+            f"{file} has SHA-256 {found}, but {expected} was published; the source serves another file: "
+            "check the gallery's entry, then retry"
+        )
+
+
+class Interrupted(StagecastError):
+    """The work was asked to stop from outside; ``verb`` is ``cancel`` or ``pause``."""
+
+    code = "interrupted"
+    status = 409
+
+    def __init__(self, verb: str) -> None:
+        super().__init__(f"stopped by {verb}")
+        self.verb = verb
+
+
+class BusError(StagecastError):
+    """The log cannot be reached or refused."""
+
+    code = "bus_unavailable"
+    status = 503
+
+
+class BusUnavailable(BusError):
+    """No connection to NATS at the moment."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the bus cannot be reached ({why}); what runs goes on, try again when NATS is back")
+
+
+class BusUnsuitable(BusError):
+    """There is a NATS server, but not one that can carry the log."""
+
+    code = "bus_unsuitable"
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(f"NATS at {url} cannot be used: {why}")
+
+
+class NobodyListens(BusError):
+    """A request met no process that answers its subject."""
+
+    code = "nobody_listens"
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"no process answers {subject}")
+
+
+class AppendConflict(BusError):
+    """A compare-and-set lost: the subject's last sequence is not the expected one."""
+
+    code = "conflict"
+    status = 409
+
+    def __init__(self, subject: str, expected: int) -> None:
+        super().__init__(f"{subject} is no longer at sequence {expected}")
+
+
+class Fenced(StagecastError):
+    """Another process, or another attempt, owns the operation now. Whoever gets this stops."""
+
+    code = "fenced"
+    status = 409
+
+    def __init__(self, operation: str, attempt: int) -> None:
+        super().__init__(f"{operation}: attempt {attempt} is no longer the current one")
+
+
+class Busy(StagecastError):
+    """Another process is at the same thing right now."""
+
+    code = "busy"
+    status = 409
+
+    def __init__(self, what: str, by: str) -> None:
+        super().__init__(f"{what} is being worked on by {by}; wait until that has ended, then retry")
+
+
+class ReplicaBehind(StagecastError):
+    """This replica has not folded the revision that the client has seen."""
+
+    code = "replica_behind"
+    status = 503
+
+    def __init__(self, revision: str) -> None:
+        super().__init__(f"this replica has not reached revision {revision} yet; ask again")
+
+
+class BackendFailed(StagecastError):
+    """A model server did not start, or ended."""
+
+    code = "backend_failed"
+    status = 502
+
+
+class ModelLoading(StagecastError):
+    """The model is on its way; the response says where it stands."""
+
+    code = "model_loading"
+    status = 503
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} is loading; ask again after the time in Retry-After")
+
+
+class NotReady(StagecastError):
+    """The process has not caught up with the log yet."""
+
+    code = "not_ready"
+    status = 503
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"not ready: {what}")

@@ -1,0 +1,177 @@
+"""The fold: everything a process knows, made from the messages of the log and nothing else. No I/O, no clock.
+
+Two processes that have folded the same log to the same sequence hold the same picture, whatever they saw on the way:
+every message is keyed by its payload, an operation's records merge by their rank, and of everything else the last word
+in the log's order counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeVar
+
+import msgspec
+
+from stagecast import broadcast, operations, subjects
+from stagecast.messages import (
+    Entry,
+    GalleryEvent,
+    GalleryStatus,
+    Holding,
+    Instance,
+    NodeRecord,
+    Placement,
+    Record,
+    StagingEvent,
+    StagingStatus,
+)
+from stagecast.revision import Revision
+
+FOREIGN_LIFETIME: Final = 60.0
+"""Seconds after its last event at which a mirror of unknown ownership expires (WIRE section 1)."""
+
+What = Literal["operation", "foreign", "node", "holding", "placement", "instance", "nothing", "malformed"]
+_Message = TypeVar("_Message", NodeRecord, Holding, Placement, Instance)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """An operation's record, and the sequence at which it came to stand."""
+
+    record: Record
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """The last event of a publisher that speaks WIRE sections 1 or 2 only. ``done`` ones stay, to be told once."""
+
+    id: str
+    model: str
+    subject: str
+    sequence: int
+    time: float
+    done: bool
+    status: StagingStatus | GalleryStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one message did. ``displaced``: a record that the log's last word on its subject should be, but is not."""
+
+    what: What
+    id: str = ""
+    displaced: Record | None = None
+
+
+@dataclass
+class Fold:
+    """The whole picture at one revision."""
+
+    revision: Revision = field(default_factory=lambda: Revision("", 0))
+    slots: dict[str, Slot] = field(default_factory=dict)
+    mirrors: dict[str, Mirror] = field(default_factory=dict)
+    nodes: dict[str, NodeRecord] = field(default_factory=dict)
+    holdings: dict[tuple[str, str], Holding] = field(default_factory=dict)
+    placements: dict[str, Placement] = field(default_factory=dict)
+    instances: dict[tuple[str, str], Instance] = field(default_factory=dict)
+    server_time: float = 0.0
+    _subjects: dict[str, str] = field(default_factory=dict)
+
+    def apply(self, entry: Entry) -> Change:
+        """Take one message of the log, in the log's order, and return what it did."""
+        self.revision = Revision(self.revision.identity, max(self.revision.sequence, entry.sequence))
+        self.server_time = max(self.server_time, entry.time)
+        prefix, _, rest = entry.subject.partition(".")
+        try:
+            if prefix == "stagecast":
+                return self._apply_own(rest.partition(".")[0], entry)
+            return self._apply_event(broadcast.decode(prefix, entry.payload), entry)
+        except msgspec.DecodeError:
+            return Change("malformed", entry.subject, self._displaced_by(entry))
+
+    def record(self, operation: str) -> Record | None:
+        """Return the record of an operation by its id or its job, ended or not."""
+        slot = self.slots.get(operation)
+        if slot is not None:
+            return slot.record
+        return next((slot.record for slot in self.slots.values() if slot.record.job == operation), None)
+
+    def live(self) -> Iterator[Record]:
+        """Yield the records of all operations that have not ended."""
+        return (slot.record for slot in self.slots.values() if not operations.is_ended(slot.record))
+
+    def holders(self, model: str) -> Iterator[Holding]:
+        """Yield who says that it holds the model whole, nodes that have left excepted."""
+        for (node, name), holding in self.holdings.items():
+            record = self.nodes.get(node)
+            if name == model and holding.state == "held" and record is not None and not record.left:
+                yield holding
+
+    def expired(self, now: float) -> Iterator[Mirror]:
+        """Yield the mirrors whose last event is older than `FOREIGN_LIFETIME`; ``now`` is the server's clock."""
+        return (mirror for mirror in self.mirrors.values() if not mirror.done and now - mirror.time >= FOREIGN_LIFETIME)
+
+    def _apply_own(self, noun: str, entry: Entry) -> Change:
+        if noun == "node":
+            node = _decode(entry, NodeRecord)
+            self.nodes[node.name] = node
+            return Change("node", node.name)
+        if noun == "holding":
+            holding = _decode(entry, Holding)
+            self.holdings[holding.node, holding.model] = holding
+            return Change("holding", holding.model)
+        if noun == "placement":
+            placement = _decode(entry, Placement)
+            self.placements[placement.model] = placement
+            return Change("placement", placement.model)
+        if noun == "instance":
+            instance = _decode(entry, Instance)
+            self.instances[instance.node, instance.model] = instance
+            return Change("instance", instance.model)
+        return Change("nothing", entry.subject)
+
+    def _apply_event(self, event: broadcast.Event, entry: Entry) -> Change:
+        if event.op is not None:
+            return self._apply_record(event.op, entry)
+        mirror = _mirror(event, entry)
+        displaced = self._displaced_by(entry)
+        if mirror is None:
+            return Change("malformed", entry.subject, displaced)
+        self.mirrors[mirror.id] = mirror
+        return Change("foreign", mirror.id, displaced)
+
+    def _apply_record(self, record: Record, entry: Entry) -> Change:
+        held = self.slots.get(record.id)
+        if held is not None and not operations.outranks(record, held.record):
+            displaced = held.record if held.record != record else None
+            return Change("nothing", record.id, displaced)
+        self.slots[record.id] = Slot(record, entry.sequence)
+        self._subjects[subjects.operation(record)] = record.id
+        return Change("operation", record.id)
+
+    def _displaced_by(self, entry: Entry) -> Record | None:
+        slot = self.slots.get(self._subjects.get(entry.subject, ""))
+        return slot.record if slot else None
+
+
+def _decode(entry: Entry, message: type[_Message]) -> _Message:
+    return msgspec.json.decode(entry.payload, type=message)
+
+
+def _mirror(event: broadcast.Event, entry: Entry) -> Mirror | None:
+    if isinstance(event, StagingEvent):
+        model, done = event.model_id, event.done
+        id_ = f"staging:{model}"
+        status: StagingStatus | GalleryStatus = event.status or StagingStatus(model_id=model)
+    elif isinstance(event, GalleryEvent):
+        status = event.status or GalleryStatus()
+        model = status.gallery_element_name or event.job_id
+        done = status.processed or status.cancelled
+        id_ = f"installation:{model}"
+    else:
+        return None
+    if not model:
+        return None
+    return Mirror(id_, model, entry.subject, entry.sequence, entry.time, done, status)

@@ -1,0 +1,115 @@
+// The models: who holds them, where they run, and the two ways to ask for more: stage one, install one.
+
+import * as format from "./format.js";
+import { tone } from "./nodes.js";
+import { Rows, setChips, setText } from "./rows.js";
+
+export class Models {
+  #replica;
+  #rows;
+  #list;
+  #workers = [];
+
+  constructor({ list, template }, replica) {
+    this.#replica = replica;
+    this.#list = list;
+    const filled = (slots, model, element) => {
+      fill(slots, model, element);
+      setTargets(slots.target, this.#workers);
+    };
+    this.#rows = new Rows(list, template, { key: (model) => model.name, fill: filled });
+    list.addEventListener("submit", (event) => this.#submitted(event));
+  }
+
+  async load() {
+    const { models } = await this.#replica.get("/api/models");
+    this.#rows.show(models);
+  }
+
+  setWorkers(names) {
+    this.#workers = names;
+    for (const select of this.#list.querySelectorAll("select")) setTargets(select, names);
+  }
+
+  #submitted(event) {
+    event.preventDefault();
+    const { name } = this.#rows.itemOf(event.target);
+    const target = event.target.elements.target.value;
+    const wish = { nodes: target ? [target] : "all" };
+    send(this.#replica, event.target, `/api/models/${encodeURIComponent(name)}/stage`, wish);
+  }
+}
+
+/** The form that installs from a gallery or from a URL. */
+export function bindInstallForm(form, replica) {
+  const choose = () => {
+    for (const part of form.querySelectorAll("[data-source]")) {
+      part.disabled = part.hidden = part.dataset.source !== form.elements.source.value;
+    }
+  };
+  form.addEventListener("change", choose);
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const { source: _, ...wish } = Object.fromEntries(new FormData(form));
+    await send(replica, form, "/api/models/install", wish);
+  });
+  choose();
+}
+
+/** Posts, and says in the form's own `verdict` what came of it. */
+async function send(replica, form, path, wish) {
+  const button = form.querySelector("button");
+  if (button.getAttribute("aria-disabled") === "true") return;
+  button.setAttribute("aria-disabled", "true");
+  say(form, "working", "Asking…");
+  try {
+    await replica.post(path, wish);
+    say(form, "good", "Accepted. It shows among the operations.");
+  } catch (error) {
+    say(form, "bad", error.message);
+  } finally {
+    button.setAttribute("aria-disabled", "false");
+  }
+}
+
+function say(form, verdictTone, text) {
+  form.elements.verdict.dataset.tone = verdictTone;
+  form.elements.verdict.value = text;
+}
+
+// A person may have chosen already: the choice stays as long as that worker does.
+function setTargets(select, names) {
+  if (select.dataset.names === JSON.stringify(names)) return;
+  select.dataset.names = JSON.stringify(names);
+  const chosen = select.value;
+  select.replaceChildren(new Option("all workers", ""), ...names.map((name) => new Option(name, name)));
+  select.value = names.includes(chosen) ? chosen : "";
+}
+
+function fill(slots, model, element) {
+  element.dataset.model = model.name;
+  setText(slots.name, model.name);
+  setText(slots.size, `${format.bytes(model.bytes)} in ${format.plural(fileCount(model.files), "file")}`);
+  setText(slots.digest, model.digest ? shortDigest(model.digest) : "");
+  slots.digest.title = model.digest ?? "";
+  slots.target.setAttribute("aria-label", `Where to stage ${model.name}`);
+  setChips(slots.instances, (model.instances ?? []).map(instanceChip));
+  setChips(slots.holders, (model.holders ?? []).map(holderChip));
+}
+
+function fileCount(files) {
+  return Array.isArray(files) ? files.length : files;
+}
+
+// "blake3:0123…" and "0123…" both begin to differ within eight characters of the digest itself.
+function shortDigest(digest) {
+  return digest.slice(digest.indexOf(":") + 1).slice(0, 8);
+}
+
+function instanceChip({ node, state, id }) {
+  return { text: `${state} on ${node}`, tone: tone(state), title: id ?? "" };
+}
+
+function holderChip({ node, kind, complete }) {
+  return { text: complete ? node : `${node}, in part`, tone: complete ? "plain" : "faint", title: kind ?? "" };
+}

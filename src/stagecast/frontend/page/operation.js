@@ -1,0 +1,118 @@
+// One operation in words: pure functions from a row of the API to what is shown.
+
+import * as format from "./format.js";
+
+const STATES = {
+  running: { word: "Running", icon: "running" },
+  queued: { word: "Queued", icon: "queued" },
+  paused: { word: "Paused", icon: "paused" },
+  stalled: { word: "Stalled", icon: "stalled" },
+  succeeded: { word: "Succeeded", icon: "succeeded" },
+  failed: { word: "Failed", icon: "failed" },
+  cancelled: { word: "Cancelled", icon: "cancelled" },
+};
+
+const TASKS = {
+  staging: { noun: "Staging", link: "to" },
+  installation: { noun: "Installation", link: "on" },
+  loading: { noun: "Loading", link: "on" },
+  deletion: { noun: "Deletion", link: "on" },
+};
+
+const ENDED = new Set(["succeeded", "failed", "cancelled"]);
+
+export const isEnded = (row) => ENDED.has(row.state);
+export const isActive = (row) => !isEnded(row);
+
+export function stateOf(row) {
+  return STATES[row.state] ?? { word: row.state, icon: "queued" };
+}
+
+/** "Staging to worker-1". */
+export function task(row) {
+  const { noun, link } = TASKS[row.taskType] ?? { noun: row.taskType, link: "on" };
+  return row.nodeName ? `${noun} ${link} ${row.nodeName}` : noun;
+}
+
+/** "transferring", "failed while verifying", and the attempt from the second on. */
+export function circumstances(row) {
+  const parts = [];
+  if (row.phase && row.state === "failed") parts.push(`failed while ${row.phase}`);
+  else if (row.phase && row.state !== "queued") parts.push(row.phase);
+  if (row.attempt > 1) parts.push(`attempt ${row.attempt}`);
+  return parts.join(" · ");
+}
+
+/** 0–100, finer than the API's whole number where bytes are known; null if nothing is known yet. */
+export function progress(row) {
+  if (row.totalBytes > 0) return Math.min(100, (100 * (row.currentBytes ?? 0)) / row.totalBytes);
+  if (row.progress > 0 || row.state !== "running") return row.progress ?? 0;
+  return null;
+}
+
+export function amount(row) {
+  if (!(row.totalBytes > 0)) return "";
+  return `${format.bytes(row.currentBytes ?? 0)} of ${format.bytes(row.totalBytes)}`;
+}
+
+export function speed(row) {
+  return row.state === "running" && row.bytesPerSecond > 0 ? format.rate(row.bytesPerSecond) : "";
+}
+
+export function timeLeft(row) {
+  const known = row.state === "running" && Number.isFinite(row.etaSeconds);
+  return known ? `${format.duration(Math.ceil(row.etaSeconds))} left` : "";
+}
+
+/** "file 2 of 5". */
+export function filePlace(row) {
+  return row.totalFiles > 0 && row.fileIndex > 0 ? `file ${row.fileIndex} of ${row.totalFiles}` : "";
+}
+
+/** The buttons an operation has, as the API's own verbs. */
+export function verbs(row) {
+  if (row.state === "failed") return ["retry", "dismiss"];
+  if (isEnded(row)) return [];
+  return [...(row.state === "paused" ? ["resume"] : []), ...(row.cancellable ? ["cancel"] : [])];
+}
+
+/** "Staging of minilm to worker-1 failed: disk full." */
+export function announcement(row) {
+  const { noun, link } = TASKS[row.taskType] ?? { noun: row.taskType, link: "on" };
+  const where = row.nodeName ? ` ${link} ${row.nodeName}` : "";
+  const cause = row.state === "failed" && row.error ? `: ${row.error}` : "";
+  return `${noun} of ${row.name}${where} ${stateOf(row).word.toLowerCase()}${cause}.`;
+}
+
+export function seconds(row) {
+  const elapsed = (Date.parse(row.updatedAt) - Date.parse(row.startedAt)) / 1000;
+  return Number.isFinite(elapsed) && elapsed >= 0 ? elapsed : null;
+}
+
+/** Over the whole time, for what moves bytes between machines; null elsewhere. */
+export function meanRate(row) {
+  const moves = row.taskType === "staging" || row.taskType === "installation";
+  const elapsed = seconds(row);
+  return moves && elapsed > 0 && row.currentBytes > 0 ? row.currentBytes / elapsed : null;
+}
+
+/** The API's order: start time, then id. */
+export function byStart(a, b) {
+  const difference = Date.parse(a.startedAt) - Date.parse(b.startedAt);
+  if (difference) return difference;
+  if (a.startedAt !== b.startedAt) return a.startedAt < b.startedAt ? -1 : 1;
+  return a.id < b.id ? -1 : a.id > b.id ? 1 : 0;
+}
+
+/** "2 running, 1 queued", in the order of STATES. */
+export function summary(rows) {
+  const counts = Object.keys(STATES).map((state) => [state, rows.filter((row) => row.state === state).length]);
+  return counts.filter(([, count]) => count).map(([state, count]) => `${count} ${state}`).join(", ");
+}
+
+/** By bytes over all that is active, where bytes are known; null if nowhere. */
+export function overall(rows) {
+  const known = rows.filter((row) => isActive(row) && row.totalBytes > 0);
+  const total = known.reduce((sum, row) => sum + row.totalBytes, 0);
+  return total ? (100 * known.reduce((sum, row) => sum + (row.currentBytes ?? 0), 0)) / total : null;
+}

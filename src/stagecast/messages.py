@@ -1,0 +1,187 @@
+"""What processes say to each other on the bus. WIRE sections 1 and 2 for the broadcasts; the rest is our own.
+
+Readers ignore fields that they do not know, so each of these may grow. Times are seconds since 1970 by the writer's
+clock; they are shown to people and never compared between machines. Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+Kind = Literal["staging", "installation", "loading", "deletion"]
+State = Literal["queued", "running", "paused", "stalled", "succeeded", "failed", "cancelled"]
+Outcome = Literal["succeeded", "failed", "cancelled"]
+Phase = Literal["planning", "transferring", "verifying", "publishing", "loading"]
+Verb = Literal["cancel", "pause", "resume", "retry", "dismiss"]
+
+
+class Entry(NamedTuple):
+    """One message of the log. ``time`` is the server's clock at its arrival, in seconds since 1970."""
+
+    subject: str
+    sequence: int
+    payload: bytes
+    time: float
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The last word on one operation. Only its owner writes it, or whoever wins a compare-and-set.
+
+    ``(attempt, seq)`` orders the records of one operation: the attempt is the fencing token and rises by one whenever
+    the operation is claimed anew, ``seq`` with every record of an attempt. ``owner`` is a process, empty while nobody
+    has claimed the operation. ``file_index`` counts from 1.
+    """
+
+    id: str
+    job: str
+    kind: Kind
+    model: str
+    node: str = ""
+    owner: str = ""
+    attempt: int = 0
+    seq: int = 0
+    state: State = "queued"
+    phase: Phase = "planning"
+    bytes_done: int = 0
+    bytes_total: int = 0
+    file_name: str = ""
+    file_index: int = 0
+    total_files: int = 0
+    rate: float | None = None
+    note: str = ""
+    error: str = ""
+    cause: str = ""
+    started_at: float = 0.0
+    updated_at: float = 0.0
+    parameters: dict[str, str] = {}
+    dismissed: bool = False
+
+
+class StagingStatus(msgspec.Struct, kw_only=True):
+    """The status of WIRE section 1. ``progress`` is 0 to 100; ``file_index`` counts from 1."""
+
+    model_id: str = ""
+    node_name: str = ""
+    file_name: str = ""
+    bytes_sent: int = 0
+    total_bytes: int = 0
+    progress: float = 0.0
+    speed: str = ""
+    file_index: int = 0
+    total_files: int = 0
+    message: str = ""
+    started_at: str = ""
+
+
+class StagingEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """WIRE section 1: ``staging.<token>.progress``. Ours carry the whole record in ``op``; foreign ones do not."""
+
+    model_id: str
+    status: StagingStatus | None = None
+    done: bool = False
+    op: Record | None = None
+
+
+class GalleryStatus(msgspec.Struct, kw_only=True):
+    """The status of WIRE section 2. ``progress`` is 0 to 100."""
+
+    deletion: bool = False
+    file_name: str = ""
+    error: str | msgspec.UnsetType | None = msgspec.UNSET
+    processed: bool = False
+    message: str = ""
+    progress: float = 0.0
+    phase: str = ""
+    current_bytes: int = 0
+    total_bytes: int = 0
+    gallery_element_name: str = ""
+    cancelled: bool = False
+    cancellable: bool = False
+
+
+class GalleryEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """WIRE section 2: ``gallery.<token>.progress``."""
+
+    job_id: str
+    status: GalleryStatus | None = None
+    op: Record | None = None
+
+
+class GalleryCancel(msgspec.Struct, kw_only=True):
+    """WIRE section 2: ``gallery.<token>.cancel``."""
+
+    id: str
+
+
+class OperationEvent(msgspec.Struct, kw_only=True):
+    """``loading.<token>.progress`` and ``deletion.<token>.progress``: kinds that only we know."""
+
+    op: Record
+
+
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a node says of itself. ``process`` changes with every start; ``address`` and ``files`` are base URLs."""
+
+    name: str
+    kind: Literal["replica", "worker"]
+    process: str
+    address: str = ""
+    files: str = ""
+    labels: dict[str, str] = {}
+    disk_free: int = 0
+    disk_total: int = 0
+    draining: bool = False
+    left: bool = False
+
+
+class Holding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """That a node can serve the pieces of one model, or no longer can. ``digest`` is the manifest's."""
+
+    node: str
+    model: str
+    digest: str = ""
+    size: int = 0
+    files: int = 0
+    state: Literal["reading", "held", "gone"] = "held"
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The wish that workers have a model loaded. ``nodes`` empty: it is wanted nowhere. ``refused``: tried in vain."""
+
+    model: str
+    nodes: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    placed_at: float = 0.0
+
+
+class Instance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One backend of a worker. ``instance`` is new with every start of the backend's process."""
+
+    node: str
+    model: str
+    instance: str
+    state: Literal["loading", "ready", "restarting", "failed", "gone"] = "loading"
+    error: str = ""
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True):
+    """A process is alive. ``leaving`` says that this was its last word."""
+
+    process: str
+    leaving: bool = False
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody asks the owner of an operation to do."""
+
+    verb: Verb
+    id: str
+
+
+class CommandReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The owner's answer: the sequence at which the log shows the effect, or why there is none."""
+
+    sequence: int = 0
+    error: str = ""

@@ -1,0 +1,143 @@
+"""Operations: how two records of one operation merge, and which record may follow which. Pure.
+
+The merge takes the greater of two records by a total order, so it is commutative, associative and idempotent, and the
+fold of any set of records is the same in whatever order and however often they come. Within an attempt an end outranks
+everything that is not one, whatever its ``seq``: that is what makes an end final.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from stagecast.errors import WrongState
+from stagecast.messages import Kind, Outcome, Record, State, Verb
+
+ENDED: Final[frozenset[State]] = frozenset({"succeeded", "failed", "cancelled"})
+
+_ALLOWED: Final[dict[Verb, frozenset[State]]] = {
+    "cancel": frozenset({"queued", "running", "paused", "stalled"}),
+    "pause": frozenset({"queued", "running", "stalled"}),
+    "resume": frozenset({"paused"}),
+    "retry": frozenset({"failed", "cancelled"}),
+    "dismiss": frozenset({"failed"}),
+}
+
+Rank = tuple[int, int, int, bytes]
+
+
+def operation_id(kind: Kind, model: str, node: str = "") -> str:
+    """Return the id of an operation: ``staging:<model>@<node>``, or ``installation:<model>`` (WIRE section 3)."""
+    return f"{kind}:{model}@{node}" if node else f"{kind}:{model}"
+
+
+def is_ended(record: Record) -> bool:
+    """Tell whether the record is an end: nothing of the same attempt can follow but its dismissal."""
+    return record.state in ENDED
+
+
+def is_listed(record: Record) -> bool:
+    """Tell whether people see the operation in the list: it has not ended, or it failed and nobody dismissed it."""
+    return not is_ended(record) or (record.state == "failed" and not record.dismissed)
+
+
+def rank(record: Record) -> Rank:
+    """Return what orders the records of one operation. The encoded record breaks ties, so the order is total."""
+    return (*_order(record), _tie_break(record))
+
+
+def outranks(one: Record, other: Record) -> bool:
+    """Tell whether ``one`` is a later word than ``other``."""
+    ours, theirs = _order(one), _order(other)
+    return ours > theirs if ours != theirs else _tie_break(one) > _tie_break(other)
+
+
+def merge(held: Record | None, incoming: Record) -> Record:
+    """Return the later of two records of the same operation."""
+    return incoming if held is None or outranks(incoming, held) else held
+
+
+def opened(
+    held: Record | None,
+    *,
+    kind: Kind,
+    model: str,
+    node: str,
+    job: str,
+    now: float,
+    cause: str = "",
+    parameters: dict[str, str] | None = None,
+    bytes_total: int = 0,
+) -> Record:
+    """Return the record that queues a new run, above whatever is held of the same operation."""
+    return Record(
+        id=operation_id(kind, model, node),
+        job=job,
+        kind=kind,
+        model=model,
+        node=node,
+        attempt=held.attempt + 1 if held else 1,
+        bytes_total=bytes_total,
+        cause=cause,
+        started_at=now,
+        updated_at=now,
+        parameters=parameters or {},
+    )
+
+
+def claimed(held: Record, owner: str, now: float) -> Record:
+    """Return the record by which ``owner`` takes the operation.
+
+    Where somebody owned it before, this is a new attempt, so that the earlier owner is fenced.
+    """
+    attempt, seq = (held.attempt + 1, 0) if held.owner else (held.attempt, held.seq + 1)
+    return msgspec.structs.replace(
+        held, owner=owner, attempt=attempt, seq=seq, state="running", note="", rate=None, updated_at=now
+    )
+
+
+def succeeding(held: Record, now: float, **changes: object) -> Record:
+    """Return the next record of the same attempt."""
+    return msgspec.structs.replace(held, seq=held.seq + 1, updated_at=now, **changes)
+
+
+def ended(held: Record, state: Outcome, now: float, error: str = "", note: str = "") -> Record:
+    """Return the end of the operation."""
+    return succeeding(held, now, state=state, error=error, note=note, rate=None)
+
+
+def stalled(held: Record, reason: str, now: float) -> Record:
+    """Return the record that says since when, and on what, the operation waits. The owner stays named."""
+    return succeeding(held, now, state="stalled", note=reason, rate=None)
+
+
+def commanded(held: Record, verb: Verb, now: float) -> Record:
+    """Return what ``verb`` makes of an operation that no living process works on.
+
+    Raises:
+        WrongState: the operation's state forbids the verb.
+    """
+    check_allowed(held, verb)
+    if verb == "cancel":
+        return ended(held, "cancelled", now)
+    if verb == "dismiss":
+        return succeeding(held, now, dismissed=True)
+    if verb == "pause":
+        return succeeding(held, now, state="paused", note="paused", rate=None)
+    fresh = msgspec.structs.replace(held, attempt=held.attempt + 1, seq=0, owner="", error="", note="", rate=None)
+    return msgspec.structs.replace(fresh, state="queued", phase="planning", dismissed=False, updated_at=now)
+
+
+def check_allowed(held: Record, verb: Verb) -> None:
+    """Raise `WrongState` if the operation's state forbids the verb."""
+    if held.state not in _ALLOWED[verb] or held.dismissed:
+        raise WrongState(held.id, held.state, verb)
+
+
+def _order(record: Record) -> tuple[int, int, int]:
+    return (record.attempt, is_ended(record) + record.dismissed, record.seq)
+
+
+def _tie_break(record: Record) -> bytes:
+    return msgspec.msgpack.encode(record)

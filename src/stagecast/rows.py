@@ -1,0 +1,188 @@
+"""Rows: what people and programs see of an operation (WIRE section 3), derived when read. Pure.
+
+A row depends on the fold alone, never on the reader's clock, so two replicas at one revision give the same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from stagecast import broadcast, operations
+from stagecast.fold import Fold, Mirror
+from stagecast.messages import GalleryStatus, Kind, Phase, Record, StagingStatus, State
+from stagecast.quantities import format_time
+
+_CANCELLABLE: Final[frozenset[State]] = frozenset({"queued", "running", "paused", "stalled"})
+
+_CAMEL = {
+    "job_id": "jobID", "full_name": "fullName", "task_type": "taskType", "current_bytes": "currentBytes",
+    "total_bytes": "totalBytes", "file_name": "fileName", "file_index": "fileIndex", "total_files": "totalFiles",
+    "bytes_per_second": "bytesPerSecond", "eta_seconds": "etaSeconds", "node_name": "nodeName", "node_id": "nodeID",
+    "is_deletion": "isDeletion", "is_backend": "isBackend", "is_queued": "isQueued", "started_at": "startedAt",
+    "updated_at": "updatedAt",
+}  # fmt: skip
+
+
+class Row(msgspec.Struct, kw_only=True, rename=_CAMEL):
+    """One operation as WIRE section 3 shows it. Sizes in bytes, ``progress`` 0 to 100, times RFC 3339 in UTC."""
+
+    id: str
+    job_id: str
+    name: str
+    full_name: str
+    task_type: Kind
+    state: State
+    phase: Phase
+    progress: int
+    current_bytes: int
+    total_bytes: int
+    file_name: str
+    file_index: int
+    total_files: int
+    bytes_per_second: float | msgspec.UnsetType = msgspec.UNSET
+    eta_seconds: float | msgspec.UnsetType = msgspec.UNSET
+    node_name: str
+    node_id: str
+    owner: str
+    attempt: int
+    is_deletion: bool
+    is_backend: bool
+    is_queued: bool
+    cancellable: bool
+    message: str
+    error: str | msgspec.UnsetType = msgspec.UNSET
+    dismissed: bool | msgspec.UnsetType = msgspec.UNSET
+    started_at: str
+    updated_at: str
+
+
+def row(record: Record) -> Row:
+    """Return the row of one of our own operations."""
+    rate, eta = _pace(record)
+    return Row(
+        id=record.id,
+        job_id=record.job,
+        name=record.model,
+        full_name=record.model,
+        task_type=record.kind,
+        state=record.state,
+        phase=record.phase,
+        progress=int(broadcast.percentage(record)),
+        current_bytes=record.bytes_done,
+        total_bytes=record.bytes_total,
+        file_name=record.file_name,
+        file_index=record.file_index,
+        total_files=record.total_files,
+        bytes_per_second=rate,
+        eta_seconds=eta,
+        node_name=record.node,
+        node_id=record.node,
+        owner=record.owner,
+        attempt=record.attempt,
+        is_deletion=record.kind == "deletion",
+        is_backend=False,
+        is_queued=record.state == "queued",
+        cancellable=record.state in _CANCELLABLE,
+        message=broadcast.sentence(record),
+        error=record.error if record.state == "failed" else msgspec.UNSET,
+        dismissed=True if record.dismissed else msgspec.UNSET,
+        started_at=format_time(record.started_at),
+        updated_at=format_time(record.updated_at),
+    )
+
+
+def mirror_row(mirror: Mirror) -> Row:
+    """Return the row of an operation that a foreign publisher broadcasts."""
+    status = mirror.status
+    staging = status if isinstance(status, StagingStatus) else None
+    gallery = status if isinstance(status, GalleryStatus) else None
+    current = staging.bytes_sent if staging else gallery.current_bytes if gallery else 0
+    deletion = gallery.deletion if gallery else False
+    return Row(
+        id=mirror.id,
+        job_id=mirror.id,
+        name=mirror.model,
+        full_name=mirror.model,
+        task_type="staging" if staging else "deletion" if deletion else "installation",
+        state=_mirror_state(mirror),
+        phase="transferring",
+        progress=max(0, min(100, int(status.progress))) if status.progress == status.progress else 0,
+        current_bytes=current,
+        total_bytes=status.total_bytes,
+        file_name=status.file_name,
+        file_index=staging.file_index if staging else 0,
+        total_files=staging.total_files if staging else 0,
+        node_name=staging.node_name if staging else "",
+        node_id=staging.node_name if staging else "",
+        owner="",
+        attempt=0,
+        is_deletion=deletion,
+        is_backend=False,
+        is_queued=False,
+        cancellable=gallery.cancellable if gallery else False,
+        message=status.message,
+        started_at=_mirror_start(mirror),
+        updated_at=format_time(mirror.time),
+    )
+
+
+def listed(fold: Fold) -> list[Row]:
+    """Return the rows that people see now, sorted by start time, then id."""
+    rows = [row(slot.record) for slot in fold.slots.values() if operations.is_listed(slot.record)]
+    rows += [mirror_row(mirror) for mirror in fold.mirrors.values() if is_shown(fold, mirror)]
+    return sorted(rows, key=lambda shown: (shown.started_at, shown.id))
+
+
+def changed(fold: Fold, after: int) -> list[Row]:
+    """Return the rows, ended ones too, that came to stand after the sequence ``after``, oldest change first."""
+    found = [(slot.sequence, row(slot.record)) for slot in fold.slots.values() if slot.sequence > after]
+    found += [
+        (mirror.sequence, mirror_row(mirror))
+        for mirror in fold.mirrors.values()
+        if mirror.sequence > after and not is_shadowed(fold, mirror)
+    ]
+    return [shown for _, shown in sorted(found, key=lambda pair: pair[0])]
+
+
+def is_shown(fold: Fold, mirror: Mirror) -> bool:
+    """Tell whether a mirror stands in the list."""
+    return not mirror.done and not is_shadowed(fold, mirror)
+
+
+def is_shadowed(fold: Fold, mirror: Mirror) -> bool:
+    """Tell whether a mirror speaks of an operation that one of us owns: then ours is the truth, and it an echo."""
+    status = mirror.status
+    if isinstance(status, GalleryStatus):
+        slot = fold.slots.get(mirror.id)
+        return slot is not None and not operations.is_ended(slot.record)
+    return any(
+        record.kind == "staging" and record.model == mirror.model and status.node_name in {"", record.node}
+        for record in fold.live()
+    )
+
+
+def _pace(record: Record) -> tuple[float | msgspec.UnsetType, float | msgspec.UnsetType]:
+    if record.state != "running" or not record.rate or record.rate <= 0:
+        return msgspec.UNSET, msgspec.UNSET
+    left = record.bytes_total - record.bytes_done
+    eta = round(left / record.rate, 1) if record.phase == "transferring" and left > 0 else msgspec.UNSET
+    return round(record.rate, 1), eta
+
+
+def _mirror_state(mirror: Mirror) -> State:
+    if not mirror.done:
+        return "running"
+    if isinstance(mirror.status, GalleryStatus):
+        if mirror.status.cancelled:
+            return "cancelled"
+        if mirror.status.error:
+            return "failed"
+    return "succeeded"
+
+
+def _mirror_start(mirror: Mirror) -> str:
+    if isinstance(mirror.status, StagingStatus) and mirror.status.started_at:
+        return mirror.status.started_at
+    return format_time(mirror.time)

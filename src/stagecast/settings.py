@@ -1,0 +1,59 @@
+"""What a process is told when it starts. Frozen values; the environment is read once, by the command line."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DEFAULT_LISTEN = "127.0.0.1:8080"
+
+
+def default_name() -> str:
+    """Return this host's name, as a node's name."""
+    return socket.gethostname().split(".")[0] or "node"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSettings:
+    """What replicas and workers have in common.
+
+    ``models`` defaults to ``data/models``. ``listen`` and ``files_listen`` are ``host:port``, port 0 for a free one;
+    ``files_listen`` defaults to a free port on the host of ``listen``. ``advertise`` is the host name that other nodes
+    should use; it defaults to the host of ``listen``, or to this host's name where that is a wildcard. ``token`` is
+    the cluster's own secret; without one, nothing listens outside loopback unless ``allow_unauthenticated``.
+    """
+
+    listen: str = DEFAULT_LISTEN
+    files_listen: str = ""
+    advertise: str = ""
+    nats: str = ""
+    data: Path = field(default_factory=lambda: Path("~/.local/share/stagecast").expanduser())
+    models: Path | None = None
+    name: str = field(default_factory=default_name)
+    token: str = field(default="", repr=False)
+    allow_unauthenticated: bool = False
+    backends: Path | None = None
+    rate_limit: int = 0
+    """Bytes per second that this node pulls at most; 0 for no limit."""
+
+    @property
+    def models_folder(self) -> Path:
+        """Where models lie under their plain names."""
+        return self.models if self.models is not None else self.data / "models"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaSettings(NodeSettings):
+    """What a replica is told. ``wait_budget``: seconds that a request waits for a model before it gets the 503 body."""
+
+    api_key: str = field(default="", repr=False)
+    galleries: tuple[str, ...] = ()
+    wait_budget: float = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings(NodeSettings):
+    """What a worker is told."""
+
+    labels: tuple[tuple[str, str], ...] = ()

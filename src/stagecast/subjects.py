@@ -1,0 +1,82 @@
+"""The subjects of the log and of the messages beside it, in one place: permissions are generated from this table.
+
+A token is a name made fit for one part of a NATS subject. The names themselves travel in the payload; nobody reads a
+name back out of a subject.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2s
+from typing import Final
+
+from stagecast.messages import Kind, Record
+
+KIND_PREFIX: Final[dict[Kind, str]] = {
+    "staging": "staging",
+    "installation": "gallery",
+    "loading": "loading",
+    "deletion": "deletion",
+}
+
+LOG_SUBJECTS: Final = (
+    "staging.*.progress",
+    "gallery.*.progress",
+    "loading.*.progress",
+    "deletion.*.progress",
+    "stagecast.node.*",
+    "stagecast.holding.*",
+    "stagecast.placement.*",
+    "stagecast.instance.*",
+)
+HISTORY_SUBJECTS: Final = ("stagecast.history.*",)
+BEAT: Final = "stagecast.beat"
+GALLERY_CANCEL: Final = "gallery.*.cancel"
+
+_FORBIDDEN = str.maketrans(dict.fromkeys(".*> \t\n", "-"))
+
+
+def token(name: str) -> str:
+    """Return ``name`` with each of ``.``, ``*``, ``>``, space, tab and newline replaced by ``-`` (WIRE section 1)."""
+    return name.translate(_FORBIDDEN)
+
+
+def distinct(*names: str) -> str:
+    """Return a token that differs wherever any of the names differs: readable, then a short digest of all."""
+    digest = blake2s("\0".join(names).encode("utf-8", "surrogatepass"), digest_size=5).hexdigest()
+    readable = "".join(character for character in token(names[0]) if character.isprintable())
+    return f"{readable}-{digest}"
+
+
+def operation(record: Record) -> str:
+    """Return the one subject on which this operation's records stand."""
+    return f"{KIND_PREFIX[record.kind]}.{distinct(record.model, record.id)}.progress"
+
+
+def node(name: str) -> str:
+    """Return where a node speaks of itself."""
+    return f"stagecast.node.{distinct(name)}"
+
+
+def holding(node_name: str, model: str) -> str:
+    """Return where a node says that it holds a model."""
+    return f"stagecast.holding.{distinct(model, node_name)}"
+
+
+def placement(model: str) -> str:
+    """Return where it is written which workers shall load a model."""
+    return f"stagecast.placement.{distinct(model)}"
+
+
+def instance(node_name: str, model: str) -> str:
+    """Return where a worker reports its backend for a model."""
+    return f"stagecast.instance.{distinct(model, node_name)}"
+
+
+def history(job: str, attempt: int) -> str:
+    """Return where the end of one attempt is kept."""
+    return f"stagecast.history.{token(job)}-{attempt}"
+
+
+def command(process: str) -> str:
+    """Return where a process takes commands for the operations that it owns."""
+    return f"stagecast.command.{distinct(process)}"

@@ -1,0 +1,110 @@
+"""What only a real nats-server can do: stop, die, come back, come back empty, be too small a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from stagecast.bus import Anew, CaughtUp, Heard, Lost
+from stagecast.bus.nats import NatsBus, connect
+from stagecast.errors import BusUnavailable, BusUnsuitable
+from stagecast.messages import Entry
+from tests.conftest import NatsServer, eventually, free_port
+
+ONE, TWO = "staging.one.progress", "staging.two.progress"
+
+
+@asynccontextmanager
+async def following(bus: NatsBus) -> AsyncIterator[list[Heard]]:
+    heard: list[Heard] = []
+
+    async def follow() -> None:
+        async with aclosing(bus.log.follow()) as follower:
+            async for each in follower:
+                heard.append(each)
+
+    task = asyncio.create_task(follow())
+    try:
+        await eventually(lambda: heard and isinstance(heard[-1], CaughtUp))
+        yield heard
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@pytest.mark.parametrize("kill", [False, True])
+async def test_a_follower_resumes_where_it_was_when_the_server_comes_back(nats_server: NatsServer, kill: bool) -> None:
+    async with (
+        connect(nats_server.url, "one") as bus,
+        connect(nats_server.url, "two") as other,
+        following(bus) as heard,
+    ):
+        await other.log.append(ONE, b"1")
+        await eventually(lambda: isinstance(heard[-1], Entry))
+        nats_server.stop(kill=kill)
+        await eventually(lambda: isinstance(heard[-1], Lost))
+        with pytest.raises(BusUnavailable):
+            await bus.log.append(ONE, b"lost")
+        nats_server.start()
+        await eventually(lambda: isinstance(heard[-1], CaughtUp) and other.is_connected)
+        await other.log.append(TWO, b"2")
+        await eventually(lambda: isinstance(heard[-1], Entry))
+    kinds = [type(each).__name__ for each in heard]
+    assert kinds == ["Anew", "CaughtUp", "Entry", "Lost", "CaughtUp", "Entry"]
+
+
+async def test_a_server_that_comes_back_empty_begins_anew(nats_server: NatsServer) -> None:
+    async with connect(nats_server.url, "one") as bus, following(bus) as heard:
+        for number in range(5):
+            await bus.log.append(ONE, str(number).encode())
+        await eventually(lambda: sum(isinstance(each, Entry) for each in heard) == 5)
+        nats_server.stop(kill=True)
+        nats_server.empty()
+        nats_server.start()
+        await eventually(lambda: sum(isinstance(each, Anew) for each in heard) == 2)
+        await eventually(lambda: isinstance(heard[-1], CaughtUp))
+        identities = [each.identity for each in heard if isinstance(each, Anew)]
+        assert identities[0] != identities[1]
+        assert heard[-1] == CaughtUp(0)
+        await bus.log.append(ONE, b"new", expected=0)
+        await eventually(lambda: isinstance(heard[-1], Entry))
+
+
+async def test_thousands_of_records_are_caught_up_whole(nats_server: NatsServer) -> None:
+    async with connect(nats_server.url, "one") as bus:
+        subjects = [f"staging.{number}.progress" for number in range(3000)]
+        await asyncio.gather(*(bus.log.append(subject, subject.encode()) for subject in subjects))
+        async with following(bus) as heard:
+            assert sorted(each.subject for each in heard if isinstance(each, Entry)) == sorted(subjects)
+
+
+async def test_a_core_subscriber_follows_along(nats_server: NatsServer) -> None:
+    import nats
+
+    plain = await nats.connect(nats_server.url)
+    subscription = await plain.subscribe("staging.*.progress")
+    await plain.flush()
+    async with connect(nats_server.url, "one") as bus:
+        await bus.log.append(ONE, b"1")
+        assert (await subscription.next_msg(timeout=5)).data == b"1"
+    await plain.close()
+
+
+async def test_no_server_is_said_plainly() -> None:
+    with pytest.raises(BusUnavailable, match="no NATS server at"):
+        async with connect(f"nats://127.0.0.1:{free_port()}", "one", patience=0.2):
+            pass
+
+
+async def test_a_server_without_jetstream_is_said_plainly(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path, "--no_advertise")
+    try:
+        with pytest.raises(BusUnsuitable, match="start nats-server with -js"):
+            async with connect(server.url, "one"):
+                pass
+    finally:
+        server.stop(kill=True)

@@ -1,0 +1,73 @@
+"""Real servers for tests: each binds a free port, lives in a temporary folder and ends with its fixture."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class NatsServer:
+    """A real nats-server with JetStream that can be stopped, killed, emptied and started again on its port."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self._arguments = arguments or ("-js", "-sd", str(folder / "jetstream"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it accepts connections."""
+        binary = Path(sys.executable).parent / "nats-server"
+        command = [str(binary), "-a", "127.0.0.1", "-p", str(self.port), *self._arguments]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(200):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.05)
+        raise RuntimeError("nats-server did not start")
+
+    def stop(self, *, kill: bool = False) -> None:
+        """End it, gently or not."""
+        if self._process is not None:
+            (self._process.kill if kill else self._process.terminate)()
+            self._process.wait(10)
+            self._process = None
+
+    def empty(self) -> None:
+        """Lose its disk."""
+        shutil.rmtree(self.folder / "jetstream", ignore_errors=True)
+
+
+@pytest.fixture
+def nats_server() -> Iterator[NatsServer]:
+    """Yield a nats-server of the test's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = NatsServer(Path(folder))
+        yield server
+        server.stop(kill=True)
+
+
+async def eventually(condition: Callable[[], object], timeout: float = 10.0) -> None:
+    """Return as soon as ``condition`` holds, looking again each time the loop comes round."""
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.005)
