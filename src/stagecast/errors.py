@@ -13,6 +13,7 @@
     ├── NotEnoughSpace            507
     ├── TransferFailed            502   no holder could give the bytes
     │   ├── HolderFailed
+    │   │   └── SourceRefused       upstream said no: asking again will not help
     │   ├── PieceCorrupt
     │   └── DigestMismatch
     ├── Interrupted               409   the operation was cancelled or paused from outside
@@ -150,6 +151,12 @@ class HolderFailed(TransferFailed):
         self.why = why
 
 
+class SourceRefused(HolderFailed):
+    """Upstream answered, and the answer is no; asking again will not help."""
+
+    code = "source_refused"
+
+
 class PieceCorrupt(TransferFailed):
     """A piece came whole, but its bytes are not the manifest's."""
 
@@ -270,6 +277,7 @@ class ModelLoading(StagecastError):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"{model} is loading; ask again after the time in Retry-After")
+        self.model = model
 
 
 class NotReady(StagecastError):

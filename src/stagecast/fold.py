@@ -8,7 +8,7 @@ in the log's order counts.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeVar
 
 import msgspec
@@ -102,16 +102,31 @@ class Fold:
         """Yield the records of all operations that have not ended."""
         return (slot.record for slot in self.slots.values() if not operations.is_ended(slot.record))
 
-    def holders(self, model: str) -> Iterator[Holding]:
-        """Yield who says that it holds the model whole, nodes that have left excepted."""
-        for (node, name), holding in self.holdings.items():
-            record = self.nodes.get(node)
-            if name == model and holding.state == "held" and record is not None and not record.left:
-                yield holding
+    def copies(self, model: str) -> list[Holding]:
+        """Return who holds a model or is reading it in, by node; nodes that have left excepted."""
+        found = [each for (_, name), each in self.holdings.items() if name == model and self._stands(each)]
+        return sorted(found, key=lambda holding: holding.node)
+
+    def holders(self, model: str) -> list[Holding]:
+        """Return who holds a model whole, by node."""
+        return [holding for holding in self.copies(model) if holding.state == "held"]
+
+    def models(self) -> list[str]:
+        """Return the names of all models that some node holds or is reading in."""
+        return sorted({name for (_, name), holding in self.holdings.items() if self._stands(holding)})
+
+    def instance(self, node: str, model: str) -> Instance | None:
+        """Return a worker's backend for a model, if the process that reported it is still the node's own."""
+        found, record = self.instances.get((node, model)), self.nodes.get(node)
+        return found if found and record and found.process == record.process else None
 
     def expired(self, now: float) -> Iterator[Mirror]:
         """Yield the mirrors whose last event is older than `FOREIGN_LIFETIME`; ``now`` is the server's clock."""
         return (mirror for mirror in self.mirrors.values() if not mirror.done and now - mirror.time >= FOREIGN_LIFETIME)
+
+    def _stands(self, holding: Holding) -> bool:
+        node = self.nodes.get(holding.node)
+        return holding.state != "gone" and node is not None and not node.left
 
     def _apply_own(self, noun: str, entry: Entry) -> Change:
         if noun == "node":
@@ -144,16 +159,30 @@ class Fold:
 
     def _apply_record(self, record: Record, entry: Entry) -> Change:
         held = self.slots.get(record.id)
-        if held is not None and not operations.outranks(record, held.record):
-            displaced = held.record if held.record != record else None
-            return Change("nothing", record.id, displaced)
+        if held is not None and operations.outranks(held.record, record):
+            return Change("nothing", record.id, held.record)
         self.slots[record.id] = Slot(record, entry.sequence)
         self._subjects[subjects.operation(record)] = record.id
+        self._silence_mirrors(record, entry)
         return Change("operation", record.id)
+
+    def _silence_mirrors(self, record: Record, entry: Entry) -> None:
+        """End what a record of ours shows to be an echo, and what it was written over: the log has that no more."""
+        for mirror in list(self.mirrors.values()):
+            if not mirror.done and (mirror.subject == entry.subject or speaks_of(mirror, record)):
+                self.mirrors[mirror.id] = replace(mirror, done=True, sequence=entry.sequence)
 
     def _displaced_by(self, entry: Entry) -> Record | None:
         slot = self.slots.get(self._subjects.get(entry.subject, ""))
         return slot.record if slot else None
+
+
+def speaks_of(mirror: Mirror, record: Record) -> bool:
+    """Tell whether a foreign event can be about the very work that ``record`` is about."""
+    if isinstance(mirror.status, GalleryStatus):
+        return record.id == mirror.id
+    is_staging = record.kind == "staging" and record.model == mirror.model
+    return is_staging and mirror.status.node_name in {"", record.node}
 
 
 def _decode(entry: Entry, message: type[_Message]) -> _Message:

@@ -15,6 +15,7 @@ State = Literal["queued", "running", "paused", "stalled", "succeeded", "failed",
 Outcome = Literal["succeeded", "failed", "cancelled"]
 Phase = Literal["planning", "transferring", "verifying", "publishing", "loading"]
 Verb = Literal["cancel", "pause", "resume", "retry", "dismiss"]
+NodeVerb = Literal["drain", "undrain"]
 
 
 class Entry(NamedTuple):
@@ -80,7 +81,7 @@ class StagingEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     model_id: str
     status: StagingStatus | None = None
-    done: bool = False
+    done: bool = msgspec.field(default_factory=bool)  # a factory's default is not left out: WIRE has it always
     op: Record | None = None
 
 
@@ -148,20 +149,29 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The wish that workers have a model loaded. ``nodes`` empty: it is wanted nowhere. ``refused``: tried in vain."""
+    """The wish that workers have a model loaded. ``nodes`` empty: it is wanted nowhere. ``refused``: tried in vain.
+
+    ``generation`` rises with every change, so that an old failure is never taken for an answer to a new wish.
+    """
 
     model: str
     nodes: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    generation: int = 1
     placed_at: float = 0.0
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One backend of a worker. ``instance`` is new with every start of the backend's process."""
+    """One backend of a worker. ``instance`` is new with every start of the backend's process.
+
+    It counts only while ``process`` is the node's current one: what an earlier process left behind is dead.
+    """
 
     node: str
     model: str
-    instance: str
+    process: str
+    instance: str = ""
+    generation: int = 0
     state: Literal["loading", "ready", "restarting", "failed", "gone"] = "loading"
     error: str = ""
 
@@ -174,9 +184,9 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody asks the owner of an operation to do."""
+    """What somebody asks the owner of an operation, or a node, to do. ``id``: of the operation, or the node's name."""
 
-    verb: Verb
+    verb: Verb | NodeVerb
     id: str
 
 

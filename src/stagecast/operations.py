@@ -122,7 +122,7 @@ def commanded(held: Record, verb: Verb, now: float) -> Record:
     if verb == "cancel":
         return ended(held, "cancelled", now)
     if verb == "dismiss":
-        return succeeding(held, now, dismissed=True)
+        return succeeding(held, held.updated_at, dismissed=True)
     if verb == "pause":
         return succeeding(held, now, state="paused", note="paused", rate=None)
     fresh = msgspec.structs.replace(held, attempt=held.attempt + 1, seq=0, owner="", error="", note="", rate=None)

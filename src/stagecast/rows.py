@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from stagecast import broadcast, operations
-from stagecast.fold import Fold, Mirror
+from stagecast.fold import Fold, Mirror, speaks_of
 from stagecast.messages import GalleryStatus, Kind, Phase, Record, StagingStatus, State
 from stagecast.quantities import format_time
 
@@ -135,15 +135,15 @@ def listed(fold: Fold) -> list[Row]:
     return sorted(rows, key=lambda shown: (shown.started_at, shown.id))
 
 
-def changed(fold: Fold, after: int) -> list[Row]:
-    """Return the rows, ended ones too, that came to stand after the sequence ``after``, oldest change first."""
+def changed(fold: Fold, after: int) -> list[tuple[int, Row]]:
+    """Return the rows, ended ones too, that came to stand after the sequence ``after``, each with its own sequence."""
     found = [(slot.sequence, row(slot.record)) for slot in fold.slots.values() if slot.sequence > after]
     found += [
         (mirror.sequence, mirror_row(mirror))
         for mirror in fold.mirrors.values()
-        if mirror.sequence > after and not is_shadowed(fold, mirror)
+        if mirror.sequence > after and _is_told(fold, mirror)
     ]
-    return [shown for _, shown in sorted(found, key=lambda pair: pair[0])]
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def is_shown(fold: Fold, mirror: Mirror) -> bool:
@@ -153,14 +153,13 @@ def is_shown(fold: Fold, mirror: Mirror) -> bool:
 
 def is_shadowed(fold: Fold, mirror: Mirror) -> bool:
     """Tell whether a mirror speaks of an operation that one of us owns: then ours is the truth, and it an echo."""
-    status = mirror.status
-    if isinstance(status, GalleryStatus):
-        slot = fold.slots.get(mirror.id)
-        return slot is not None and not operations.is_ended(slot.record)
-    return any(
-        record.kind == "staging" and record.model == mirror.model and status.node_name in {"", record.node}
-        for record in fold.live()
-    )
+    return any(speaks_of(mirror, record) for record in fold.live())
+
+
+def _is_told(fold: Fold, mirror: Mirror) -> bool:
+    """Tell whether a mirror's change is news: shown, or gone with no row of ours in its place under the same id."""
+    ours = fold.slots.get(mirror.id)
+    return (ours is None or ours.sequence < mirror.sequence) and (mirror.done or not is_shadowed(fold, mirror))
 
 
 def _pace(record: Record) -> tuple[float | msgspec.UnsetType, float | msgspec.UnsetType]:

@@ -6,7 +6,7 @@ cluster. Nothing above this seam knows which one it has.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,8 +67,15 @@ class Log(Protocol):
 class Bus(Protocol):
     """What connects the processes of a cluster."""
 
-    log: Log
-    history: Log
+    @property
+    def log(self) -> Log:
+        """What everybody folds."""
+        ...
+
+    @property
+    def history(self) -> Log:
+        """What has ended: each end once, bounded by count and age."""
+        ...
 
     @property
     def is_connected(self) -> bool:

@@ -1,0 +1,84 @@
+"""The announcer: keeps standing in the log what this process says of itself, through every loss of the log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from stagecast.errors import BusError
+from stagecast.revision import Revision
+from stagecast.tracker import Tracker
+
+RETRY_INTERVAL: Final = 0.2
+
+
+class Announcer:
+    """The last words of this process on subjects that nobody else writes."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._wanted: dict[str, bytes] = {}
+        self._standing: dict[str, bytes] = {}
+        self._identity = ""
+        self._woken = asyncio.Event()
+        self._settled = asyncio.Event()
+
+    def say(self, subject: str, message: msgspec.Struct) -> None:
+        """Make ``message`` the last word on ``subject``, now or as soon as the log can be reached."""
+        payload = msgspec.json.encode(message)
+        if self._wanted.get(subject) != payload:
+            self._wanted[subject] = payload
+            self._settled.clear()
+            self._woken.set()
+
+    async def settled(self) -> None:
+        """Return once the log has everything that was said."""
+        await self._settled.wait()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Announcer, None]:
+        """Write for as long as the block lasts."""
+        tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._watch_identity())]
+        try:
+            yield self
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _write(self) -> None:
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            for subject, payload in list(self._wanted.items()):
+                if self._standing.get(subject) == payload:
+                    continue
+                try:
+                    await self._tracker.say(subject, payload)
+                except BusError:
+                    self._woken.set()
+                    await asyncio.sleep(RETRY_INTERVAL)
+                    break
+                self._standing[subject] = payload
+            if self._standing == self._wanted:
+                self._settled.set()
+
+    async def _watch_identity(self) -> None:
+        """Say everything again in a log that came back as another one."""
+        while True:
+            seen = self._tracker.revision
+            identity = self._tracker.identity
+            if self._identity and identity != self._identity:
+                self._standing.clear()
+                self._settled.clear()
+                self._woken.set()
+            self._identity = identity
+            await self._tracker.until(partial(self._has_moved, seen, identity))
+
+    def _has_moved(self, seen: Revision, identity: str) -> bool:
+        return self._tracker.revision != seen or self._tracker.identity != identity

@@ -1,0 +1,44 @@
+"""The configuration of Caddy as a round-robin load balancer before replicas. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+ADMIN_SOCKET: Final = "caddy.sock"
+"""Where Caddy takes a new configuration, relative to its working folder: a socket that only its user can open."""
+
+_TEMPLATE = """\
+{{
+	admin "unix/{admin}|0600"
+	auto_https off
+	persist_config off
+	log {{
+		output stderr
+		format console
+		level WARN
+	}}
+}}
+
+http://:{port} {{
+	bind 127.0.0.1
+	reverse_proxy {{
+		to {upstreams}
+		lb_policy round_robin
+		# A request that met a dead replica goes to the next one; only a GET does so once it has been sent.
+		lb_try_duration 5s
+		lb_try_interval 100ms
+		health_uri /readyz
+		health_interval 1s
+		health_timeout 2s
+		fail_duration 2s
+		max_fails 1
+		flush_interval -1
+	}}
+}}
+"""
+
+
+def caddyfile(port: int, upstreams: Sequence[str]) -> str:
+    """Return the Caddyfile that balances ``127.0.0.1:port`` over ``upstreams``, each ``host:port``."""
+    return _TEMPLATE.format(admin=ADMIN_SOCKET, port=port, upstreams=" ".join(upstreams))

@@ -1,0 +1,318 @@
+"""A client of a replica, or of the load balancer before many of them (WIRE section 3).
+
+It sends the highest revision that it has seen, so that no replica ever shows it an older picture, and it rides over
+a replica that is behind or has just died: what changes nothing is asked again, what changes something only if it
+cannot have arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple, TypeVar
+from urllib.parse import quote, urlencode
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from stagecast import answers, revision
+from stagecast.errors import StagecastError
+from stagecast.event_stream import EventParser, StreamEvent
+from stagecast.messages import Verb
+from stagecast.rows import Row
+
+DEFAULT_URL: Final = "http://127.0.0.1:8080"
+PATIENCE: Final = 5.0
+"""Seconds for which a request that can be repeated is repeated."""
+STREAM_PATIENCE: Final = 60.0
+"""Seconds for which a broken event stream is opened again before somebody is told."""
+SILENCE: Final = 12.0
+"""Seconds without a byte after which an event stream is given up; the server sends a comment every 5 s."""
+_FIRST_DELAY: Final = 0.05
+_LONGEST_DELAY: Final = 1.0
+_NOT_TAKEN: Final = frozenset({"replica_behind", "not_ready"})
+"""Refusals after which nothing was done, so that even what changes something may be asked again."""
+_GATEWAY: Final = frozenset({502, 503, 504})
+
+T = TypeVar("T")
+
+
+class ApiError(StagecastError):
+    """A replica refused. ``code`` is its stable word, ``status`` the HTTP status."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status  # type: ignore[misc]  # the server's word: another one with each answer
+        self.code = code  # type: ignore[misc]  # the same
+
+
+class Unreachable(StagecastError):
+    """Nobody answers at the address."""
+
+    code = "unreachable"
+    status = 503
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(f"no replica answers at {url} ({why}); start one, or say where with --url or STAGECAST_URL")
+
+
+class Unanswered(StagecastError):
+    """The connection broke under a request that must not be sent twice."""
+
+    code = "unanswered"
+    status = 502
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(f"{url} broke off before it answered ({why}); see with `stagecast ops` whether it took it up")
+
+
+class Answer(NamedTuple):
+    """A response as it came."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Failure(NamedTuple):
+    """What became of a request that was not answered as asked."""
+
+    error: StagecastError
+    may_repeat: bool
+
+
+class Client:
+    """``async with Client(url) as client``. Not to be shared between event loops.
+
+    ``patience`` is how many seconds a request that failed on the way is repeated for; 0 asks once.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, api_key: str = "", patience: float = PATIENCE) -> None:
+        self.url = url.rstrip("/")
+        self.revision = ""
+        """The highest that a replica has answered with."""
+        self.replica = ""
+        """The name of the one that answered last."""
+        self._patience = patience
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Client:
+        """Open the connections' pool."""
+        self._session = aiohttp.ClientSession(headers=self._headers)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def operations(self, *, after: str = "", wait: float = 0) -> answers.Operations:
+        """Return what runs now; with ``after``, wait up to ``wait`` seconds for a change since that revision."""
+        return _read(await self.operations_as_sent(after=after, wait=wait), answers.Operations)
+
+    async def operations_as_sent(self, *, after: str = "", wait: float = 0) -> Answer:
+        """Return the same as it came, byte for byte."""
+        query = {"after": after, "wait": f"{wait:g}"} if after else {}
+        return await self.request("GET", "/api/operations", query=query)
+
+    async def operation(self, operation: str) -> Row:
+        """Return one operation by its id or jobID, also after its end."""
+        return _read(await self.request("GET", f"/api/operations/{_part(operation)}"), Row)
+
+    async def history(self, *, kind: str = "", model: str = "", limit: int = 0, before: str = "") -> list[Row]:
+        """Return ended operations, newest first."""
+        query = {"kind": kind, "model": model, "limit": str(limit or ""), "before": before}
+        answer = await self.request("GET", "/api/operations/history", query=query)
+        return _read(answer, answers.Operations).operations
+
+    async def command(self, operation: str, verb: Verb) -> Row:
+        """Cancel, pause, resume, retry or dismiss an operation; return its row once its owner has taken that up."""
+        return _read(await self.request("POST", f"/api/operations/{_part(operation)}/{verb}"), Row)
+
+    async def models(self) -> list[answers.Model]:
+        """Return the models that anybody holds."""
+        return _read(await self.request("GET", "/api/models"), answers.Models).models
+
+    async def stage(self, model: str, nodes: Sequence[str] = ()) -> list[Row]:
+        """Begin to stage a model onto ``nodes``, or onto every worker; return the operations."""
+        body = {"nodes": list(nodes) or "all", "dry_run": False}
+        answer = await self.request("POST", f"/api/models/{_part(model)}/stage", body=body)
+        return _read(answer, answers.Operations).operations
+
+    async def plan(self, model: str, nodes: Sequence[str] = ()) -> answers.Plan:
+        """Return what `stage` would move, and whether it fits."""
+        body = {"nodes": list(nodes) or "all", "dry_run": True}
+        answer = await self.request("POST", f"/api/models/{_part(model)}/stage", body=body)
+        return _read(answer, answers.Planned).plan
+
+    async def install(self, ref: str, *, gallery: str = "", name: str = "", sha256: str = "") -> Row:
+        """Begin to install a gallery's entry, a URL or a path; return the operation."""
+        given = {"ref": ref, "gallery": gallery, "name": name, "sha256": sha256}
+        body = {key: value for key, value in given.items() if value}
+        return _read(await self.request("POST", "/api/models/install", body=body), answers.Operations).operations[0]
+
+    async def remove(self, model: str, node: str = "") -> list[answers.RemovedFiles]:
+        """Remove a model's files from ``node``, or everywhere; return when they are gone."""
+        answer = await self.request("DELETE", f"/api/models/{_part(model)}", query={"node": node})
+        return _read(answer, answers.Removed).removed
+
+    async def load(self, model: str, node: str = "") -> None:
+        """Ask for a model to be loaded, without waiting."""
+        await self.request("POST", f"/api/models/{_part(model)}/load", body={"node": node} if node else {})
+
+    async def nodes(self) -> list[answers.Node]:
+        """Return the processes of the cluster."""
+        return _read(await self.request("GET", "/api/nodes"), answers.Nodes).nodes
+
+    async def drain(self, node: str) -> None:
+        """Take a worker out of service: nothing new goes there."""
+        await self.request("POST", f"/api/nodes/{_part(node)}/drain")
+
+    async def resume(self, node: str) -> None:
+        """Take a drained worker back into service."""
+        await self.request("POST", f"/api/nodes/{_part(node)}/resume")
+
+    async def embeddings(self, model: str, inputs: Sequence[str]) -> list[list[float]]:
+        """Return one vector per text."""
+        answer = await self.request("POST", "/v1/embeddings", body={"model": model, "input": list(inputs)})
+        return [vector.embedding for vector in _read(answer, answers.Vectors).data]
+
+    async def request(
+        self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: object = None
+    ) -> Answer:
+        """Return the answer to a request.
+
+        Raises:
+            ApiError: it was refused.
+            Unreachable: nobody answered in time.
+        """
+        url = _url(self.url, path, query)
+        loop = asyncio.get_running_loop()
+        deadline, delay = loop.time() + self._patience, _FIRST_DELAY
+        while True:
+            outcome = await self._attempt(method, url, body)
+            if isinstance(outcome, Answer):
+                return outcome
+            if not outcome.may_repeat or loop.time() + delay > deadline:
+                raise outcome.error
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, _LONGEST_DELAY)
+
+    async def stream(self) -> AsyncGenerator[StreamEvent, None]:
+        """Yield the events of every operation, beginning with a ``snapshot``, from whichever replica lives.
+
+        Raises:
+            ApiError: the stream is refused.
+            Unreachable: it could not be opened again for `STREAM_PATIENCE` seconds.
+        """
+        loop, last, delay = asyncio.get_running_loop(), "", _FIRST_DELAY
+        alive = loop.time()
+        while True:
+            try:
+                async with self._opened_stream(last) as response:
+                    async for event in _events(response):
+                        alive, delay, last = loop.time(), _FIRST_DELAY, event.id or last
+                        self._see(event.id)
+                        yield event
+                why = "the event stream ended"
+            except (aiohttp.ClientError, TimeoutError) as error:
+                why = str(error) or "the event stream fell silent"
+            if loop.time() - alive > STREAM_PATIENCE:
+                raise Unreachable(self.url, why)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, _LONGEST_DELAY)
+
+    @asynccontextmanager
+    async def _opened_stream(self, last: str) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=SILENCE)
+        url = _url(self.url, "/api/operations/stream")
+        async with self._pool.get(url, headers=headers, timeout=timeout) as response:
+            if response.status in _GATEWAY:
+                raise aiohttp.ClientConnectionError(f"status {response.status}")
+            if response.status != 200:
+                answer = Answer(response.status, response.headers, await response.read())
+                raise _refusal(answer)
+            self.replica = response.headers.get("Stagecast-Replica", "")
+            yield response
+
+    @property
+    def _pool(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("use the client in `async with`")
+        return self._session
+
+    async def _attempt(self, method: str, url: URL, body: object) -> Answer | Failure:
+        try:
+            answer = await self._once(method, url, body)
+        except aiohttp.ClientConnectorError as error:
+            return Failure(Unreachable(self.url, str(error)), may_repeat=True)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            why = str(error) or type(error).__name__
+            if method == "GET":
+                return Failure(Unreachable(self.url, why), may_repeat=True)
+            return Failure(Unanswered(self.url, why), may_repeat=False)
+        if answer.status < 400:
+            return answer
+        refusal = _refusal(answer)
+        return Failure(refusal, may_repeat=_may_repeat(method, refusal))
+
+    async def _once(self, method: str, url: URL, body: object) -> Answer:
+        headers = {"Stagecast-Min-Revision": self.revision} if self.revision else {}
+        data = None
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            data = msgspec.json.encode(body)
+        async with self._pool.request(method, url, data=data, headers=headers) as response:
+            answer = Answer(response.status, response.headers, await response.read())
+        self.replica = response.headers.get("Stagecast-Replica", self.replica)
+        self._see(response.headers.get("Stagecast-Revision", ""))
+        return answer
+
+    def _see(self, text: str) -> None:
+        held, seen = revision.parse(self.revision), revision.parse(text)
+        # Of a log made anew the newest word counts, however low its number is.
+        if seen is not None and (held is None or held.reached_by(seen)):
+            self.revision = text
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncGenerator[StreamEvent, None]:
+    parser = EventParser()
+    async for chunk in response.content.iter_any():
+        for event in parser.feed(chunk):
+            yield event
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="@:")
+
+
+def _url(base: str, path: str, query: Mapping[str, str] | None = None) -> URL:
+    given = {key: value for key, value in (query or {}).items() if value}
+    return URL(f"{base}{path}" + (f"?{urlencode(given)}" if given else ""), encoded=True)
+
+
+def _read(answer: Answer, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(answer.body, type=kind)
+    except msgspec.DecodeError as error:
+        raise ApiError(answer.status, "not_understood", f"the answer is not a replica's: {error}") from None
+
+
+def _refusal(answer: Answer) -> ApiError:
+    try:
+        fault = msgspec.json.decode(answer.body, type=answers.Refusal).error
+    except msgspec.DecodeError:
+        fault = answers.Fault(message=f"the answer was {answer.status} {answer.body[:200].decode(errors='replace')}")
+    return ApiError(answer.status, fault.code or "", fault.message)
+
+
+def _may_repeat(method: str, refusal: ApiError) -> bool:
+    if refusal.code in _NOT_TAKEN:
+        return True
+    # Without a code it is no replica's word but the balancer's: the replica died under the request.
+    return method == "GET" and refusal.status in _GATEWAY and not refusal.code

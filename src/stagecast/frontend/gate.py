@@ -1,0 +1,96 @@
+"""The gate: what every request passes before any route. Who may come in, how fresh it must be, who answers it."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Final
+from urllib.parse import parse_qs
+
+import msgspec
+
+from stagecast import revision
+from stagecast.errors import NotReady, ReplicaBehind, StagecastError, Unauthorized
+from stagecast.proxy import Message, Receive, Scope, Send
+from stagecast.tracker import Tracker
+
+MIN_REVISION_WAIT: Final = 2.0
+"""Seconds that a replica which is behind waits to reach the revision that a client has seen (WIRE section 3)."""
+_GUARDED: Final = ("/api", "/v1", "/metrics")
+
+
+class Gate:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: object, tracker: Tracker, name: str, api_key: str) -> None:
+        self._app = app
+        self._tracker = tracker
+        self._name = name.encode("utf-8")
+        self._key = api_key.encode("utf-8")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)  # type: ignore[operator]  # an ASGI application
+            return
+        path: str = scope["path"]
+
+        async def signed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = [(b"stagecast-replica", self._name)]
+                if path.startswith("/api"):
+                    own.append((b"stagecast-revision", str(self._tracker.revision).encode()))
+                message["headers"] = [*message.get("headers", ()), *own]
+            await send(message)
+
+        try:
+            self._admit(scope, path)
+            if path.startswith("/api"):
+                await self._catch_up(scope)
+        except StagecastError as error:
+            await refuse(error, path, signed)
+            return
+        await self._app(scope, receive, signed)  # type: ignore[operator]  # an ASGI application
+
+    def _admit(self, scope: Scope, path: str) -> None:
+        """Raise `Unauthorized` unless the key is right, `NotReady` before the log was read once."""
+        if self._key and path.startswith(_GUARDED):
+            given = _header(scope, b"authorization")
+            scheme, _, key = given.partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
+                raise Unauthorized
+        if path.startswith(_GUARDED) and not self._tracker.caught_up.is_set():
+            raise NotReady("the log has not been read yet")
+
+    async def _catch_up(self, scope: Scope) -> None:
+        """Wait until this replica has folded what the client has seen; raise `ReplicaBehind` where that takes long."""
+        text = _header(scope, b"stagecast-min-revision").decode("latin-1")
+        text = text or parse_qs(scope["query_string"].decode("latin-1")).get("min_revision", [""])[0]
+        wanted = revision.parse(text) if text else None
+        if wanted is not None and not await self._tracker.reached(wanted, MIN_REVISION_WAIT):
+            raise ReplicaBehind(str(wanted))
+
+
+def error_body(error: StagecastError, path: str) -> bytes:
+    """Return an error as JSON: OpenAI's shape below ``/v1``, ours elsewhere (WIRE section 3)."""
+    if path.startswith("/v1"):
+        kind = "invalid_request_error" if error.status < 500 else "server_error"
+        return msgspec.json.encode(
+            {"error": {"message": error.message, "type": kind, "param": None, "code": error.code}}
+        )
+    return msgspec.json.encode({"error": {"code": error.code, "message": error.message}})
+
+
+async def refuse(error: StagecastError, path: str, send: Send) -> None:
+    """Send an error as a whole response."""
+    body = error_body(error, path)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if error.status == 503:
+        headers.append((b"retry-after", b"1"))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((value for key, value in scope["headers"] if key.lower() == name), b"")

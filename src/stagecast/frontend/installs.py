@@ -1,0 +1,111 @@
+"""Installations: a replica pulls a model from upstream into the models folder. Any replica can go on with another's."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+
+from stagecast import gallery, installation
+from stagecast.errors import Unknown
+from stagecast.frontend.replica import Replica
+from stagecast.gallery import Source
+from stagecast.manifest import Manifest
+from stagecast.messages import Record
+from stagecast.ownership import Ownership
+from stagecast.revision import Revision
+from stagecast.transfer import RateLimit
+from stagecast.work import in_thread
+
+
+class Installs:
+    """Starts installations, and takes over those whose owner is dead."""
+
+    def __init__(self, replica: Replica, rate_limit: int = 0) -> None:
+        self._limit = RateLimit(rate_limit) if rate_limit else None
+        self._replica = replica
+        self._tracker = replica.tracker
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self, reference: str, index: str, name: str, sha256: str) -> tuple[Record, Revision]:
+        """Resolve what is meant and begin to install it; return the operation as it stands.
+
+        Raises:
+            BadInput: the reference, the index or an entry of it cannot be used.
+            Unknown: the index has no such entry.
+        """
+        parameters = {"reference": reference, "gallery": index, "name": name, "sha256": sha256}
+        source = await asyncio.to_thread(self._resolve, parameters, threading.Event())
+        record, revision = await self._tracker.open(
+            "installation", source.model, cause="api", parameters=parameters, claim=True
+        )
+        self._perform(record)
+        await self._tracker.reached(revision, 2.0)
+        return self._tracker.fold.record(record.id) or record, revision
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Installs, None]:
+        """Take over for as long as the block lasts; what is owned then is left for others to take over."""
+        watcher = asyncio.create_task(self._watch())
+        try:
+            yield self
+        finally:
+            tasks = [watcher, *self._tasks.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        await self._tracker.caught_up.wait()
+        while True:
+            seen = self._tracker.revision
+            for record in list(self._tracker.fold.live()):
+                if record.kind == "installation" and self._is_free(record):
+                    self._perform(record)
+            await self._tracker.changed(seen)
+
+    def _is_free(self, record: Record) -> bool:
+        if record.state == "queued":
+            return True
+        return record.state == "stalled" and not self._replica.presence.is_alive(record.owner)
+
+    def _perform(self, record: Record) -> None:
+        task = self._tasks.get(record.id)
+        if task is None or task.done():
+            self._tasks[record.id] = asyncio.create_task(self._install(record), name=record.id)
+
+    async def _install(self, record: Record) -> None:
+        async with self._tracker.own(record) as ownership:
+            if ownership is None:
+                return
+            store = self._replica.node.store
+            await ownership.change(phase="planning")
+            source = await in_thread(ownership.stop, self._resolve, record.parameters, ownership.stop)
+            source = await in_thread(ownership.stop, installation.measure, source, stop=ownership.stop)
+            present = await asyncio.to_thread(installation.staged_bytes, source, store)
+            await ownership.change(
+                phase="transferring", bytes_done=present, bytes_total=source.size or 0, total_files=len(source.files)
+            )
+            manifest = await self._download(ownership, source)
+            await ownership.change(phase="publishing", bytes_total=manifest.size, bytes_done=manifest.size)
+            await self._replica.node.adopt()
+            await self._replica.node.settled()
+
+    async def _download(self, ownership: Ownership, source: Source) -> Manifest:
+        def entered(index: int) -> None:
+            ownership.enter(index + 1, source.files[index].path)
+
+        return await in_thread(
+            ownership.stop, installation.install, source, self._replica.node.store,
+            advance=ownership.advance, entered=entered, stop=ownership.stop, limit=self._limit,
+        )  # fmt: skip
+
+    def _resolve(self, parameters: dict[str, str], stop: threading.Event) -> Source:
+        """Return what is meant, from the index that was named, else from the first configured one that has it."""
+        reference, name, sha256 = parameters["reference"], parameters["name"], parameters["sha256"]
+        indexes = [parameters["gallery"]] if parameters["gallery"] else list(self._replica.galleries)
+        for index in indexes[:-1]:
+            with suppress(Unknown):
+                return gallery.resolve(reference, index, name, sha256, stop=stop)
+        return gallery.resolve(reference, indexes[-1] if indexes else "", name, sha256, stop=stop)

@@ -1,0 +1,57 @@
+"""``/metrics``: the process's numbers in Prometheus's text format, read from memory when asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from stagecast.tracker import Tracker
+
+Family = CounterMetricFamily | GaugeMetricFamily
+
+
+class TrackerCollector(Collector):
+    """What the tracker knows, as metrics."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    def collect(self) -> Iterator[Family]:
+        """Yield the metric families."""
+        tracker = self._tracker
+        yield _counter("stagecast_malformed_events", "Events that were dropped as malformed", tracker.malformed)
+        yield _gauge("stagecast_degraded", "1 while the log cannot be heard", int(tracker.is_degraded))
+        yield _gauge("stagecast_log_sequence", "Sequence of the last folded message", tracker.revision.sequence)
+        yield _gauge("stagecast_owned_operations", "Operations that this process owns", len(tracker.owned))
+        listed = GaugeMetricFamily(
+            "stagecast_operations", "Operations that have not ended", labels=["kind", "state"]
+        )
+        for (kind, state), count in Counter((each.kind, each.state) for each in tracker.fold.live()).items():
+            listed.add_metric([kind, state], count)
+        yield listed
+
+
+class Metrics:
+    """The registry of one process."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._registry.register(TrackerCollector(tracker))
+
+    def text(self) -> bytes:
+        """Return the metrics in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+
+def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=value)

@@ -1,0 +1,301 @@
+"""``/api/models`` and ``/api/nodes``: what is where, and what people want done with it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Literal
+
+import msgspec
+from litestar import Controller, Response, delete, get, post
+from litestar.params import Parameter
+
+from stagecast import rows
+from stagecast.errors import BadInput
+from stagecast.frontend.installs import Installs
+from stagecast.frontend.replica import Plan, Replica
+from stagecast.messages import Placement
+from stagecast.rows import Row
+
+
+class ModelHolder(msgspec.Struct, kw_only=True):
+    """A node that holds a model; ``complete`` is false while it reads the files in."""
+
+    node: str
+    kind: str
+    complete: bool
+    digest: str
+
+
+class ModelInstance(msgspec.Struct, kw_only=True):
+    """A backend that serves a model, or is about to."""
+
+    node: str
+    state: str
+    id: str
+    error: str = ""
+
+
+class Model(msgspec.Struct, kw_only=True):
+    """A model as the cluster knows it. ``bytes`` over all files; ``digest`` is the manifest's."""
+
+    name: str
+    bytes: int
+    files: int
+    digest: str
+    holders: list[ModelHolder]
+    instances: list[ModelInstance]
+
+
+class File(msgspec.Struct, kw_only=True):
+    """A file of a manifest, without the digests of its pieces."""
+
+    path: str
+    size: int
+    digest: str
+    sha256: str
+
+
+class ModelDetail(Model, kw_only=True):
+    """A model with the files of its manifest."""
+
+    manifest: list[File]
+
+
+class Models(msgspec.Struct, kw_only=True):
+    """``GET /api/models``."""
+
+    models: list[Model]
+
+
+class NodeModel(msgspec.Struct, kw_only=True):
+    """A backend of a node."""
+
+    model: str
+    state: str
+    id: str
+
+
+class NodeState(msgspec.Struct, kw_only=True):
+    """A node as the cluster knows it. Disk in bytes."""
+
+    name: str
+    kind: Literal["replica", "worker"]
+    alive: bool
+    draining: bool
+    address: str
+    labels: dict[str, str]
+    disk_free: int
+    disk_total: int
+    models: list[str]
+    instances: list[NodeModel]
+
+
+class Nodes(msgspec.Struct, kw_only=True):
+    """``GET /api/nodes``."""
+
+    nodes: list[NodeState]
+
+
+class StageRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to stage where."""
+
+    nodes: list[str] | Literal["all"] = "all"
+    dry_run: bool = False
+
+
+class StagePlan(msgspec.Struct, kw_only=True):
+    """What a staging would take."""
+
+    model: str
+    bytes: int
+    nodes: list[Plan]
+
+
+class Planned(msgspec.Struct, kw_only=True):
+    """The answer to a dry run."""
+
+    plan: StagePlan
+
+
+class Started(msgspec.Struct, kw_only=True):
+    """Operations that were queued, or were under way already, and the revision that shows them."""
+
+    operations: list[Row]
+    revision: str
+
+
+class InstallRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to install: ``ref`` or ``url``, or ``gallery`` with ``name``."""
+
+    ref: str = ""
+    url: str = ""
+    gallery: str = ""
+    name: str = ""
+    sha256: str = ""
+
+
+class LoadRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Where to load a model; without a node the cluster chooses."""
+
+    node: str | None = None
+
+
+class Placed(msgspec.Struct, kw_only=True):
+    """The wish that a model be loaded, as it stands."""
+
+    placement: Placement
+    revision: str
+
+
+class Removal(msgspec.Struct, kw_only=True):
+    """What was freed on one node, in bytes."""
+
+    node: str
+    bytes: int
+
+
+class Removed(msgspec.Struct, kw_only=True):
+    """The answer to a deletion."""
+
+    removed: list[Removal]
+    revision: str
+
+
+class ModelsApi(Controller):
+    """Models and who holds them."""
+
+    path = "/api/models"
+    tags = ["models"]  # noqa: RUF012  # litestar's own form
+
+    @get("/", summary="All models, who holds them, what serves them")
+    async def list_models(self, replica: Replica) -> Models:
+        """Return the models that a node holds or reads in."""
+        return Models(models=[describe(replica, name) for name in replica.fold.models()])
+
+    @get("/{name:str}", summary="One model with the files of its manifest")
+    async def show(self, replica: Replica, name: str) -> ModelDetail:
+        """Return one model; the manifest comes from this disk, or from a holder."""
+        model = describe(replica, name)
+        manifest = await asyncio.to_thread(replica.manifest, name) if model.digest else None
+        files = [
+            File(path=file.path, size=file.size, digest=file.digest, sha256=file.sha256)
+            for file in (manifest.files if manifest else ())
+        ]
+        return ModelDetail(
+            name=model.name, bytes=model.bytes, files=model.files, digest=model.digest, holders=model.holders,
+            instances=model.instances, manifest=files,
+        )  # fmt: skip
+
+    @post("/{name:str}/stage", status_code=202, summary="Stage a model onto workers")
+    async def stage(self, replica: Replica, name: str, data: StageRequest) -> Response[Started | Planned]:
+        """Return the operations, or with ``dry_run`` the plan. The workers do the work, not the request."""
+        replica.holdings(name)
+        nodes = replica.targets(data.nodes)
+        if data.dry_run:
+            plans = replica.plan(name, nodes)
+            plan = StagePlan(model=name, bytes=max(plan.bytes for plan in plans), nodes=plans)
+            return Response(Planned(plan=plan), status_code=200)
+        records, revision = await replica.stage(name, nodes, "api")
+        return Response(Started(operations=[rows.row(record) for record in records], revision=str(revision)))
+
+    @post("/install", status_code=202, summary="Install a model from a gallery, a URL or a path")
+    async def install(self, installs: Installs, data: InstallRequest) -> Started:
+        """Return the operation; a replica pulls and verifies the files."""
+        reference = data.ref or data.url or (data.name if data.gallery else "")
+        if not reference:
+            raise BadInput('say what to install: "ref" or "url", or "gallery" with "name"')
+        name = data.name if reference is not data.name else ""
+        record, revision = await installs.start(reference, data.gallery, name, data.sha256)
+        return Started(operations=[rows.row(record)], revision=str(revision))
+
+    @post("/{name:str}/load", status_code=202, summary="Ask for a model to be loaded")
+    async def load(self, replica: Replica, name: str, data: LoadRequest | None = None) -> Placed:
+        """Return the wish; a worker makes it true."""
+        replica.holdings(name)
+        placement = await replica.router.place(name, data.node if data else None)
+        return Placed(placement=placement, revision=str(replica.tracker.revision))
+
+    @delete("/{name:str}", status_code=200, summary="Delete a model's files where they are")
+    async def remove(
+        self,
+        replica: Replica,
+        name: str,
+        node: Annotated[str | None, Parameter(description="Only on this node")] = None,
+    ) -> Removed:
+        """Answer when the files are gone."""
+        ended = await replica.delete(name, node)
+        removed = [Removal(node=record.node, bytes=record.bytes_done) for record in ended]
+        return Removed(removed=removed, revision=str(replica.tracker.revision))
+
+
+class NodesApi(Controller):
+    """Nodes."""
+
+    path = "/api/nodes"
+    tags = ["nodes"]  # noqa: RUF012  # litestar's own form
+
+    @get("/", summary="All nodes and what is on them")
+    async def list_nodes(self, replica: Replica) -> Nodes:
+        """Return every node that has not left."""
+        found = [node for node in replica.fold.nodes.values() if not node.left]
+        return Nodes(nodes=[_node(replica, node.name) for node in sorted(found, key=lambda node: node.name)])
+
+    @post("/{name:str}/drain", status_code=200, summary="Place nothing new on a node")
+    async def drain(self, replica: Replica, name: str) -> NodeState:
+        """Return the node once it drains."""
+        await replica.commands.give_node(name, "drain")
+        return _node(replica, name)
+
+    @post("/{name:str}/resume", status_code=200, summary="End a node's drain")
+    async def resume(self, replica: Replica, name: str) -> NodeState:
+        """Return the node once it takes new work again."""
+        await replica.commands.give_node(name, "undrain")
+        return _node(replica, name)
+
+
+def describe(replica: Replica, name: str) -> Model:
+    """Return a model as the cluster knows it. Raises `Unknown`."""
+    holdings = replica.holdings(name)
+    held = [holding for holding in holdings if holding.state == "held"]
+    fold = replica.fold
+    instances = [each for node, model in fold.instances if model == name and (each := fold.instance(node, name))]
+    return Model(
+        name=name,
+        bytes=max((holding.size for holding in held), default=0),
+        files=max((holding.files for holding in held), default=0),
+        digest=held[0].digest if held else "",
+        holders=[
+            ModelHolder(
+                node=holding.node, kind=fold.nodes[holding.node].kind, complete=holding.state == "held",
+                digest=holding.digest,
+            )
+            for holding in holdings
+        ],
+        instances=[
+            ModelInstance(node=each.node, state=each.state, id=each.instance, error=each.error)
+            for each in instances
+            if each.state != "gone"
+        ],
+    )  # fmt: skip
+
+
+def _node(replica: Replica, name: str) -> NodeState:
+    fold = replica.fold
+    node = fold.nodes[name]
+    instances = [instance for at, model in fold.instances if at == name and (instance := fold.instance(at, model))]
+    return NodeState(
+        name=name,
+        kind=node.kind,
+        alive=replica.presence.is_node_alive(name),
+        draining=node.draining,
+        address=node.address,
+        labels=node.labels,
+        disk_free=node.disk_free,
+        disk_total=node.disk_total,
+        models=sorted(model for (at, model), held in fold.holdings.items() if at == name and held.state == "held"),
+        instances=[
+            NodeModel(model=each.model, state=each.state, id=each.instance)
+            for each in instances
+            if each.state != "gone"
+        ],
+    )

@@ -1,0 +1,106 @@
+"""``/api/operations``: the list, one operation, the event stream, the history, and the commands."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+from litestar import Controller, Request, Response, get, post
+from litestar.datastructures import State
+from litestar.enums import MediaType
+from litestar.params import Parameter
+from litestar.response import Stream
+
+from stagecast import revision, rows
+from stagecast.errors import BadInput, Unknown
+from stagecast.frontend import events
+from stagecast.frontend.replica import Replica
+from stagecast.frontend.view import OperationList
+from stagecast.messages import Kind, Verb
+from stagecast.quantities import parse_time
+from stagecast.revision import Revision
+from stagecast.rows import Row
+
+LONGEST_WAIT: Final = 60.0
+HISTORY_LIMIT: Final = 1000
+
+Asked = Request[object, object, State]
+
+
+class Ended(msgspec.Struct, kw_only=True):
+    """Ended operations, newest first."""
+
+    operations: list[Row]
+
+
+class OperationsApi(Controller):
+    """What is under way, and what has ended."""
+
+    path = "/api/operations"
+    tags = ["operations"]  # noqa: RUF012  # litestar's own form
+
+    @get("/", media_type=MediaType.JSON, summary="The operations under way, and the failed ones nobody dismissed")
+    async def list_operations(
+        self,
+        request: Asked,
+        replica: Replica,
+        after: Annotated[str, Parameter(description="A revision: answer once there is a later one")] = "",
+        wait: Annotated[float, Parameter(description="Seconds to wait for that, at most 60")] = 0.0,
+    ) -> Response[OperationList]:
+        """Return the list as every replica shows it at this revision."""
+        known = revision.parse(after)
+        if known is not None and wait > 0:
+            await replica.tracker.until(lambda: _is_later(replica, known), min(wait, LONGEST_WAIT))
+        etag = replica.view.etag
+        headers = {"ETag": etag, "Cache-Control": "no-cache"}
+        if request.headers.get("if-none-match") == etag:
+            return Response(b"", status_code=304, headers=headers, media_type=MediaType.JSON)  # type: ignore[arg-type]
+        return Response(replica.view.body, headers=headers, media_type=MediaType.JSON)  # type: ignore[arg-type]
+
+    @get("/stream", summary="Server-sent events: a snapshot, then each change")
+    async def stream(self, request: Asked, replica: Replica) -> Stream:
+        """Send ``snapshot``, then ``operation`` per change; ``Last-Event-ID`` resumes on any replica."""
+        after = await events.begin(replica.tracker, request.headers.get("last-event-id", ""))
+        frames = events.stream(replica.tracker, replica.view, replica.name, after)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return Stream(frames, media_type="text/event-stream", headers=headers)
+
+    @get("/history", summary="Ended operations, newest first")
+    async def history(
+        self, replica: Replica, kind: Kind | None = None, model: str | None = None, limit: int = 100, before: str = ""
+    ) -> Ended:
+        """Return what has ended; ``before`` is an RFC 3339 time, for paging."""
+        if not 1 <= limit <= HISTORY_LIMIT:
+            raise BadInput(f"limit is {limit}; it can be 1 to {HISTORY_LIMIT}")
+        try:
+            moment = parse_time(before) if before else None
+        except ValueError:
+            raise BadInput(f"before is {before!r}; write a time like 2026-11-24T01:48:00Z") from None
+        found = replica.history.newest(kind=kind, model=model, before=moment, limit=limit)
+        return Ended(operations=[rows.row(record) for record in found])
+
+    @get("/{operation:str}", summary="One operation by its id or job, also after its end")
+    async def show(self, replica: Replica, operation: str) -> Row:
+        """Return one row."""
+        record = replica.fold.record(operation) or replica.history.find(operation)
+        if record is not None:
+            return rows.row(record)
+        mirror = replica.fold.mirrors.get(operation)
+        if mirror is None:
+            raise Unknown("operation", operation)
+        return rows.mirror_row(mirror)
+
+    @post("/{operation:str}/{verb:str}", status_code=200, summary="cancel, pause, resume, retry or dismiss")
+    async def command(self, replica: Replica, operation: str, verb: str) -> Row:
+        """Return the row once the operation's owner has taken the command up."""
+        try:
+            wanted: Verb = msgspec.convert(verb, Verb)
+        except msgspec.ValidationError:
+            raise Unknown("command", verb, ["cancel", "pause", "resume", "retry", "dismiss"]) from None
+        record, _ = await replica.commands.give(operation, wanted)
+        return rows.row(record)
+
+
+def _is_later(replica: Replica, known: Revision) -> bool:
+    now = replica.tracker.revision
+    return now.identity != known.identity or now.sequence > known.sequence or replica.tracker.is_closing

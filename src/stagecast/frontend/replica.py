@@ -1,0 +1,197 @@
+"""The replica: what the routes of a frontend share, and what they do. It keeps nothing that could be lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import msgspec
+
+from stagecast import operations, placement, subjects
+from stagecast.commands import Commands
+from stagecast.errors import AppendConflict, BadInput, StagecastError, TransferFailed, Unknown, WrongState
+from stagecast.fold import Fold
+from stagecast.frontend.view import View
+from stagecast.history import History
+from stagecast.manifest import Manifest
+from stagecast.messages import Holding, NodeRecord, Record
+from stagecast.node import Node
+from stagecast.presence import Presence
+from stagecast.revision import Revision
+from stagecast.router import Router
+from stagecast.tracker import Tracker
+from stagecast.transfer import Holder, fetch_manifest
+
+DELETION_TIMEOUT: Final = 30.0
+"""Seconds without any deletion ending for which a request waits for the files to be gone."""
+
+
+class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What staging a model to one node would take. Sizes in bytes."""
+
+    node: str
+    bytes: int
+    present: int
+    to_move: int
+    disk_free: int
+    fits: bool
+    holders: list[str]
+    seconds: float | msgspec.UnsetType = msgspec.UNSET
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One frontend process's parts, and what its routes do with them."""
+
+    name: str
+    tracker: Tracker
+    presence: Presence
+    history: History
+    commands: Commands
+    router: Router
+    node: Node
+    view: View
+    token: str
+    galleries: tuple[str, ...]
+    wait_budget: float
+
+    @property
+    def fold(self) -> Fold:
+        """The picture at this replica's revision."""
+        return self.tracker.fold
+
+    def workers(self) -> dict[str, NodeRecord]:
+        """Return the workers that have not left, by name."""
+        return {name: node for name, node in self.fold.nodes.items() if node.kind == "worker" and not node.left}
+
+    def holdings(self, model: str) -> list[Holding]:
+        """Return who holds a model, or is reading it in. Raises `Unknown`."""
+        found = self.fold.copies(model)
+        if not found:
+            raise Unknown("model", model, self.fold.models())
+        return found
+
+    def targets(self, nodes: list[str] | Literal["all"]) -> list[str]:
+        """Return the workers that are meant. Raises `Unknown`, `WrongState`, `BadInput`."""
+        workers = self.workers()
+        if nodes == "all":
+            chosen = [name for name, node in workers.items() if not node.draining]
+            if not chosen:
+                raise BadInput("there is no worker to stage to; start one with `stagecast worker`")
+        else:
+            chosen = list(dict.fromkeys(nodes))
+            if not chosen:
+                raise BadInput('say which workers: "nodes" is a list of names, or "all"')
+        for name in chosen:
+            if name not in workers:
+                raise Unknown("worker", name, list(workers))
+            if not self.presence.is_node_alive(name):
+                raise WrongState(f"worker {name}", "not answering", "stage to")
+        return chosen
+
+    async def stage(self, model: str, nodes: list[str], cause: str) -> tuple[list[Record], Revision]:
+        """Queue a staging for each node; the workers do the rest. Stagings under way are returned as they stand."""
+        holdings = self.holdings(model)
+        size = max(holding.size for holding in holdings)
+        digest = newest_digest(holdings)
+        opened = [
+            await self.tracker.open(
+                "staging", model, node, cause=cause, parameters={"digest": digest} if digest else {}, bytes_total=size
+            )
+            for node in nodes
+        ]
+        revision = max((revision for _, revision in opened), key=lambda revision: revision.sequence)
+        await self.tracker.reached(revision, 2.0)
+        return [self.fold.record(record.id) or record for record, _ in opened], revision
+
+    def plan(self, model: str, nodes: list[str]) -> list[Plan]:
+        """Return what staging would take, without doing it."""
+        holdings = self.holdings(model)
+        digest = newest_digest(holdings)
+        size = max(holding.size for holding in holdings)
+        by_node = {holding.node: holding for holding in holdings if holding.state == "held"}
+        plans = []
+        for name in nodes:
+            held = by_node.get(name)
+            present = size if held and held.digest == digest else 0
+            free = self.fold.nodes[name].disk_free
+            plans.append(
+                Plan(
+                    node=name, bytes=size, present=present, to_move=size - present, disk_free=free,
+                    fits=free >= size - present, holders=[other for other in by_node if other != name],
+                )
+            )  # fmt: skip
+        return plans
+
+    async def delete(self, model: str, node: str | None) -> list[Record]:
+        """Delete a model where it is and return the deletions once they have ended."""
+        holders = [holding.node for holding in self.holdings(model)]
+        if node is not None and node not in holders:
+            raise Unknown(f"copy of {model} on node", node, holders)
+        wanted = [name for name in holders if node in {None, name} and self.presence.is_node_alive(name)]
+        if not wanted:
+            raise WrongState(f"{model} on {', '.join(holders)}", "out of reach", "delete")
+        await self._withdraw(model, wanted)
+        opened = [await self.tracker.open("deletion", model, name, cause="api") for name in wanted]
+        await self._until_ended([record for record, _ in opened])
+        ended = [self.fold.record(record.id) or record for record, _ in opened]
+        failed = [f"{record.node}: {record.error}" for record in ended if record.state == "failed"]
+        if failed:
+            raise TransferFailed(f"{model} could not be deleted everywhere: {'; '.join(failed)}")
+        return ended
+
+    def manifest(self, model: str) -> Manifest:
+        """Return a model's manifest, from this disk or from a holder. Blocking. Raises `Unknown`, `TransferFailed`."""
+        holdings = self.holdings(model)
+        digest = newest_digest(holdings)
+        own = self.node.store.recorded(model)
+        if own is not None and own.digest == digest:
+            return own
+        causes = []
+        for holding in holdings:
+            if holding.digest == digest and self.presence.is_node_alive(holding.node):
+                try:
+                    return fetch_manifest(Holder(holding.node, self.fold.nodes[holding.node].files), digest, self.token)
+                except StagecastError as error:
+                    causes.append(error.message)
+        raise TransferFailed(f"no holder gave the manifest of {model}: {'; '.join(causes) or 'none is alive'}")
+
+    async def _withdraw(self, model: str, nodes: list[str]) -> None:
+        """Take back the wish that these workers have the model loaded."""
+        subject = subjects.placement(model)
+        while (held := self.fold.placements.get(model)) is not None and set(held.nodes) & set(nodes):
+            entry = await self.tracker.bus.log.last(subject)
+            wish = held
+            for name in nodes:
+                wish = placement.withdrawn(wish, name, self.tracker.now())
+            try:
+                at = await self.tracker.say(
+                    subject, msgspec.json.encode(wish), expected=entry.sequence if entry else 0
+                )
+                await self.tracker.reached(at, 2.0)
+            except AppendConflict:
+                await asyncio.sleep(0)
+
+    async def _until_ended(self, records: list[Record]) -> None:
+        def ended() -> int:
+            found = [self.fold.record(record.id) for record in records]
+            return sum(record is not None and operations.is_ended(record) for record in found)
+
+        done = -1
+        while (count := ended()) < len(records):
+            if count == done:
+                nodes = ", ".join(record.node for record in records)
+                raise TransferFailed(f"{nodes}: not all deleted within {DELETION_TIMEOUT:.0f} s; it goes on, see there")
+            done = count
+            await self.tracker.until(lambda: ended() > done, DELETION_TIMEOUT)  # noqa: B023  # awaited right here
+
+
+def newest_digest(holdings: list[Holding]) -> str:
+    """Return the digest that most holders have, the first by order among equals; empty while all are reading."""
+    votes: dict[str, int] = defaultdict(int)
+    for holding in holdings:
+        if holding.state == "held":
+            votes[holding.digest] += 1
+    return min(votes, key=lambda digest: (-votes[digest], digest), default="")

@@ -1,0 +1,80 @@
+"""A worker's own listener: passes requests on to the exact backend that they name, and to no other.
+
+``/instances/<instance>/<path>`` reaches the backend of that instance, or is refused with 421: a model that was
+restarted, unloaded or replaced never answers in another one's name.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+
+import aiohttp
+import msgspec
+
+from stagecast.errors import StagecastError, Unauthorized, Unknown
+from stagecast.loader import Loader
+from stagecast.proxy import ClientGone, Receive, Scope, Send, forward, read_body
+
+MISDIRECTED = 421
+
+
+class Instances:
+    """An ASGI application."""
+
+    def __init__(
+        self, loader: Loader, session: aiohttp.ClientSession, token: str, is_ready: Callable[[], bool]
+    ) -> None:
+        self._loader = loader
+        self._session = session
+        self._token = token.encode()
+        self._is_ready = is_ready
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        path: str = scope["path"]
+        if path in {"/healthz", "/readyz"}:
+            ready = path == "/healthz" or self._is_ready()
+            await _answer(send, 200 if ready else 503, {"ready": ready})
+            return
+        try:
+            self._admit(scope)
+            await self._pass_on(path, scope, receive, send)
+        except ClientGone:
+            return
+        except StagecastError as error:
+            await _answer(send, error.status, {"error": {"code": error.code, "message": error.message}})
+
+    async def _pass_on(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        root, _, rest = path.lstrip("/").partition("/")
+        instance, _, inner = rest.partition("/")
+        if root != "instances":
+            raise Unknown("path", path)
+        base = self._loader.url(instance)
+        if base is None:
+            said = {"code": "wrong_instance", "message": f"instance {instance} does not run here (any more)"}
+            await _answer(send, MISDIRECTED, {"error": said})
+            return
+        body = await read_body(receive)
+        query = scope["query_string"].decode("latin-1")
+        url = f"{base}/{inner}" + (f"?{query}" if query else "")
+        await forward(
+            self._session, scope["method"], url, scope["headers"], body, receive, send,
+            drop=frozenset({b"authorization"}),
+        )  # fmt: skip
+
+    def _admit(self, scope: Scope) -> None:
+        if not self._token:
+            return
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        if not hmac.compare_digest(given, b"Bearer " + self._token):
+            raise Unauthorized
+
+
+async def _answer(send: Send, status: int, body: object) -> None:
+    data = msgspec.json.encode(body)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": data})

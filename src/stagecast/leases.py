@@ -1,0 +1,83 @@
+"""Leases: who is taken for alive, and what becomes of the operations of the dead. Pure; ``now`` is monotonic time.
+
+A lease is timed from when its renewal was received here. Nobody compares two machines' clocks, and a process that has
+itself slept grants everybody a fresh lease before it judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from stagecast import operations
+from stagecast.fold import Fold, Slot
+from stagecast.messages import Record
+
+RENEWAL: Final = 2.0
+"""Seconds between two renewals of a lease."""
+LIFETIME: Final = 8.0
+"""Seconds after its last renewal at which a process is taken for dead; a row is stalled within 10 s (law L7)."""
+PATIENCE: Final = 120.0
+"""Seconds after which a node that stays away has its operations ended as failed."""
+NAP: Final = 2.0
+"""A judge that has not looked for this many seconds has slept, and cannot say who was silent meanwhile."""
+
+
+@dataclass
+class Leases:
+    """When each process was last heard here."""
+
+    heard: dict[str, float] = field(default_factory=dict)
+    left: set[str] = field(default_factory=set)
+    looked: float = float("-inf")
+
+    def renew(self, process: str, now: float) -> None:
+        """Note a sign of life."""
+        self.heard[process] = now
+        self.left.discard(process)
+
+    def leave(self, process: str) -> None:
+        """Note that a process said goodbye."""
+        self.left.add(process)
+
+    def look(self, now: float) -> None:
+        """Note that the judge is awake at ``now``; after a nap everybody gets a fresh lease."""
+        if now - self.looked > NAP:
+            self.heard = dict.fromkeys(self.heard, now)
+        self.looked = now
+
+    def silence(self, process: str, now: float) -> float:
+        """Return for how many seconds a process was not heard. One never heard of begins its lease now."""
+        return now - self.heard.setdefault(process, now)
+
+    def is_alive(self, process: str, now: float) -> bool:
+        """Tell whether a process holds its lease."""
+        return process not in self.left and self.silence(process, now) < LIFETIME
+
+
+def verdicts(fold: Fold, leases: Leases, now: float, wall: float) -> Iterator[tuple[Slot, Record]]:
+    """Yield each slot whose operation waits for a dead process, with the record that says so.
+
+    ``wall`` is what the records are dated with. The caller writes them with a compare-and-set on the slot's sequence.
+    """
+    for slot in fold.slots.values():
+        record = slot.record
+        process = responsible(fold, record)
+        if operations.is_ended(record) or record.state == "paused" or not process:
+            continue
+        if leases.is_alive(process, now):
+            continue
+        who = f"node {record.node}" if record.node else f"its owner {record.owner}"
+        if leases.silence(process, now) >= PATIENCE:
+            yield slot, operations.ended(record, "failed", wall, error=f"{who} stayed away for {PATIENCE:.0f} s")
+        elif record.state != "stalled":
+            yield slot, operations.stalled(record, f"{who} does not answer; it goes on when it is back", wall)
+
+
+def responsible(fold: Fold, record: Record) -> str:
+    """Return the process that an operation waits for: its owner, or the node that is to claim it; empty if any may."""
+    if record.owner:
+        return record.owner
+    node = fold.nodes.get(record.node)
+    return node.process if node else ""

@@ -1,0 +1,58 @@
+"""Ports of loopback: which are free, and whether who listens there answers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from contextlib import suppress
+from typing import Final
+
+HOST: Final = "127.0.0.1"
+_PORTS: Final = range(20000, 32000)
+"""Below the range that Linux takes for outgoing connections, so that a port found free stays so."""
+_given: set[int] = set()
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on, another one with each call."""
+    port = next(port for port in random.sample(_PORTS, len(_PORTS)) if port not in _given and is_free(port))
+    _given.add(port)
+    return port
+
+
+def is_free(port: int) -> bool:
+    """Tell whether nobody listens on the port."""
+    with socket.socket() as probe:
+        # As servers do, so that connections that are about to be forgotten do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):
+            probe.bind((HOST, port))
+            return True
+        return False
+
+
+async def accepts(port: int) -> bool:
+    """Tell whether something accepts connections."""
+    with suppress(OSError, TimeoutError):
+        _, writer = await asyncio.wait_for(asyncio.open_connection(HOST, port), 1)
+        writer.close()
+        return True
+    return False
+
+
+async def is_ready(port: int) -> bool:
+    """Tell whether an HTTP server says that it is ready, or, where it has no word for that, that it is well."""
+    status = await _status(port, "/readyz")
+    return (await _status(port, "/healthz") if status == 404 else status) == 200
+
+
+async def _status(port: int, path: str) -> int:
+    with suppress(OSError, TimeoutError, ValueError, IndexError):
+        async with asyncio.timeout(2):
+            reader, writer = await asyncio.open_connection(HOST, port)
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
+            line = await reader.readline()
+            writer.close()
+            return int(line.split()[1])
+    return 0

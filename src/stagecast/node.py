@@ -1,0 +1,167 @@
+"""A node: what replicas and workers have in common. It holds models, serves their pieces, and says so in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final, Literal
+
+from stagecast import subjects
+from stagecast.announcer import Announcer
+from stagecast.errors import Interrupted, StagecastError, Unknown
+from stagecast.messages import Holding, NodeRecord, Record
+from stagecast.store import Store
+from stagecast.tracker import Tracker
+from stagecast.transfer import FileServer
+from stagecast.work import in_thread
+
+_logger = logging.getLogger(__name__)
+
+DISK_INTERVAL: Final = 10.0
+"""Seconds between two looks at the disk; what it says is announced when it has moved by `DISK_STEP`."""
+DISK_STEP: Final = 64 * 1024 * 1024
+
+
+class Node:
+    """One machine's part of the cluster: its models, its file server, its name."""
+
+    def __init__(
+        self, tracker: Tracker, announcer: Announcer, store: Store, *, name: str, kind: Literal["replica", "worker"],
+        address: str, labels: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.store = store
+        self._tracker = tracker
+        self._announcer = announcer
+        self._record = NodeRecord(
+            name=name, kind=kind, process=tracker.process, address=address, labels=labels or {}
+        )
+        self._digests: dict[str, str] = {}
+        self._adopting = asyncio.Lock()
+        self._stop = threading.Event()
+
+    @asynccontextmanager
+    async def running(self, host: str, port: int, token: str, advertise: str) -> AsyncGenerator[Node, None]:
+        """Hold and serve for as long as the block lasts; the file server listens on ``host:port``."""
+        async with AsyncExitStack() as stack:
+            server = stack.enter_context(FileServer(self.store, host, port, token))
+            files = server.url.replace(f"//{host}:", f"//{advertise}:")
+            self._announce(files=files)
+            tasks = [asyncio.create_task(work()) for work in (self._watch_models, self._watch_disk, self._watch_log)]
+            try:
+                yield self
+            finally:
+                self._stop.set()
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                self._announce(left=True)
+
+    def drain(self, draining: bool) -> None:  # noqa: FBT001  # the one thing it says
+        """Say whether new work may be placed here."""
+        self._announce(draining=draining)
+
+    async def settled(self) -> None:
+        """Return once the log has everything that this node has said of itself."""
+        await self._announcer.settled()
+
+    async def adopt(self) -> None:
+        """Look at the models folder and announce what is new, changed or gone there."""
+        async with self._adopting:
+            names = await asyncio.to_thread(self.store.names)
+            for name in sorted(self._digests.keys() - set(names)):
+                self._say_gone(name)
+            for name in names:
+                await self._adopt(name)
+
+    async def _adopt(self, name: str) -> None:
+        manifest = await asyncio.to_thread(self.store.recorded, name)
+        if manifest is None:
+            self._announcer.say(
+                subjects.holding(self.name, name), Holding(node=self.name, model=name, state="reading")
+            )
+            self._digests.setdefault(name, "")
+            try:
+                manifest = await in_thread(self._stop, self.store.manifest, name, None, self._stop)
+            except Interrupted:
+                return
+            except (StagecastError, OSError) as error:
+                _logger.warning("%s cannot be adopted: %s", name, error)
+                self._say_gone(name)
+                return
+        self._digests[name] = manifest.digest
+        held = Holding(
+            node=self.name, model=name, digest=manifest.digest, size=manifest.size, files=len(manifest.files)
+        )
+        self._announcer.say(subjects.holding(self.name, name), held)
+
+    def _say_gone(self, name: str) -> None:
+        self._digests.pop(name, None)
+        self._announcer.say(subjects.holding(self.name, name), Holding(node=self.name, model=name, state="gone"))
+
+    def _announce(self, **changes: object) -> None:
+        space = self.store.space()
+        values = {field: getattr(self._record, field) for field in self._record.__struct_fields__}
+        self._record = NodeRecord(**{**values, "disk_free": space.free, "disk_total": space.total, **changes})
+        self._announcer.say(subjects.node(self.name), self._record)
+
+    async def _watch_disk(self) -> None:
+        while True:
+            await asyncio.sleep(DISK_INTERVAL)
+            if abs(self.store.space().free - self._record.disk_free) >= DISK_STEP:
+                self._announce()
+
+    async def _watch_models(self) -> None:
+        """Adopt at the start, and whenever somebody else says that it holds a model which is not known here yet.
+
+        That is how replicas on one shared folder come to know what one of them has installed or deleted there.
+        """
+        await self._tracker.caught_up.wait()
+        self._disown()
+        seen: object = None
+        while True:
+            revision, others = self._tracker.revision, self._others()
+            if others != seen:
+                seen = others
+                await self.adopt()
+            await self._tracker.changed(revision)
+
+    def _disown(self) -> None:
+        """Take back what an earlier process of this node announced, and the disk no longer has."""
+        names = set(self.store.names())
+        for (node, model), holding in list(self._tracker.fold.holdings.items()):
+            if node == self.name and holding.state != "gone" and model not in names:
+                self._say_gone(model)
+
+    def _others(self) -> frozenset[tuple[str, str, str]]:
+        return frozenset(
+            (holding.model, holding.digest, holding.state)
+            for holding in self._tracker.fold.holdings.values()
+            if holding.node != self.name
+        )
+
+    async def _watch_log(self) -> None:
+        """Perform the deletions that are meant for this node."""
+        await self._tracker.caught_up.wait()
+        while True:
+            seen = self._tracker.revision
+            for record in list(self._tracker.fold.live()):
+                if record.kind == "deletion" and record.node == self.name and record.state != "running":
+                    await self._delete(record)
+            await self._tracker.changed(seen)
+
+    async def _delete(self, record: Record) -> None:
+        async with self._tracker.own(record) as ownership:
+            if ownership is None:
+                return
+            try:
+                freed = await asyncio.to_thread(self.store.remove, record.model)
+            except Unknown:
+                freed = 0
+            self._say_gone(record.model)
+            await self._announcer.settled()
+            self._announce()
+            await ownership.change(bytes_total=freed, bytes_done=freed)

@@ -1,0 +1,118 @@
+"""The command line's options: names, defaults, help. Each is also read from the environment, ``STAGECAST_<NAME>``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter, Token
+from cyclopts.config import Env
+
+from stagecast.client import DEFAULT_URL
+from stagecast.errors import InvalidQuantity
+from stagecast.quantities import parse_rate
+from stagecast.settings import DEFAULT_LISTEN, NodeSettings, ReplicaSettings, WorkerSettings, default_name
+
+if TYPE_CHECKING:
+    from cyclopts import App, ArgumentCollection
+
+
+class Environment(Env):
+    """Reads options from the environment, but nothing positional: what a command acts on is said where it is called."""
+
+    def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        options = type(arguments)(argument for argument in arguments if argument.index is None)
+        super().__call__(app, commands, options)
+
+
+def _rate(kind: Any, tokens: Sequence[Token]) -> int:  # noqa: ARG001  # cyclopts calls it so
+    try:
+        return parse_rate(tokens[0].value)
+    except InvalidQuantity as error:
+        raise ValueError(error.message) from None
+
+
+def _is_label(kind: Any, labels: Sequence[str]) -> None:  # noqa: ARG001  # cyclopts calls it so
+    for label in labels:
+        if not label.partition("=")[0] or "=" not in label:
+            raise ValueError(f"{label!r} is not a label; write it as KEY=VALUE")
+
+
+def _at_least(least: int) -> Callable[[Any, int], None]:
+    def check(kind: Any, count: int) -> None:  # noqa: ARG001  # cyclopts calls it so
+        if count < least:
+            raise ValueError(f"it must be at least {least}")
+
+    return check
+
+
+def argument(text: str) -> Parameter:
+    """Return what describes a positional argument."""
+    return Parameter(help=text, show_env_var=False)
+
+
+Id = Annotated[str, argument("The operation's id or jobID, as `stagecast ops` shows it.")]
+ModelName = Annotated[str, argument("The model's name.")]
+NodeName = Annotated[str, argument("The worker's name.")]
+Follow = Annotated[bool, Parameter(help="Draw the progress until it has ended; exit 1 if it failed.")]
+Replicas = Annotated[int, Parameter(help="How many replicas.", validator=_at_least(1))]
+Workers = Annotated[int, Parameter(help="How many workers.", validator=_at_least(0))]
+Rate = Annotated[
+    int, Parameter(converter=_rate, help="The most that a worker pulls in a second, like 20MB/s; 0 for no limit.")
+]
+Models = Annotated[Path | None, Parameter(help="Folder of models; each file or folder in it is one. [default: DATA/models]")]
+Backends = Annotated[Path | None, Parameter(help="YAML file that says which command serves which models.")]
+Galleries = Annotated[tuple[str, ...], Parameter(help="Where a gallery's index is; may be given several times.")]
+ApiKey = Annotated[str, Parameter(help="The key that clients send.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """How a client command finds the cluster."""
+
+    url: Annotated[str, Parameter(help="A replica, or the load balancer before many.")] = DEFAULT_URL
+    api_key: ApiKey = ""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class NodeOptions:
+    """What ``serve`` and ``worker`` have in common."""
+
+    listen: Annotated[str, Parameter(help="HOST:PORT; port 0 takes a free one.")] = DEFAULT_LISTEN
+    files_listen: Annotated[
+        str, Parameter(help="HOST:PORT where pieces are served. [default: a free port of LISTEN's host]")
+    ] = ""
+    advertise: Annotated[str, Parameter(help="Host under which others reach this one. [default: LISTEN's]")] = ""
+    data: Annotated[Path, Parameter(help="Folder of what must survive a restart.")] = field(
+        default_factory=lambda: NodeSettings().data
+    )
+    models: Models = None
+    name: Annotated[str, Parameter(help="This process's name, its own in the cluster.")] = field(
+        default_factory=default_name
+    )
+    token: Annotated[str, Parameter(help="The cluster's own secret; better given by STAGECAST_TOKEN.")] = ""
+    allow_unauthenticated: Annotated[
+        bool, Parameter(help="Listen outside loopback without a secret, which is refused otherwise.")
+    ] = False
+    backends: Backends = None
+    rate_limit: Rate = 0
+
+    def replica(self, *, nats: str, api_key: str, galleries: tuple[str, ...], wait_budget: float) -> ReplicaSettings:
+        """Return these as a replica's settings."""
+        return ReplicaSettings(
+            **vars(self), nats=nats, api_key=api_key, galleries=galleries, wait_budget=wait_budget
+        )
+
+    def worker(self, *, nats: str, labels: Sequence[str]) -> WorkerSettings:
+        """Return these as a worker's settings; labels are ``KEY=VALUE``."""
+        pairs = (label.partition("=") for label in labels)
+        return WorkerSettings(**vars(self), nats=nats, labels=tuple((key, value) for key, _, value in pairs))
+
+
+Labels = Annotated[
+    tuple[str, ...], Parameter(name="--label", help="KEY=VALUE; may be given several times.", validator=_is_label)
+]

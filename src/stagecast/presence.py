@@ -1,0 +1,115 @@
+"""Presence: renews this process's own lease, keeps everybody else's, and publishes what time alone has decided.
+
+Whichever process first sees a lease run out says so with a compare-and-set, so exactly one wins and all fold the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import msgspec
+
+from stagecast import leases, subjects
+from stagecast.errors import AppendConflict, BusUnavailable
+from stagecast.fold import Mirror
+from stagecast.leases import Leases
+from stagecast.messages import Beat, GalleryEvent, GalleryStatus, StagingEvent
+from stagecast.tracker import Tracker
+
+SWEEP: Final = 0.5
+"""Seconds between two looks at the leases."""
+
+
+class Presence:
+    """Who is alive, as this process sees it. Only a process that ``judges`` publishes what it sees."""
+
+    def __init__(
+        self, tracker: Tracker, *, judges: bool, monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self.leases = Leases()
+        self._tracker = tracker
+        self._judges = judges
+        self._monotonic = monotonic
+        self._clock = clock
+        self._was_connected = True
+        self._ahead = float("-inf")
+
+    def is_alive(self, process: str) -> bool:
+        """Tell whether a process holds its lease; this one always does."""
+        return process == self._tracker.process or self.leases.is_alive(process, self._monotonic())
+
+    def is_node_alive(self, name: str) -> bool:
+        """Tell whether a node's process holds its lease and the node has not left."""
+        node = self._tracker.fold.nodes.get(name)
+        return node is not None and not node.left and self.is_alive(node.process)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Presence, None]:
+        """Renew and judge for as long as the block lasts; say goodbye at its end."""
+        await self._tracker.bus.subscribe(subjects.BEAT, self._hear)
+        await self._beat()
+        tasks = [asyncio.create_task(self._renew()), asyncio.create_task(self._sweep())]
+        try:
+            yield self
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._beat(leaving=True)
+
+    async def sweep(self, now: float, server_now: float) -> None:
+        """Publish what follows at ``now``: stalled and failed operations, expired mirrors (law L7, WIRE section 1)."""
+        fold = self._tracker.fold
+        for slot, record in list(leases.verdicts(fold, self.leases, now, self._clock())):
+            with suppress(AppendConflict, BusUnavailable):
+                await self._tracker.write(record, slot.sequence)
+        for mirror in list(fold.expired(server_now)):
+            with suppress(AppendConflict, BusUnavailable):
+                await self._tracker.say(mirror.subject, goodbye(mirror), expected=mirror.sequence)
+
+    def server_time(self) -> float:
+        """Return the server's clock as far as its messages tell: the latest time seen, and what passed here since."""
+        self._ahead = max(self._ahead, self._tracker.fold.server_time - self._monotonic())
+        return self._monotonic() + self._ahead
+
+    def _hear(self, _subject: str, payload: bytes) -> None:
+        with suppress(msgspec.DecodeError):
+            beat = msgspec.json.decode(payload, type=Beat)
+            if beat.leaving:
+                self.leases.leave(beat.process)
+            else:
+                self.leases.renew(beat.process, self._monotonic())
+
+    async def _beat(self, *, leaving: bool = False) -> None:
+        beat = Beat(process=self._tracker.process, leaving=leaving)
+        await self._tracker.bus.publish(subjects.BEAT, msgspec.json.encode(beat))
+
+    async def _renew(self) -> None:
+        while True:
+            await self._beat()
+            await asyncio.sleep(leases.RENEWAL)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP)
+            now, is_connected = self._monotonic(), not self._tracker.is_degraded
+            if is_connected and not self._was_connected:
+                self.leases.looked = float("-inf")
+            self._was_connected = is_connected
+            self.leases.look(now)
+            server_now = self.server_time()
+            if self._judges and is_connected:
+                await self.sweep(now, server_now)
+
+
+def goodbye(mirror: Mirror) -> bytes:
+    """Return the event that ends a foreign operation's row: its ``done``, or for an installation ``processed``."""
+    if isinstance(mirror.status, GalleryStatus):
+        status = msgspec.structs.replace(mirror.status, processed=True)
+        return msgspec.json.encode(GalleryEvent(job_id=mirror.model, status=status))
+    return msgspec.json.encode(StagingEvent(model_id=mirror.model, status=mirror.status, done=True))

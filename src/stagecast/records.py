@@ -1,0 +1,115 @@
+"""Records of the models that were hashed: the manifest, and by what each file is known again without reading it.
+
+One JSON file per model, shared by all processes with the same data folder. A record that cannot be read, or whose
+parts do not fit together, counts as none: the model is hashed again, and the record written anew.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import msgspec
+
+from stagecast.durable import write_whole
+from stagecast.errors import InvalidManifest
+from stagecast.manifest import Manifest, check
+
+_SUFFIX = ".json"
+
+
+class Identity(msgspec.Struct, frozen=True, array_like=True):
+    """By what a file's content is known again. The change time tells a copy that kept the modification time."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A manifest and the identities of its files, in the same order."""
+
+    manifest: Manifest
+    identities: tuple[Identity, ...]
+
+
+def identity_of(path: Path) -> Identity:
+    """Return the identity of the file at ``path``, links followed. Raises `OSError`."""
+    found = path.stat()
+    return Identity(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+class Records:
+    """The records in ``folder``. Each look follows what other processes have written there."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._guard = threading.Lock()
+        self._seen: dict[str, tuple[Identity, Record | None]] = {}
+        self._models_with: dict[str, set[str]] = {}
+
+    def get(self, model: str) -> Record | None:
+        """Return the record of a model, or None."""
+        with self._guard:
+            return self._load(model)
+
+    def put(self, record: Record) -> None:
+        """Write the record of its manifest's model, in place of an older one."""
+        write_whole(self._file(record.manifest.model), msgspec.json.encode(record))
+
+    def drop(self, model: str) -> None:
+        """Delete the record of a model, if there is one."""
+        self._file(model).unlink(missing_ok=True)
+
+    def all(self) -> list[Record]:
+        """Return every record, sorted by model."""
+        with self._guard:
+            names = sorted(path.name.removesuffix(_SUFFIX) for path in self._folder.glob(f"[!.]*{_SUFFIX}"))
+            return [record for record in map(self._load, names) if record]
+
+    def with_file(self, digest: str) -> Iterator[tuple[Record, int]]:
+        """Yield records that list a file of that digest, and its number there: known ones first, then every one."""
+        for record in chain(self._known_with(digest), self._every()):
+            for number, file in enumerate(record.manifest.files):
+                if file.digest == digest:
+                    yield record, number
+
+    def _known_with(self, digest: str) -> list[Record]:
+        with self._guard:
+            models = sorted(self._models_with.get(digest, ()))
+            return [record for record in map(self._load, models) if record]
+
+    def _every(self) -> Iterator[Record]:
+        # A generator, so that the folder is read only when the known records did not do.
+        yield from self.all()
+
+    def _file(self, model: str) -> Path:
+        return self._folder / f"{model}{_SUFFIX}"
+
+    def _load(self, model: str) -> Record | None:
+        path = self._file(model)
+        try:
+            identity = identity_of(path)
+            held = self._seen.get(model)
+            if held is None or held[0] != identity:
+                held = self._seen[model] = (identity, _decode(model, path.read_bytes()))
+                for file in held[1].manifest.files if held[1] else ():
+                    self._models_with.setdefault(file.digest, set()).add(model)
+        except FileNotFoundError:
+            self._seen.pop(model, None)
+            return None
+        return held[1]
+
+
+def _decode(model: str, data: bytes) -> Record | None:
+    try:
+        record = msgspec.json.decode(data, type=Record)
+        check(record.manifest)
+    except (msgspec.DecodeError, InvalidManifest):
+        return None
+    fits = record.manifest.model == model and len(record.identities) == len(record.manifest.files)
+    return record if fits else None

@@ -1,0 +1,215 @@
+"""Models on this disk: each file or folder of the models folder is a model of that name.
+
+Several processes may share the models folder and the data folder. The data folder has ``manifests/<model>.json``, see
+`stagecast.records`, and ``locks``, so that a model is hashed once, however many processes want to know its manifest.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from stagecast import publication
+from stagecast.adoption import adopt, survey
+from stagecast.disk import Disk, Reservation, Space
+from stagecast.durable import Lock
+from stagecast.errors import Interrupted, InvalidManifest, InvalidName, Unknown, WrongState
+from stagecast.manifest import Manifest, check_name, decode
+from stagecast.partial import Partial, read_status
+from stagecast.pieces import pieces_of
+from stagecast.records import Record, Records, identity_of
+
+_LOCK_POLL: Final = 0.05
+"""Seconds between two looks at whether another process has ended its hashing; flock cannot wait and heed a stop."""
+
+
+class PartialState(NamedTuple):
+    """A model that is not whole yet. ``bytes_done`` are on the disk and need not move again."""
+
+    name: str
+    digest: str
+    bytes_done: int
+    bytes_total: int
+
+
+class Store:
+    """The models in ``models``, with their records in ``data``; ``node`` names this machine in errors.
+
+    Safe to share between threads. Making it tidies up what a crash has left.
+    """
+
+    def __init__(self, models: Path, data: Path, node: str = "") -> None:
+        self.models = models
+        self.data = data
+        self.node = node
+        (models / publication.WORKSHOP).mkdir(parents=True, exist_ok=True)
+        self._records = Records(data / "manifests")
+        self._disk = Disk(models, node)
+        publication.tidy(models)
+
+    def names(self) -> list[str]:
+        """Return the models that lie here, sorted."""
+        return sorted(path.name for path in self.models.iterdir() if _is_model(path))
+
+    def path(self, name: str) -> Path:
+        """Return the file or folder of a model. Raises `Unknown`."""
+        if not _is_name(name) or not _is_model(self.models / name):
+            raise Unknown("model", name, self.names())
+        return self.models / name
+
+    def manifest(
+        self, name: str, advance: Callable[[int], None] | None = None, stop: threading.Event | None = None
+    ) -> Manifest:
+        """Return a model's manifest; what is new or changed is hashed for it, once over all processes.
+
+        ``advance`` is called in this thread, with bytes that were hashed.
+
+        Raises:
+            Busy: somebody changes the files while they are hashed.
+            Interrupted: ``stop`` was set.
+            InvalidManifest: there are no files, or they cannot be read.
+            Unknown: no such model.
+        """
+        path, stop = self.path(name), stop or threading.Event()
+        held = self.recorded(name)
+        if held:
+            return held
+        with self._alone(name, stop):
+            held = self.recorded(name)
+            if held:
+                return held
+            record = adopt(name, path, self._records.get(name), advance or _ignore, stop)
+            self._records.put(record)
+            return record.manifest
+
+    def recorded(self, name: str) -> Manifest | None:
+        """Return a model's manifest if its files are as they were recorded, else None. Hashes nothing."""
+        record = self._records.get(name) if _is_name(name) else None
+        return record.manifest if record and self._fits(record) else None
+
+    def manifest_by_digest(self, digest: str) -> Manifest | None:
+        """Return the manifest of that digest, if a model here has it."""
+        for record in self._records.all():
+            if record.manifest.digest == digest and self._fits(record):
+                return record.manifest
+        return None
+
+    def locate(self, file_digest: str) -> tuple[Path, int] | None:
+        """Return the path and size in bytes of a file by its digest; None if it is not here, or not as recorded."""
+        for record, number in self._records.with_file(file_digest):
+            manifest = record.manifest
+            base = self.models / manifest.model
+            path = base if manifest.single else base / manifest.files[number].path
+            try:
+                if identity_of(path) == record.identities[number]:
+                    return path, manifest.files[number].size
+            except OSError:
+                continue
+        return None
+
+    def partial(self, manifest: Manifest) -> Partial:
+        """Return what has arrived of a revision, to be entered by ``with``. Raises `InvalidManifest`, `InvalidName`."""
+        return Partial(self.models, manifest, self.record, self.node)
+
+    def publish(self, working: Path, manifest: Manifest) -> Path:
+        """Make ``working/files`` the model and record it; ``working`` lies in ``.stagecast`` and is deleted.
+
+        The caller holds ``durable.Lock(working / "lock")``. See `publication.publish`.
+        """
+        return publication.publish(working, manifest, self.models, self.record)
+
+    def was_published(self, working: Path, manifest: Manifest) -> bool:
+        """Return whether a `publish` that a crash cut off had moved the files; then it wants to be called again."""
+        return publication.was_published(working, manifest, self.models)
+
+    def record(self, manifest: Manifest) -> None:
+        """Record a model whose files were just verified, so that they are not hashed again.
+
+        Raises:
+            Unknown: no such model.
+            WrongState: the files that lie there are not those of the manifest.
+        """
+        found = survey(manifest.model, self.path(manifest.model))
+        expected = {manifest.model if manifest.single else file.path: file.size for file in manifest.files}
+        if {name: identity.size for name, identity in found.items()} != expected:
+            raise WrongState(manifest.model, "on this disk with other files than the manifest lists", "record")
+        self._records.put(Record(manifest, tuple(found.values())))
+
+    def partials(self) -> list[PartialState]:
+        """Return the models that are not whole yet, sorted; the name is "?" where nobody can tell any more."""
+        folders = (self.models / publication.WORKSHOP).iterdir()
+        return sorted(_state(folder) for folder in folders if len(folder.name) == 64 and folder.is_dir())
+
+    def remove(self, name: str) -> int:
+        """Delete a model; return how many bytes that was. Raises `Unknown`."""
+        path = self.path(name)
+        count = _size(name, path)
+        if not publication.throw_away(path, self.models):
+            raise Unknown("model", name, self.names())
+        self._records.drop(name)
+        return count
+
+    def space(self) -> Space:
+        """Return the free bytes of the models' disk, and its bytes in all."""
+        return self._disk.space()
+
+    def reserve(self, needed: int, present: int = 0) -> AbstractContextManager[Reservation]:
+        """Promise ``needed`` bytes for the time of a ``with``. Raises `NotEnoughSpace`."""
+        return self._disk.reserve(needed, present)
+
+    def _fits(self, record: Record) -> bool:
+        name, manifest = record.manifest.model, record.manifest
+        try:
+            found = survey(name, self.path(name))
+        except (Unknown, InvalidManifest):
+            return False
+        paths = [name] if manifest.single else [file.path for file in manifest.files]
+        return list(found) == paths and tuple(found.values()) == record.identities
+
+    @contextmanager
+    def _alone(self, name: str, stop: threading.Event) -> Iterator[None]:
+        lock = Lock(self.data / "locks" / name)
+        while not lock.take():
+            if stop.wait(_LOCK_POLL):
+                raise Interrupted("cancel")
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _ignore(count: int) -> None:
+    pass
+
+
+def _is_name(name: str) -> bool:
+    try:
+        check_name(name)
+    except InvalidName:
+        return False
+    return True
+
+
+def _is_model(path: Path) -> bool:
+    return _is_name(path.name) and (path.is_dir() or path.is_file())
+
+
+def _size(name: str, path: Path) -> int:
+    try:
+        return 0 if path.is_symlink() else sum(identity.size for identity in survey(name, path).values())
+    except InvalidManifest:
+        return 0  # a model that cannot be adopted can still be deleted
+
+
+def _state(folder: Path) -> PartialState:
+    try:
+        manifest = decode((folder / "manifest.json").read_bytes())
+    except (OSError, InvalidManifest):
+        return PartialState("?", folder.name, 0, 0)
+    pieces = list(pieces_of(manifest))
+    marks = read_status(folder / "status", pieces)
+    done = sum(min(mark, piece.length) for mark, piece in zip(marks, pieces, strict=True))
+    return PartialState(manifest.model, folder.name, done, manifest.size)

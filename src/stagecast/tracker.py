@@ -1,0 +1,294 @@
+"""The tracker: follows the log, folds it, and is the only part that knows that work has a record.
+
+Reading costs nothing but memory; waiting is for a change of the fold; writing goes through compare-and-set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Final
+
+from stagecast import broadcast, operations, subjects
+from stagecast.bus import Anew, Bus, CaughtUp, Heard, Lost
+from stagecast.errors import AppendConflict, BusError, BusUnavailable, Fenced, Interrupted, StagecastError
+from stagecast.fold import Change, Fold
+from stagecast.messages import Entry, Kind, Record
+from stagecast.ownership import TICK_INTERVAL, Ownership, standing_record
+from stagecast.revision import Revision
+
+_logger = logging.getLogger(__name__)
+
+RESTATE_GRACE: Final = 1.0
+"""Seconds for which the old picture stays in view after the log came back as another one: owners restate theirs."""
+WARN_INTERVAL: Final = 60.0
+
+
+class Tracker:
+    """One process's view of everything, and its pen."""
+
+    def __init__(
+        self, bus: Bus, process: str, *, clock: Callable[[], float] = time.time, interval: float = TICK_INTERVAL
+    ) -> None:
+        self.bus = bus
+        self.process = process
+        self.fold = Fold()
+        self.is_degraded = True
+        self.is_closing = False
+        self.malformed = 0
+        self.owned: dict[str, Ownership] = {}
+        self.caught_up = asyncio.Event()
+        self._clock = clock
+        self._interval = interval
+        self._incoming = self.fold
+        self._changed = asyncio.Event()
+        self._warned = float("-inf")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def revision(self) -> Revision:
+        """How far this process has folded the log."""
+        return self.fold.revision
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Tracker, None]:
+        """Follow the log for as long as the block lasts."""
+        follower = asyncio.create_task(self._follow(), name="tracker")
+        try:
+            yield self
+        finally:
+            for task in (follower, *self._tasks):
+                task.cancel()
+            await asyncio.gather(follower, *self._tasks, return_exceptions=True)
+
+    @property
+    def identity(self) -> str:
+        """The identity of the stream that is followed now, which may be newer than the picture in view."""
+        return self._incoming.revision.identity
+
+    def now(self) -> float:
+        """Return the time that this process dates its records with, in seconds since 1970."""
+        return self._clock()
+
+    async def changed(self, after: Revision, timeout: float | None = None) -> bool:
+        """Wait until the fold stands at another revision than ``after``; tell whether it does."""
+        return await self.until(lambda: self.revision != after, timeout)
+
+    async def reached(self, revision: Revision, timeout: float | None = None) -> bool:
+        """Wait until the fold has reached ``revision``; tell whether it has."""
+        return await self.until(lambda: revision.reached_by(self.revision), timeout)
+
+    async def until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until ``condition`` holds, asked anew after every change of the fold; tell whether it does."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not condition():
+                    await self._changed.wait()
+        except TimeoutError:
+            return condition()
+        return True
+
+    async def say(self, subject: str, payload: bytes, *, expected: int | None = None) -> Revision:
+        """Append to the log and return the revision that has it. Raises `AppendConflict`, `BusUnavailable`."""
+        return self._at(await self.bus.log.append(subject, payload, expected=expected))
+
+    async def write(self, record: Record, expected: int) -> Revision:
+        """Append an operation's record where its last word stands at ``expected``. Raises like `say`."""
+        return await self.say(subjects.operation(record), broadcast.encode(record), expected=expected)
+
+    async def open(
+        self, kind: Kind, model: str, node: str = "", *, cause: str, parameters: dict[str, str] | None = None,
+        bytes_total: int = 0, claim: bool = False,
+    ) -> tuple[Record, Revision]:  # fmt: skip
+        """Queue an operation, or return the one that is under way already. ``claim``: own it from the start."""
+        identifier = operations.operation_id(kind, model, node)
+        while True:
+            held, sequence = await self.standing(identifier, kind, model, node)
+            if held is not None and not operations.is_ended(held):
+                return held, self._at(sequence)
+            record = operations.opened(
+                held, kind=kind, model=model, node=node, job=secrets.token_hex(8), now=self._clock(),
+                cause=cause, parameters=parameters, bytes_total=bytes_total,
+            )  # fmt: skip
+            if claim:
+                record = operations.claimed(record, self.process, self._clock())
+            with suppress(AppendConflict):
+                return record, await self.write(record, sequence)
+
+    async def standing(self, identifier: str, kind: Kind, model: str, node: str) -> tuple[Record | None, int]:
+        """Return the log's own last word on an operation, and the sequence of whatever stands on its subject."""
+        probe = Record(id=identifier, job="", kind=kind, model=model, node=node)
+        entry = await self.bus.log.last(subjects.operation(probe))
+        held = standing_record(entry)
+        slot = self.fold.slots.get(identifier)
+        if slot is not None:
+            held = slot.record if held is None else operations.merge(slot.record, held)
+        return held, entry.sequence if entry else 0
+
+    def close(self) -> None:
+        """Wake everybody who waits for a change: this process is about to end."""
+        self.is_closing = True
+        self._notify()
+
+    @asynccontextmanager
+    async def own(self, record: Record) -> AsyncGenerator[Ownership | None, None]:
+        """Claim an operation and yield the right to write its record; what the block does decides how it ends.
+
+        A block that returns has succeeded, one that raises has failed with that cause. Cancelling and pausing from
+        outside cancel the block. Yields None where somebody else was first: then there is nothing to do.
+        """
+        ownership = await self._claim(record)
+        if ownership is None:
+            yield None
+            return
+        self.owned[record.id] = ownership
+        ticker = asyncio.create_task(ownership.run(), name=f"ticks of {record.id}")
+        try:
+            yield ownership
+            ownership.settle()
+            if not operations.is_ended(ownership.record):
+                await ownership.end("succeeded")
+        except Fenced as error:
+            _logger.info("%s", error.message)
+        except (asyncio.CancelledError, Interrupted):
+            await self._stopped(ownership)
+        except StagecastError as error:
+            await _fail(ownership, error.message)
+        except Exception as error:
+            _logger.exception("%s", record.id)
+            await _fail(ownership, f"{type(error).__name__}: {error}")
+        finally:
+            ticker.cancel()
+            await asyncio.gather(ticker, return_exceptions=True)
+            self.owned.pop(record.id, None)
+            ownership.released.set()
+
+    async def _claim(self, record: Record) -> Ownership | None:
+        while True:
+            held, sequence = await self.standing(record.id, record.kind, record.model, record.node)
+            if held is None or operations.is_ended(held) or held.attempt > record.attempt:
+                return None
+            if held.owner == self.process and held.state == "running":
+                return self._ownership(held, sequence)
+            claimed = operations.claimed(held, self.process, self._clock())
+            with suppress(AppendConflict):
+                revision = await self.write(claimed, sequence)
+                return self._ownership(claimed, revision.sequence)
+
+    def _ownership(self, record: Record, sequence: int) -> Ownership:
+        return Ownership(self.bus.log, record, sequence, clock=self._clock, interval=self._interval)
+
+    async def _stopped(self, ownership: Ownership) -> None:
+        """Write what a stop from outside makes of the operation; without one, this process itself is leaving."""
+        task = asyncio.current_task()
+        if ownership.stopped_by is None:
+            with suppress(StagecastError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await ownership.change(state="stalled", note="its process is stopping", rate=None)
+            raise asyncio.CancelledError
+        others = task.uncancel() if task is not None else 0
+        with suppress(Fenced):
+            if ownership.stopped_by == "cancel":
+                await ownership.end("cancelled")
+            elif ownership.stopped_by == "pause":
+                await ownership.change(state="paused", note="paused", rate=None)
+        if others:
+            raise asyncio.CancelledError
+
+    async def _follow(self) -> None:
+        async with aclosing(self.bus.log.follow()) as heard:
+            async for each in heard:
+                try:
+                    self._hear(each)
+                except Exception:
+                    _logger.exception("folding %r", each)
+
+    def _hear(self, heard: Heard) -> None:
+        if isinstance(heard, Entry):
+            self._apply(heard)
+        elif isinstance(heard, Anew):
+            self._incoming = Fold(Revision(heard.identity, 0))
+            self.is_degraded = True
+            if self.caught_up.is_set():
+                self._spawn(self._restate())
+                self._notify()
+        elif isinstance(heard, CaughtUp):
+            self._catch_up(heard)
+        elif isinstance(heard, Lost):
+            self.is_degraded = True
+            self._notify()
+
+    def _catch_up(self, heard: CaughtUp) -> None:
+        incoming = self._incoming
+        at = max(incoming.revision.sequence, heard.sequence)
+        incoming.revision = Revision(incoming.revision.identity, at)
+        if incoming is not self.fold and self.caught_up.is_set():
+            asyncio.get_running_loop().call_later(RESTATE_GRACE, self._show, incoming)
+        else:
+            self._show(incoming)
+
+    def _show(self, fold: Fold) -> None:
+        if fold is self._incoming:
+            self.fold = fold
+            self.is_degraded = not self.bus.is_connected
+            self.caught_up.set()
+            self._notify()
+
+    def _apply(self, entry: Entry) -> None:
+        change = self._incoming.apply(entry)
+        if change.what == "malformed":
+            self._count_malformed(entry)
+        if change.displaced is not None and self.caught_up.is_set():
+            self._spawn(self._mend(change.displaced, entry.sequence))
+        if self._incoming is self.fold:
+            self._tell_owner(change)
+            self._notify()
+
+    def _tell_owner(self, change: Change) -> None:
+        ownership = self.owned.get(change.id) if change.what == "operation" else None
+        if ownership is not None and ownership.is_taken_by(self.fold.slots[change.id].record):
+            ownership.halt("fence")
+
+    async def _restate(self) -> None:
+        """Write into a log that came back without its past what this process knows of operations and placements."""
+        old = self.fold
+        for slot in list(old.slots.values()):
+            with suppress(BusError):
+                await self.write(slot.record, 0)
+        for ownership in list(self.owned.values()):
+            with suppress(Fenced):
+                await ownership.restate()
+
+    async def _mend(self, record: Record, sequence: int) -> None:
+        """Put an operation's last word back where something else was written over it."""
+        with suppress(AppendConflict, BusUnavailable):
+            await self.write(record, sequence)
+
+    def _count_malformed(self, entry: Entry) -> None:
+        self.malformed += 1
+        now = time.monotonic()
+        if now - self._warned >= WARN_INTERVAL:
+            self._warned = now
+            _logger.warning("dropped a malformed event on %s (%d so far)", entry.subject, self.malformed)
+
+    def _at(self, sequence: int) -> Revision:
+        return Revision(self._incoming.revision.identity, sequence)
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _fail(ownership: Ownership, error: str) -> None:
+    ownership.settle()
+    with suppress(Fenced):
+        await ownership.end("failed", error=error)

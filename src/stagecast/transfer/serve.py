@@ -1,0 +1,121 @@
+"""Gives the models of this disk to others, over HTTP/1.1.
+
+``GET /files/<digest>`` answers the bytes of a file, a range of them on demand, and ``GET /manifests/<digest>`` a
+manifest as JSON. Everything runs in threads of its own: bulk bytes never share an event loop with requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from types import TracebackType
+from typing import Final, Self
+
+from stagecast.store import Store
+from stagecast.transfer.exchange import Exchange
+
+CONNECTIONS: Final = 256
+"""Connections that are served at a time; a thread each."""
+
+TURNED_AWAY: Final = 32
+"""Connections beyond those that still hear a 503, and are not just closed."""
+
+
+class FileServer:
+    """Use as ``with FileServer(store, "127.0.0.1", token=secret) as server``; port 0 takes a free one.
+
+    ``server.url`` has ``host`` as it was given. With a ``token``, each request must carry it as its bearer.
+
+    Entering raises:
+        OSError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self, store: Store, host: str, port: int = 0, token: str = "", connections: int = CONNECTIONS
+    ) -> None:
+        self.store = store
+        self.host = host
+        self.port = port
+        self.token = token
+        self._most = connections
+        self._bytes_sent = 0
+        self._guard = threading.Lock()
+        self._open: dict[socket.socket, threading.Thread] = {}
+        self._closing = threading.Event()
+
+    def __enter__(self) -> Self:
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        self._listener = socket.create_server((self.host, self.port), family=family, backlog=128)
+        self.port = self._listener.getsockname()[1]
+        self._acceptor = threading.Thread(target=self._accept, name="stagecast-serve", daemon=True)
+        self._acceptor.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._guard:
+            self._closing.set()
+            threads = list(self._open.values())
+            for connection in self._open:
+                _shut_down(connection)
+        _shut_down(self._listener)
+        self._acceptor.join()
+        self._listener.close()
+        for thread in threads:
+            thread.join()
+
+    @property
+    def url(self) -> str:
+        """Where it answers: ``http://127.0.0.1:41234``."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of files that were handed to the network since the start; only ever grows."""
+        return self._bytes_sent
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                # Out of descriptors, or a client that left before it was accepted: the next one may fare better.
+                self._closing.wait(0.05)
+                continue
+            if not self._admit(connection):
+                connection.close()
+
+    def _admit(self, connection: socket.socket) -> bool:
+        with self._guard:
+            if self._closing.is_set() or len(self._open) >= self._most + TURNED_AWAY:
+                return False
+            store = self.store if len(self._open) < self._most else None
+            thread = threading.Thread(target=self._serve, args=(connection, store), name="stagecast-serve", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False  # the machine has no thread left for it
+            self._open[connection] = thread
+            return True
+
+    def _serve(self, connection: socket.socket, store: Store | None) -> None:
+        try:
+            with contextlib.suppress(OSError):
+                Exchange(connection, store, self.token, self._count)
+        finally:
+            with self._guard:
+                del self._open[connection]
+            connection.close()
+
+    def _count(self, sent: int) -> None:
+        with self._guard:
+            self._bytes_sent += sent
+
+
+def _shut_down(connection: socket.socket) -> None:
+    """Wake whoever waits on the socket; closing alone would leave them waiting."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

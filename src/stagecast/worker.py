@@ -1,0 +1,169 @@
+"""The worker: makes true what the log wants of its node. It stages what is queued for it, and loads what is placed.
+
+Everything here follows from the fold: a worker that starts anew sees the same wishes and the same unfinished
+operations, and goes on with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, asynccontextmanager
+from typing import Final
+
+from stagecast import operations
+from stagecast.errors import Interrupted, StagecastError, TransferFailed
+from stagecast.manifest import Manifest
+from stagecast.messages import Record
+from stagecast.node import Node
+from stagecast.ownership import Ownership
+from stagecast.presence import Presence
+from stagecast.tracker import Tracker
+from stagecast.transfer import Holder, RateLimit, fetch_manifest, pull
+from stagecast.work import in_thread
+
+_logger = logging.getLogger(__name__)
+
+HOLDER_PATIENCE: Final = 30.0
+"""Seconds without any living holder after which a staging fails."""
+
+
+class Worker:
+    """Stages and loads for one node."""
+
+    def __init__(
+        self, node: Node, tracker: Tracker, presence: Presence, *, token: str, rate_limit: int = 0
+    ) -> None:
+        self._node = node
+        self._tracker = tracker
+        self._presence = presence
+        self._token = token
+        self._limit = RateLimit(rate_limit) if rate_limit else None
+        self._stagings: dict[str, asyncio.Task[None]] = {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Worker, None]:
+        """Work for as long as the block lasts; what is under way then is left to the node's next process."""
+        watcher = asyncio.create_task(self._watch())
+        try:
+            yield self
+        finally:
+            tasks = [watcher, *self._stagings.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def stage(self, model: str, cause: str) -> None:
+        """Have a model on this disk: return at once if it is, else once its staging has ended well.
+
+        Raises:
+            TransferFailed: the staging failed or was cancelled.
+        """
+        if await asyncio.to_thread(self._node.store.recorded, model) is not None:
+            return
+        record, _ = await self._tracker.open("staging", model, self._node.name, cause=cause)
+        await self._tracker.until(lambda: self._has_ended(record))
+        ended = self._tracker.fold.record(record.id)
+        if ended is None or ended.state != "succeeded":
+            raise TransferFailed(ended.error if ended and ended.error else f"{record.id} was cancelled")
+
+    def _has_ended(self, record: Record) -> bool:
+        held = self._tracker.fold.record(record.id)
+        return held is not None and held.attempt >= record.attempt and operations.is_ended(held)
+
+    async def _watch(self) -> None:
+        await self._tracker.caught_up.wait()
+        while True:
+            seen = self._tracker.revision
+            for record in list(self._tracker.fold.live()):
+                if record.kind == "staging" and record.node == self._node.name and self._is_mine_to_do(record):
+                    self._stagings[record.id] = asyncio.create_task(self._perform(record), name=record.id)
+            await self._tracker.changed(seen)
+
+    def _is_mine_to_do(self, record: Record) -> bool:
+        """Tell whether a staging waits for this process: queued, or left behind by an earlier one of this node."""
+        task = self._stagings.get(record.id)
+        if task is not None and not task.done():
+            return False
+        return record.state in {"queued", "stalled"} or (
+            record.state == "running" and record.owner != self._tracker.process
+        )
+
+    async def _perform(self, record: Record) -> None:
+        async with self._tracker.own(record) as ownership:
+            if ownership is not None:
+                await self._stage(ownership)
+
+    async def _stage(self, ownership: Ownership) -> None:
+        model, store = ownership.record.model, self._node.store
+        await ownership.change(phase="planning")
+        if model in await asyncio.to_thread(store.names):
+            held = await in_thread(ownership.stop, store.manifest, model, None, ownership.stop)
+            if ownership.record.parameters.get("digest", held.digest) == held.digest:
+                await self._finish(ownership, held)
+                return
+        manifest = await self._manifest(ownership)
+        needed = manifest.size
+        with ExitStack() as stack:
+            partial = await in_thread(ownership.stop, stack.enter_context, store.partial(manifest))
+            present = partial.verified_bytes
+            stack.enter_context(store.reserve(needed - present, present))
+            await ownership.change(
+                phase="transferring", bytes_total=needed, bytes_done=present, total_files=len(manifest.files)
+            )
+            try:
+                await in_thread(
+                    ownership.stop, pull, manifest, partial, lambda: self._holders(model, manifest.digest),
+                    token=self._token, limit=self._limit, advance=ownership.advance,
+                    entered=lambda index: ownership.enter(index + 1, manifest.files[index].path), stop=ownership.stop,
+                )  # fmt: skip
+            except (asyncio.CancelledError, Interrupted):
+                if ownership.stopped_by == "cancel":
+                    await asyncio.shield(asyncio.to_thread(partial.discard))
+                raise
+            await ownership.change(phase="publishing")
+            await in_thread(threading.Event(), partial.publish)
+        await self._finish(ownership, manifest)
+
+    async def _finish(self, ownership: Ownership, manifest: Manifest) -> None:
+        """Announce the model, and only then let the operation end: whoever sees the end finds the model."""
+        await ownership.change(
+            phase="publishing", bytes_total=manifest.size, bytes_done=manifest.size, total_files=len(manifest.files)
+        )
+        await self._node.adopt()
+        await self._node.settled()
+
+    async def _manifest(self, ownership: Ownership) -> Manifest:
+        """Return the manifest of the revision that is wanted, from any holder that answers."""
+        model = ownership.record.model
+        loop = asyncio.get_running_loop()
+        deadline, causes = loop.time() + HOLDER_PATIENCE, ["none is alive"]
+        while True:
+            digest = ownership.record.parameters.get("digest") or self._digest(model)
+            for holder in self._holders(model, digest) if digest else []:
+                try:
+                    return await in_thread(ownership.stop, fetch_manifest, holder, digest, self._token)
+                except StagecastError as error:
+                    causes = [error.message]
+            if any(copy.state == "reading" for copy in self._tracker.fold.copies(model)):
+                deadline, causes = loop.time() + HOLDER_PATIENCE, ["a holder is still reading it in"]
+            if loop.time() > deadline:
+                raise TransferFailed(f"no holder gave the manifest of {model}: {'; '.join(causes)}")
+            ownership.tell(f"waiting for a holder: {causes[0]}")
+            await self._tracker.changed(self._tracker.revision, 1.0)
+
+    def _digest(self, model: str) -> str:
+        return next((holding.digest for holding in self._tracker.fold.holders(model)), "")
+
+    def _holders(self, model: str, digest: str) -> list[Holder]:
+        """Return the living nodes, this one excepted, that hold this revision of a model."""
+        fold = self._tracker.fold
+        return [
+            Holder(holding.node, fold.nodes[holding.node].files)
+            for holding in fold.holders(model)
+            if holding.digest == digest
+            and holding.node != self._node.name
+            and self._presence.is_node_alive(holding.node)
+        ]

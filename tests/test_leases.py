@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import pytest
+
+from stagecast.fold import Fold, Slot
+from stagecast.leases import LIFETIME, NAP, PATIENCE, Leases, responsible, verdicts
+from stagecast.messages import NodeRecord, Record
+from tests.peers import a_record
+
+
+def a_fold(*records: Record) -> Fold:
+    nodes = {"n": NodeRecord(name="n", kind="worker", process="p")}
+    return Fold(slots={record.id: Slot(record, at) for at, record in enumerate(records, 1)}, nodes=nodes)
+
+
+def judged(fold: Fold, leases: Leases, now: float) -> list[tuple[int, Record]]:
+    return [(slot.sequence, record) for slot, record in verdicts(fold, leases, now, 1.7e9)]
+
+
+def test_a_lease_runs_out_after_its_lifetime_and_is_renewed_by_a_sign_of_life() -> None:
+    leases = Leases()
+    leases.renew("a", 0.0)
+    assert leases.is_alive("a", LIFETIME - 0.01)
+    assert not leases.is_alive("a", LIFETIME)
+    leases.renew("a", LIFETIME)
+    assert leases.is_alive("a", 2 * LIFETIME - 0.01)
+
+
+def test_who_was_never_heard_of_begins_its_lease_when_first_asked_about() -> None:
+    leases = Leases()
+    assert leases.is_alive("a", 1000.0)
+    assert not leases.is_alive("a", 1000.0 + LIFETIME)
+
+
+def test_who_said_goodbye_is_dead_at_once_until_it_is_heard_again() -> None:
+    leases = Leases()
+    leases.renew("a", 0.0)
+    leases.leave("a")
+    assert not leases.is_alive("a", 0.1)
+    leases.renew("a", 0.2)
+    assert leases.is_alive("a", 0.3)
+
+
+def test_a_judge_that_napped_does_not_condemn() -> None:
+    leases = Leases()
+    leases.look(0.0)
+    leases.renew("a", 0.0)
+    asleep_until = 10 * LIFETIME
+    leases.look(asleep_until)
+    assert leases.is_alive("a", asleep_until + LIFETIME - 0.01)
+    assert judged(a_fold(a_record()), leases, asleep_until) == []
+
+
+def test_a_judge_that_stays_awake_does() -> None:
+    leases = Leases()
+    leases.renew("a", 0.0)
+    now = 0.0
+    while now < LIFETIME:
+        leases.look(now)
+        now += NAP / 2
+    leases.look(now)
+    ((sequence, record),) = judged(a_fold(a_record()), leases, now)
+    assert (sequence, record.state, record.owner, record.seq) == (1, "stalled", "a", 1)
+    assert "node n does not answer" in record.note
+
+
+def test_a_dead_owners_operation_is_said_to_stall_once() -> None:
+    leases = Leases()
+    leases.renew("a", 0.0)
+    ((_, stalled),) = judged(a_fold(a_record()), leases, LIFETIME)
+    assert judged(a_fold(stalled), leases, LIFETIME + 1) == []
+
+
+def test_a_node_that_stays_away_ends_its_operations_with_that_cause() -> None:
+    leases = Leases()
+    leases.renew("a", 0.0)
+    ((_, record),) = judged(a_fold(a_record(state="stalled")), leases, PATIENCE)
+    assert (record.state, record.error) == ("failed", "node n stayed away for 120 s")
+
+
+def test_an_installation_names_its_owner() -> None:
+    leases = Leases(left={"a"})
+    ((_, record),) = judged(a_fold(a_record(kind="installation", node="")), leases, 1.0)
+    assert "its owner a does not answer" in record.note
+
+
+@pytest.mark.parametrize("state", ["paused", "succeeded", "failed", "cancelled"])
+def test_nobody_waits_for_what_is_paused_or_has_ended(state: str) -> None:
+    assert judged(a_fold(a_record(state=state)), Leases(left={"a"}), 1e6) == []
+
+
+def test_a_queued_operation_waits_for_its_nodes_process() -> None:
+    queued = a_record(state="queued", owner="")
+    fold = a_fold(queued)
+    assert responsible(fold, queued) == "p"
+    assert judged(fold, Leases(), 0.0) == []
+    ((_, record),) = judged(fold, Leases(left={"p"}), 0.0)
+    assert record.state == "stalled"
+
+
+def test_what_anybody_may_claim_waits_for_nobody() -> None:
+    queued = a_record(kind="installation", node="", state="queued", owner="")
+    assert responsible(a_fold(queued), queued) == ""
+    assert judged(a_fold(queued), Leases(), 1e9) == []
+
+
+def test_the_living_are_not_judged() -> None:
+    leases = Leases()
+    leases.renew("a", 100.0)
+    assert judged(a_fold(a_record()), leases, 101.0) == []

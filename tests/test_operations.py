@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import itertools
+from typing import get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stagecast import operations
+from stagecast.errors import WrongState
+from stagecast.messages import Outcome, Record, State, Verb
+from tests.peers import a_record
+
+STATES: tuple[State, ...] = get_args(State)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Record:
+    """Any record of one operation, from few values, so that ties come often."""
+    return a_record(
+        owner=draw(st.sampled_from(["", "a", "b"])),
+        attempt=draw(st.integers(0, 3)),
+        seq=draw(st.integers(0, 3)),
+        state=draw(st.sampled_from(STATES)),
+        dismissed=draw(st.booleans()),
+        bytes_done=draw(st.integers(0, 2)),
+    )
+
+
+def fold(sequence: list[Record]) -> Record | None:
+    held: Record | None = None
+    for record in sequence:
+        held = operations.merge(held, record)
+    return held
+
+
+@given(records(), records())
+def test_merging_commutes(one: Record, other: Record) -> None:
+    assert operations.merge(one, other) == operations.merge(other, one)
+
+
+@given(records(), records(), records())
+def test_merging_associates(one: Record, two: Record, three: Record) -> None:
+    left = operations.merge(operations.merge(one, two), three)
+    assert left == operations.merge(one, operations.merge(two, three))
+
+
+@given(records())
+def test_merging_twice_is_merging_once(record: Record) -> None:
+    assert operations.merge(record, record) == record
+    assert operations.merge(None, record) == record
+    assert not operations.outranks(record, record)
+
+
+@given(st.lists(records(), min_size=1, max_size=8), st.randoms(use_true_random=False), st.data())
+def test_order_and_repetition_do_not_matter(some: list[Record], random: object, data: st.DataObject) -> None:
+    again = data.draw(st.lists(st.sampled_from(some), max_size=5))
+    shuffled = data.draw(st.permutations([*some, *again]))
+    assert fold(shuffled) == fold(some)
+
+
+@given(records(), records())
+def test_the_order_is_total_and_the_rank_agrees_with_it(one: Record, other: Record) -> None:
+    assert operations.outranks(one, other) == (operations.rank(one) > operations.rank(other))
+    assert one == other or operations.outranks(one, other) != operations.outranks(other, one)
+
+
+@given(records(), records())
+def test_an_end_is_final_within_its_attempt(one: Record, other: Record) -> None:
+    merged = operations.merge(one, other)
+    if one.attempt == other.attempt and operations.is_ended(one) and not operations.is_ended(other):
+        if not other.dismissed:
+            assert merged == one
+
+
+@given(records(), records())
+def test_a_lower_attempt_never_wins(one: Record, other: Record) -> None:
+    assert operations.merge(one, other).attempt == max(one.attempt, other.attempt)
+
+
+@given(records(), records())
+def test_among_words_of_the_same_kind_a_lower_seq_never_wins(one: Record, other: Record) -> None:
+    is_same_kind = operations.is_ended(one) == operations.is_ended(other) and one.dismissed == other.dismissed
+    if one.attempt == other.attempt and is_same_kind:
+        assert operations.merge(one, other).seq == max(one.seq, other.seq)
+
+
+def test_ids_are_those_of_the_wire() -> None:
+    assert operations.operation_id("staging", "m", "n") == "staging:m@n"
+    assert operations.operation_id("installation", "m") == "installation:m"
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_listed_is_what_has_not_ended_or_failed_and_was_not_dismissed(state: State) -> None:
+    assert operations.is_listed(a_record(state=state)) == (state not in {"succeeded", "cancelled"})
+    assert not operations.is_listed(a_record(state="failed", dismissed=True))
+
+
+def test_a_new_run_outranks_whatever_is_held() -> None:
+    held = a_record(attempt=7, seq=99, state="failed", error="no disk", dismissed=True)
+    run = operations.opened(held, kind="staging", model="m", node="n", job="k", now=5.0, cause="asked")
+    assert operations.outranks(run, held)
+    assert (run.attempt, run.seq, run.state, run.owner, run.error, run.dismissed) == (8, 0, "queued", "", "", False)
+    assert run.started_at == run.updated_at == 5.0
+
+
+def test_the_first_claim_keeps_the_attempt_and_a_later_one_fences_the_earlier_owner() -> None:
+    queued = operations.opened(None, kind="staging", model="m", node="n", job="j", now=1.0)
+    first = operations.claimed(queued, "a", 2.0)
+    second = operations.claimed(first, "b", 3.0)
+    assert [(each.attempt, each.owner, each.state) for each in (queued, first, second)] == [
+        (1, "", "queued"),
+        (1, "a", "running"),
+        (2, "b", "running"),
+    ]
+    late_word_of_the_first = msgspec.structs.replace(first, seq=1000)
+    assert operations.merge(second, late_word_of_the_first) == second
+
+
+@pytest.mark.parametrize("outcome", ["succeeded", "failed", "cancelled"])
+def test_an_end_keeps_what_was_done_and_says_no_rate(outcome: Outcome) -> None:
+    held = a_record(bytes_done=5, bytes_total=9, rate=3.0, seq=4)
+    end = operations.ended(held, outcome, 9.0, error="why")
+    assert (end.state, end.error, end.bytes_done, end.rate, end.seq, end.owner) == (outcome, "why", 5, None, 5, "a")
+    assert operations.outranks(end, held)
+
+
+def test_a_stalled_operation_keeps_its_owner_and_says_why() -> None:
+    held = a_record(rate=3.0)
+    stalled = operations.stalled(held, "silence", 9.0)
+    assert (stalled.state, stalled.note, stalled.owner, stalled.rate) == ("stalled", "silence", "a", None)
+
+
+ALLOWED: dict[Verb, set[State]] = {
+    "cancel": {"queued", "running", "paused", "stalled"},
+    "pause": {"queued", "running", "stalled"},
+    "resume": {"paused"},
+    "retry": {"failed", "cancelled"},
+    "dismiss": {"failed"},
+}
+BECOMES: dict[Verb, State] = {
+    "cancel": "cancelled",
+    "pause": "paused",
+    "resume": "queued",
+    "retry": "queued",
+    "dismiss": "failed",
+}
+
+
+@pytest.mark.parametrize(("verb", "state"), list(itertools.product(get_args(Verb), STATES)))
+def test_every_verb_in_every_state(verb: Verb, state: State) -> None:
+    held = a_record(state=state, error="why" if state == "failed" else "", seq=3)
+    if state not in ALLOWED[verb]:
+        with pytest.raises(WrongState, match=rf"cannot {verb} staging:m@n: it is {state}"):
+            operations.commanded(held, verb, 9.0)
+        return
+    after = operations.commanded(held, verb, 9.0)
+    assert after.state == BECOMES[verb]
+    assert operations.outranks(after, held)
+    assert after.job == held.job
+
+
+def test_dismissing_hides_and_does_not_touch_the_time_of_the_end() -> None:
+    failed = a_record(state="failed", error="why", updated_at=4.0)
+    dismissed = operations.commanded(failed, "dismiss", 9.0)
+    assert (dismissed.dismissed, dismissed.updated_at, dismissed.error) == (True, 4.0, "why")
+    with pytest.raises(WrongState):
+        operations.commanded(dismissed, "retry", 9.0)
+
+
+def test_a_retry_is_open_to_any_owner_again() -> None:
+    retried = operations.commanded(a_record(state="failed", error="why", note="x"), "retry", 9.0)
+    assert (retried.owner, retried.error, retried.note, retried.attempt, retried.phase) == ("", "", "", 2, "planning")

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stagecast.revision import Revision, parse
+
+
+@given(st.text("0123456789abcdef-", min_size=1), st.integers(0, 2**63 - 1))
+def test_what_clients_send_back_is_what_they_were_given(identity: str, sequence: int) -> None:
+    revision = Revision(identity, sequence)
+    assert parse(str(revision)) == revision
+    assert parse(f' "{revision}" ') == revision
+
+
+@pytest.mark.parametrize("text", ["", "-", "5", "-5", "abc", "abc-", "abc-x", "abc-1.5", "abc-٣", "abc-" + "9" * 20])
+def test_what_is_not_a_revision_is_none(text: str) -> None:
+    assert parse(text) is None
+
+
+@given(st.text())
+def test_no_text_breaks_the_parser(text: str) -> None:
+    found = parse(text)
+    assert found is None or found.sequence >= 0
+
+
+def test_a_revision_is_reached_by_the_same_or_a_later_sequence() -> None:
+    assert Revision("a", 5).reached_by(Revision("a", 5))
+    assert Revision("a", 5).reached_by(Revision("a", 6))
+    assert not Revision("a", 5).reached_by(Revision("a", 4))
+
+
+def test_a_revision_of_a_stream_that_is_gone_counts_as_reached() -> None:
+    assert Revision("old", 500).reached_by(Revision("new", 1))

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stagecast import rows
+from stagecast.fold import Fold, Mirror, Slot
+from stagecast.messages import GalleryStatus, Record, StagingStatus
+from tests.peers import a_record
+from tests.test_operations import records
+
+WIRE_FIELDS = {
+    "id", "jobID", "name", "fullName", "taskType", "state", "phase", "progress", "currentBytes", "totalBytes", "fileName",
+    "fileIndex", "totalFiles", "nodeName", "nodeID", "owner", "attempt", "isDeletion", "isBackend", "isQueued",
+    "cancellable", "message", "startedAt", "updatedAt",
+}  # fmt: skip
+
+
+def as_json(record: Record) -> dict[str, object]:
+    return json.loads(msgspec.json.encode(rows.row(record)))  # type: ignore[no-any-return]
+
+
+@given(records())
+def test_every_row_has_the_fields_of_the_wire(record: Record) -> None:
+    row = as_json(record)
+    optional = {"error", "dismissed", "bytesPerSecond", "etaSeconds"}
+    assert WIRE_FIELDS <= row.keys() <= WIRE_FIELDS | optional
+    assert ("error" in row) == (record.state == "failed")
+    assert 0 <= row["progress"] <= 100  # type: ignore[operator]
+    assert isinstance(row["progress"], int)
+
+
+@given(records())
+def test_a_row_depends_on_the_record_alone(record: Record) -> None:
+    assert msgspec.json.encode(rows.row(record)) == msgspec.json.encode(rows.row(msgspec.structs.replace(record)))
+
+
+def test_rate_and_time_left_are_absent_rather_than_guessed() -> None:
+    moving = {"phase": "transferring", "bytes_done": 40, "bytes_total": 100, "rate": 10.0}
+    assert as_json(a_record(**moving)).items() >= {"bytesPerSecond": 10.0, "etaSeconds": 6.0}.items()
+    for unlike in ({"rate": None}, {"rate": 0.0}, {"state": "stalled"}, {"state": "paused"}):
+        assert not {"bytesPerSecond", "etaSeconds"} & as_json(a_record(**(moving | unlike))).keys()
+    for unlike in ({"phase": "verifying"}, {"bytes_done": 100}):
+        row = as_json(a_record(**(moving | unlike)))
+        assert "etaSeconds" not in row
+        assert row["bytesPerSecond"] == 10.0
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "paused", "stalled", "succeeded", "failed", "cancelled"])
+def test_cancellable_is_what_has_not_ended(state: str) -> None:
+    row = as_json(a_record(state=state))
+    assert row["cancellable"] is (state not in {"succeeded", "failed", "cancelled"})
+    assert row["isQueued"] is (state == "queued")
+
+
+def test_times_are_rfc_3339_in_utc() -> None:
+    row = as_json(a_record(started_at=1.7e9, updated_at=1.7e9 + 0.5))
+    assert (row["startedAt"], row["updatedAt"]) == ("2023-11-14T22:13:20.000Z", "2023-11-14T22:13:20.500Z")
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 2)), unique_by=lambda pair: pair[0]), st.data())
+def test_the_list_is_sorted_by_start_then_id(some: list[tuple[str, int]], data: st.DataObject) -> None:
+    found = [a_record(node=node, started_at=float(start), bytes_done=start) for node, start in some]
+    fold = Fold(slots={each.id: Slot(each, 1) for each in data.draw(st.permutations(found))})
+    listed = rows.listed(fold)
+    assert [row.id for row in listed] == [each.id for each in sorted(found, key=lambda r: (r.started_at, r.id))]
+
+
+def test_what_has_ended_leaves_the_list_but_for_what_failed() -> None:
+    states = ("queued", "running", "paused", "stalled", "succeeded", "failed", "cancelled")
+    slots = {state: Slot(a_record(node=state, state=state), 1) for state in states}
+    shown = {row.state for row in rows.listed(Fold(slots=slots))}
+    assert shown == {"queued", "running", "paused", "stalled", "failed"}
+
+
+def test_what_changed_has_ended_rows_too_oldest_change_first_each_with_its_place() -> None:
+    slots = {
+        "a": Slot(a_record(node="a", state="succeeded"), 9),
+        "b": Slot(a_record(node="b"), 7),
+        "c": Slot(a_record(node="c"), 3),
+    }
+    found = [(at, row.id, row.state) for at, row in rows.changed(Fold(slots=slots), 3)]
+    assert found == [(7, "staging:m@b", "running"), (9, "staging:m@a", "succeeded")]
+
+
+@pytest.mark.parametrize(("progress", "shown"), [(-5.0, 0), (50.9, 50), (100.0, 100), (250.0, 100), (float("nan"), 0)])
+def test_what_a_foreign_publisher_says_of_its_progress_is_kept_in_bounds(progress: float, shown: int) -> None:
+    mirror = Mirror("staging:m", "m", "s", 1, 5.0, done=False, status=StagingStatus(progress=progress))
+    assert rows.mirror_row(mirror).progress == shown
+
+
+def test_a_foreign_deletion_is_a_deletion() -> None:
+    mirror = Mirror("installation:m", "m", "s", 1, 5.0, done=False, status=GalleryStatus(deletion=True))
+    row = rows.mirror_row(mirror)
+    assert (row.task_type, row.is_deletion) == ("deletion", True)
+
+
+def test_a_foreign_installation_yields_to_ours() -> None:
+    ours = a_record(kind="installation", node="")
+    mirror = Mirror("installation:m", "m", "s", 2, 5.0, done=False, status=GalleryStatus(progress=99.0))
+    fold = Fold(slots={ours.id: Slot(ours, 1)}, mirrors={mirror.id: mirror})
+    assert rows.listed(fold) == [rows.row(ours)]
+    assert [row for _, row in rows.changed(fold, 0)] == [rows.row(ours)]
