@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import settings
 
 from stagecast import rows
 from stagecast.bus import Bus
@@ -18,6 +19,9 @@ from stagecast.messages import Entry, Record
 from stagecast.operations import operation_id
 from stagecast.tracker import Tracker
 from tests.conftest import eventually
+
+settings.register_profile("stagecast", deadline=None, derandomize=True)
+settings.load_profile("stagecast")
 
 
 def a_record(**changes: Any) -> Record:

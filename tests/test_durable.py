@@ -88,3 +88,11 @@ def test_a_lock_whose_file_the_holder_deleted_is_still_one_lock(tmp_path: Path) 
     for thread in threads:
         thread.join()
     assert most == [1]
+
+
+def test_what_is_in_the_way_of_a_lock_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(OSError, match=name):
+            Lock(tmp_path / name / "lock").take()

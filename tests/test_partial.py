@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from stagecast import partial as partial_module
 from stagecast.errors import Busy, InvalidManifest, InvalidName, NotEnoughSpace, WrongState
 from stagecast.manifest import Manifest
-from stagecast.partial import VERIFIED, Partial
+from stagecast.partial import VERIFIED, Partial, read_status
 from stagecast.pieces import Piece, pieces_of
 from tests.killing import dying_at, in_child
 from tests.sample import contents_of, fill, manifest_of
@@ -207,6 +207,14 @@ def test_killed_at_every_step_of_a_transfer_no_verified_piece_moves_again(
     assert steps > 15
 
 
+def test_the_status_says_verified_only_after_the_data_is_safe(tmp_path: Path) -> None:
+    status = folder_of(tmp_path) / "status"
+    with open_partial(tmp_path) as partial:
+        fill(partial, CONTENTS)
+        assert read_status(status, PIECES) == [piece.length for piece in PIECES]
+    assert read_status(status, PIECES) == [VERIFIED] * len(PIECES)
+
+
 @pytest.mark.parametrize("data", [b"", b"\x01", b"\xff" * 3, b"\xfe" * 400, bytes(100), b"\xfe" * 4 * len(PIECES)])
 def test_a_broken_status_counts_as_nothing(tmp_path: Path, data: bytes) -> None:
     with open_partial(tmp_path) as partial:
@@ -215,6 +223,7 @@ def test_a_broken_status_counts_as_nothing(tmp_path: Path, data: bytes) -> None:
     with open_partial(tmp_path) as partial:
         assert partial.missing() == PIECES
         assert partial.verified_bytes == 0
+        assert sum(map(partial.written, PIECES)) == 0
     assert (folder_of(tmp_path) / "status").stat().st_size == 4 * len(PIECES)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -97,6 +98,9 @@ def test_a_model_that_took_the_name_since_is_not_taken_for_ours(tmp_path: Path) 
     lay_out(working / "files", NEW)
     lay_out(tmp_path / "m", OLD)
     (working / "publishing").write_text(f"{(tmp_path / 'm').stat().st_ino} m")
+    assert not was_published(working, manifest_of("m", NEW), tmp_path)
+    shutil.rmtree(working / "files")
+    (working / "publishing").write_text("1 m")
     assert not was_published(working, manifest_of("m", NEW), tmp_path)
     (working / "publishing").write_text("nonsense")
     assert not was_published(working, manifest_of("m", NEW), tmp_path)

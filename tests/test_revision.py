@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagecast.revision import Revision, parse
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.text("0123456789abcdef-", min_size=1), st.integers(0, 2**63 - 1))
 def test_what_clients_send_back_is_what_they_were_given(identity: str, sequence: int) -> None:
     revision = Revision(identity, sequence)
@@ -19,6 +20,7 @@ def test_what_is_not_a_revision_is_none(text: str) -> None:
     assert parse(text) is None
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.text())
 def test_no_text_breaks_the_parser(text: str) -> None:
     found = parse(text)

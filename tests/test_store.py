@@ -16,6 +16,7 @@ from stagecast.durable import Lock
 from stagecast.errors import Interrupted, InvalidManifest, NotEnoughSpace, Unknown, WrongState
 from stagecast.manifest import check, encode
 from stagecast.pieces import pieces_of
+from stagecast.records import Record, Records
 from stagecast.store import PartialState, Store
 from tests.sample import contents_of, fill, lay_out, manifest_of
 
@@ -140,6 +141,37 @@ def test_a_corrupt_record_is_made_again(store: Store, data: bytes) -> None:
     assert store.locate(manifest.files[0].digest) is None
     assert store.manifest("m") == manifest
     assert again(store).recorded("m") == manifest
+
+
+def test_a_full_data_folder_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "no space left")
+
+    lay_out(store.models / "m", FILES)
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(NotEnoughSpace, match=r"node-1: .*data"):
+        store.manifest("m")
+    monkeypatch.undo()
+    assert store.manifest("m") == store.recorded("m")
+
+
+def test_a_record_fails_before_a_publication_ends_and_can_be_repeated(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = manifest_of("m", FILES)
+    real = Records.put
+
+    def refuse(records: Records, record: Record) -> None:
+        raise OSError(28, "no space left")
+
+    with store.partial(manifest) as partial:
+        fill(partial, FILES)
+        monkeypatch.setattr(Records, "put", refuse)
+        with pytest.raises(NotEnoughSpace):
+            partial.publish()
+        monkeypatch.setattr(Records, "put", real)
+        assert partial.publish() == store.models / "m"
+    assert store.recorded("m") == manifest
 
 
 def test_hashing_is_done_once_however_many_want_it(store: Store) -> None:

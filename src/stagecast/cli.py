@@ -4,46 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
+import os
 import signal
 import sys
 from collections.abc import Coroutine, Sequence
-from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import uvloop
 from cyclopts import App, CycloptsError, Parameter
-from rich.live import Live
 
-from stagecast import display
-from stagecast.client import Client
+from stagecast import remote
 from stagecast.cluster import ClusterSettings, cluster
 from stagecast.errors import StagecastError
-from stagecast.following import follow as follow_operations
-from stagecast.messages import Verb
 from stagecast.options import (
     ApiKey,
     Backends,
     Environment,
-    Follow,
     Galleries,
-    Id,
     Labels,
-    ModelName,
     Models,
-    NodeName,
     NodeOptions,
     Rate,
-    Reach,
     Replicas,
     Workers,
-    argument,
 )
-from stagecast.rows import Row
 from stagecast.settings import NodeSettings, ReplicaSettings
 
-_CLIENT_PATIENCE: Final = 3.0
-_POLL: Final = 30.0
 _DEMO_RATE: Final = 15_000_000
 
 app = App(
@@ -94,7 +82,9 @@ async def demo(
     """Show the main job on a real model: install, stage, kill a replica, load, embed; exit 0 if every check held."""
     from stagecast.demo import DemoSettings, run
 
-    return await _until_terminated(run(DemoSettings(rate_limit=rate_limit, keep=keep, port=port, cache=cache, data=data)))
+    return await _until_terminated(
+        run(DemoSettings(rate_limit=rate_limit, keep=keep, port=port, cache=cache, data=data))
+    )
 
 
 @app.command
@@ -111,6 +101,7 @@ async def serve(
     """Run one replica: the HTTP API, the page and the router."""
     from stagecast.composition import run_replica
 
+    _log_to_stderr()
     settings = node.replica(nats=nats, api_key=api_key, galleries=galleries, wait_budget=wait_budget)
     return await _until_terminated(run_replica(settings))
 
@@ -125,26 +116,90 @@ async def worker(
     """Run one worker: it stores models and runs their backends."""
     from stagecast.composition import run_worker
 
+    _log_to_stderr()
     return await _until_terminated(run_worker(node.worker(nats=nats, labels=labels)))
 
 
-@app.command
-async def stage(
-    model: ModelName,
-    /,
-    *,
-    to: Annotated[tuple[str, ...], Parameter(help="A worker; may be given several times.")] = (),
-    all: Annotated[bool, Parameter(help="Every worker.")] = False,  # noqa: A002  # the option is called so
-    dry_run: Annotated[bool, Parameter(help="Only say what would move, and whether it fits.")] = False,
-    follow: Follow = False,
-    reach: Reach = Reach(),  # noqa: B008  # frozen
-) -> int:
-    """Bring a model onto workers."""
-    if bool(to) == all:
-        return _usage("say where to: either --to NODE, as often as needed, or --all")
-    async with _client(reach) as client:
-        if dry_run:
-            plan = await client.plan(model, to)
-            display.console().print(display.plan(plan))
-            return 0 if all_fit(plan.nodes) else 1
-        return await _begun(client, await client.stage(model, to), follow=follow)
+app.command(remote.stage)
+app.command(remote.ops)
+for _verb, _does in remote.VERBS.items():
+    app.command(remote.commanding(_verb, _does), name=_verb)
+app.command(remote.history)
+app.command(remote.install)
+app.command(remote.models)
+app.command(remote.remove, name="rm")
+app.command(remote.nodes)
+app.command(remote.drain)
+app.command(remote.undrain)
+app.command(remote.load)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that ``arguments``, by default the process's, say; return the exit code."""
+    try:
+        given = sys.argv[1:] if arguments is None else arguments
+        command, bound, _ = app.parse_args(given, exit_on_error=False, print_error=False)
+        result = command(*bound.args, **bound.kwargs)
+        return _run(result) if inspect.iscoroutine(result) else 0
+    except (CycloptsError, remote.UsageError) as error:
+        return _say_error(f"{error}; see `stagecast --help`", 2)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; what Python would still flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (StagecastError, BaseExceptionGroup) as error:
+        return _say_error(_first_cause(error).message, 1)
+
+
+def _run(work: Coroutine[Any, Any, int | None]) -> int:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work) or 0
+
+
+def _first_cause(error: BaseException) -> StagecastError:
+    """Return the first of ours in a group; what is not ours is a fault, and shown as one."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if not isinstance(error, StagecastError):
+        raise error
+    return error
+
+
+def _say_error(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+async def _until_terminated(work: Coroutine[Any, Any, int | None]) -> int:
+    """Return what ``work`` returns; SIGTERM ends it gently, which is no failure."""
+    task = asyncio.ensure_future(work)
+    terminated = asyncio.Event()
+
+    def terminate() -> None:
+        terminated.set()
+        task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+    try:
+        return await task or 0
+    except asyncio.CancelledError:
+        if terminated.is_set():
+            return 0
+        raise
+
+
+async def _up(settings: ClusterSettings) -> None:
+    async with cluster(settings, print) as running:
+        for child in running.children.values():
+            print(f"{child.name:<12} {child.url}")
+        print(
+            f"Open {running.url}/ in a browser. Logs are in {running.data / 'logs'}. Ctrl-C stops all of it.",
+            flush=True,
+        )
+        await asyncio.Event().wait()

@@ -250,7 +250,7 @@ class Client:
         try:
             answer = await self._once(method, url, body)
         except aiohttp.ClientConnectorError as error:
-            return Failure(Unreachable(self.url, str(error)), may_repeat=True)
+            return Failure(Unreachable(self.url, error.os_error.strerror or str(error)), may_repeat=True)
         except (aiohttp.ClientError, TimeoutError) as error:
             why = str(error) or type(error).__name__
             if method == "GET":

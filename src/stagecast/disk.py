@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from stagecast.errors import NotEnoughSpace
 
@@ -17,6 +18,30 @@ class Space(NamedTuple):
 
     free: int
     total: int
+
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def space_of(path: Path) -> Space:
+    """Return what is free under ``path`` and what there is, now."""
+    numbers = os.statvfs(path)
+    return Space(numbers.f_bavail * numbers.f_frsize, numbers.f_blocks * numbers.f_frsize)
+
+
+@contextmanager
+def naming_full_disk(path: Path, node: str, count: Callable[[], tuple[int, int]]) -> Iterator[None]:
+    """Turn the `OSError` of a full disk, or a used-up quota, into `NotEnoughSpace`.
+
+    ``count`` is asked then for the bytes that are still needed and those that are present.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        needed, present = count()
+        raise NotEnoughSpace(node, str(path), needed, space_of(path).free, present) from error
 
 
 class Reservation:
@@ -43,8 +68,7 @@ class Disk:
 
     def space(self) -> Space:
         """Return what is free and what there is, now."""
-        numbers = os.statvfs(self._path)
-        return Space(numbers.f_bavail * numbers.f_frsize, numbers.f_blocks * numbers.f_frsize)
+        return space_of(self._path)
 
     @contextmanager
     def reserve(self, needed: int, present: int = 0) -> Iterator[Reservation]:

@@ -90,6 +90,14 @@ def plan(found: answers.Plan) -> RenderableType:
     return Group(Text(f"{found.model}: {format_size(found.bytes)}"), table)
 
 
+def removed(found: Sequence[answers.RemovedFiles]) -> RenderableType:
+    """Draw what was freed where."""
+    table = _table("node", "freed")
+    for each in found:
+        table.add_row(each.node, format_size(each.bytes))
+    return table
+
+
 def bars(rows: Iterable[Row]) -> RenderableType:
     """Draw operations with a bar each."""
     table = Table.grid(padding=(0, 2))

@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -91,15 +91,14 @@ class Lock:
 
     def _opened(self) -> int:
         while True:
+            # Whether the folder is there is only ever asked by using it: a holder may move it away at any moment.
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileExistsError):
+                    self._path.parent.mkdir(parents=True)
                 return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             except FileNotFoundError:
-                continue  # the holder moved the folder away just now
-            except FileExistsError:
-                # Also what mkdir says of a folder that goes while it looks; else something is truly in the way.
-                if os.path.lexists(self._path.parent) and not self._path.parent.is_dir():
-                    raise
+                if self._path.parent.is_symlink():
+                    raise  # it leads nowhere, and will not by waiting
 
     def _is_current(self, descriptor: int) -> bool:
         # Whoever had the lock may have deleted the file between our opening and our locking it.

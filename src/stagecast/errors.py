@@ -14,6 +14,7 @@
     ├── TransferFailed            502   no holder could give the bytes
     │   ├── HolderFailed
     │   │   └── SourceRefused       upstream said no: asking again will not help
+    │   ├── HoldersFailed
     │   ├── PieceCorrupt
     │   └── DigestMismatch
     ├── Interrupted               409   the operation was cancelled or paused from outside
@@ -155,6 +156,18 @@ class SourceRefused(HolderFailed):
     """Upstream answered, and the answer is no; asking again will not help."""
 
     code = "source_refused"
+
+
+class HoldersFailed(TransferFailed):
+    """No holder gave a byte for too long; ``causes`` has each one's last failure by its name. ``missing`` in bytes."""
+
+    def __init__(self, model: str, missing: int, patience: float, causes: dict[str, str]) -> None:
+        each = "; ".join(f"{holder}: {why}" for holder, why in sorted(causes.items())) or "nobody holds it"
+        super().__init__(
+            f"{missing:,} bytes of {model} are missing, and for {patience:g} s no holder gave one ({each}); "
+            "what has arrived is kept: retry when a holder is back"
+        )
+        self.causes = causes
 
 
 class PieceCorrupt(TransferFailed):

@@ -23,6 +23,7 @@ from stagecast.stream import read
 
 INDEX_LIMIT: Final = 64 * 1024 * 1024
 """Bytes that an index may have; LocalAI's own has about one million."""
+_DEEPEST: Final = 64
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -104,9 +105,10 @@ def _decoded(data: bytes, where: str) -> Any:
     try:
         if data.lstrip()[:1] in {b"[", b"{"}:
             return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass  # a YAML list may begin like that, too
     try:
+        _check_depth(data, where)
         return yaml.load(data, _Loader)  # noqa: S506 - a safe loader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -114,6 +116,15 @@ def _decoded(data: bytes, where: str) -> Any:
         raise BadInput(f"the index {where} is not valid YAML{place}: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise BadInput(f"the index {where} is not valid YAML: {error}") from None
+
+
+def _check_depth(data: bytes, where: str) -> None:
+    # libyaml's events come one by one, but building from them recurses in C, and would end the process.
+    depth = 0
+    for event in yaml.parse(data, _Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise BadInput(f"the index {where} is not valid YAML for one: nested over {_DEEPEST} levels")
 
 
 def _entry_source(index: dict[str, dict[str, Any]], ref: str, base: str, name: str) -> Source:

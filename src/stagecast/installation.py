@@ -18,7 +18,8 @@ from typing import Final, NamedTuple
 
 from stagecast.address import shown
 from stagecast.disk import Reservation
-from stagecast.draft import Draft, DraftFile, draft_records
+from stagecast.draft import Draft, draft_records
+from stagecast.draft_file import DraftFile
 from stagecast.errors import HolderFailed, Interrupted, NotEnoughSpace, SourceRefused, TransferFailed
 from stagecast.gallery import Source, SourceFile
 from stagecast.installed import installed

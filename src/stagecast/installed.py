@@ -59,8 +59,7 @@ def _found(source: Source, store: Store, entered: Callable[[int], None], stop: t
     known = {file.path: file.sha256 for file in recorded.files} if recorded else {}
     for number, (path, file) in enumerate(pairs):
         entered(number)
-        found = known.get(file.path) or _sha256(path, file, stop)
-        if found != file.sha256:
+        if file.sha256 and (known.get(file.path) or _sha256(path, file, stop)) != file.sha256:
             return None
     return _with_sha256(recorded or store.manifest(source.model, stop=stop), source, store)
 
@@ -73,8 +72,6 @@ def _is_itself(path: Path, file: SourceFile) -> bool:
 
 
 def _sha256(path: Path, file: SourceFile, stop: threading.Event) -> str:
-    if not file.sha256:
-        return ""
     digest = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as local:

@@ -23,11 +23,14 @@ class Environment(Env):
     """Reads options from the environment, but nothing positional: what a command acts on is said where it is called."""
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        """Give each option that was not on the command line what its variable says."""
         options = type(arguments)(argument for argument in arguments if argument.index is None)
         super().__call__(app, commands, options)
 
 
 def _rate(kind: Any, tokens: Sequence[Token]) -> int:  # noqa: ARG001  # cyclopts calls it so
+    if tokens[0].value == "0":
+        return 0
     try:
         return parse_rate(tokens[0].value)
     except InvalidQuantity as error:
@@ -62,7 +65,9 @@ Workers = Annotated[int, Parameter(help="How many workers.", validator=_at_least
 Rate = Annotated[
     int, Parameter(converter=_rate, help="The most that a worker pulls in a second, like 20MB/s; 0 for no limit.")
 ]
-Models = Annotated[Path | None, Parameter(help="Folder of models; each file or folder in it is one. [default: DATA/models]")]
+Models = Annotated[
+    Path | None, Parameter(help="Folder of models; each file or folder in it is one. [default: DATA/models]")
+]
 Backends = Annotated[Path | None, Parameter(help="YAML file that says which command serves which models.")]
 Galleries = Annotated[tuple[str, ...], Parameter(help="Where a gallery's index is; may be given several times.")]
 ApiKey = Annotated[str, Parameter(help="The key that clients send.")]
@@ -103,9 +108,7 @@ class NodeOptions:
 
     def replica(self, *, nats: str, api_key: str, galleries: tuple[str, ...], wait_budget: float) -> ReplicaSettings:
         """Return these as a replica's settings."""
-        return ReplicaSettings(
-            **vars(self), nats=nats, api_key=api_key, galleries=galleries, wait_budget=wait_budget
-        )
+        return ReplicaSettings(**vars(self), nats=nats, api_key=api_key, galleries=galleries, wait_budget=wait_budget)
 
     def worker(self, *, nats: str, labels: Sequence[str]) -> WorkerSettings:
         """Return these as a worker's settings; labels are ``KEY=VALUE``."""

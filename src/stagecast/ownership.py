@@ -189,19 +189,17 @@ class Ownership:
     async def _resolve(self, wanted: Record) -> Record | None:
         """Find out who wrote on our subject; return what to write over it, None if ``wanted`` stands there already.
 
-        Raises `Fenced` where the operation was claimed, ended or paused by somebody else.
+        Raises `Fenced` where the operation was claimed, ended or paused by somebody else. Then the sequence that we
+        go by stays the old one, so that whatever is tried later is refused as well.
         """
         standing = await self._standing(subjects.operation(wanted))
-        self.sequence = standing.sequence if standing else 0
         held = standing_record(standing)
+        if held is not None and held != wanted and _fences(held, wanted):
+            raise Fenced(wanted.id, wanted.attempt)
+        self.sequence = standing.sequence if standing else 0
         if held == wanted:
             return None
-        if held is None or held.attempt < wanted.attempt:
-            return wanted
-        is_ours = held.attempt == wanted.attempt and held.owner in {"", wanted.owner}
-        if not is_ours or operations.is_ended(held) or held.state == "paused":
-            raise Fenced(wanted.id, wanted.attempt)
-        if operations.outranks(wanted, held):
+        if held is None or operations.outranks(wanted, held):
             return wanted
         # Our own word of before, or somebody took us for dead while we slept: claim the work anew and go on.
         return msgspec.structs.replace(wanted, attempt=held.attempt + 1, seq=0)
@@ -212,6 +210,12 @@ class Ownership:
                 return await self._log.last(subject)
             except BusUnavailable:
                 await asyncio.sleep(RETRY_INTERVAL)
+
+
+def _fences(held: Record, wanted: Record) -> bool:
+    if held.attempt != wanted.attempt:
+        return held.attempt > wanted.attempt
+    return held.owner not in {"", wanted.owner} or operations.is_ended(held) or held.state == "paused"
 
 
 def standing_record(entry: Entry | None) -> Record | None:

@@ -13,13 +13,14 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from stagecast.disk import naming_full_disk
 from stagecast.durable import Lock, opened, write_all, write_whole
-from stagecast.errors import Busy, InvalidManifest, NotEnoughSpace, WrongState
+from stagecast.errors import Busy, InvalidManifest, WrongState
 from stagecast.manifest import Manifest, check, check_name, encode
 from stagecast.pieces import Piece, pieces_of
 from stagecast.publication import WORKSHOP, publish, throw_away, was_published
@@ -28,7 +29,6 @@ VERIFIED: Final = 0xFFFFFFFF
 SYNC_EVERY: Final = 128 * 1024 * 1024
 """Bytes that are verified before one fdatasync settles them; after a loss of power so many are hashed again."""
 _CHUNK: Final = 1024 * 1024
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def read_status(path: Path, pieces: list[Piece]) -> list[int]:
@@ -269,15 +269,8 @@ class Partial:
     def _path(self, piece: Piece) -> Path:
         return self._folder / "files" / self.manifest.files[piece.file].path
 
-    @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            disk = os.statvfs(self._models)
-            needed = self.manifest.size - self._verified_bytes
-            raise NotEnoughSpace(
-                self._node, str(self._models), needed, disk.f_bavail * disk.f_frsize, self._verified_bytes
-            ) from error
+    def _clear_errors(self) -> AbstractContextManager[None]:
+        def count() -> tuple[int, int]:
+            return self.manifest.size - self._verified_bytes, self._verified_bytes
+
+        return naming_full_disk(self._models, self._node, count)

@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 
 from stagecast import publication
 from stagecast.adoption import adopt, survey
-from stagecast.disk import Disk, Reservation, Space
+from stagecast.disk import Disk, Reservation, Space, naming_full_disk
 from stagecast.durable import Lock
 from stagecast.errors import Interrupted, InvalidManifest, InvalidName, Unknown, WrongState
-from stagecast.manifest import Manifest, check_name, decode
+from stagecast.manifest import Manifest, check_name, decode, encode
 from stagecast.partial import Partial, read_status
 from stagecast.pieces import pieces_of
 from stagecast.records import Record, Records, identity_of
@@ -71,6 +71,7 @@ class Store:
             Busy: somebody changes the files while they are hashed.
             Interrupted: ``stop`` was set.
             InvalidManifest: there are no files, or they cannot be read.
+            NotEnoughSpace: no room in the data folder for the record.
             Unknown: no such model.
         """
         path, stop = self.path(name), stop or threading.Event()
@@ -82,7 +83,7 @@ class Store:
             if held:
                 return held
             record = adopt(name, path, self._records.get(name), advance or _ignore, stop)
-            self._records.put(record)
+            self._put(record)
             return record.manifest
 
     def recorded(self, name: str) -> Manifest | None:
@@ -129,6 +130,7 @@ class Store:
         """Record a model whose files were just verified, so that they are not hashed again.
 
         Raises:
+            NotEnoughSpace: no room in the data folder for the record.
             Unknown: no such model.
             WrongState: the files that lie there are not those of the manifest.
         """
@@ -136,7 +138,7 @@ class Store:
         expected = {manifest.model if manifest.single else file.path: file.size for file in manifest.files}
         if {name: identity.size for name, identity in found.items()} != expected:
             raise WrongState(manifest.model, "on this disk with other files than the manifest lists", "record")
-        self._records.put(Record(manifest, tuple(found.values())))
+        self._put(Record(manifest, tuple(found.values())))
 
     def partials(self) -> list[PartialState]:
         """Return the models that are not whole yet, sorted; the name is "?" where nobody can tell any more."""
@@ -159,6 +161,10 @@ class Store:
     def reserve(self, needed: int, present: int = 0) -> AbstractContextManager[Reservation]:
         """Promise ``needed`` bytes for the time of a ``with``. Raises `NotEnoughSpace`."""
         return self._disk.reserve(needed, present)
+
+    def _put(self, record: Record) -> None:
+        with naming_full_disk(self.data, self.node, lambda: (len(encode(record.manifest)), 0)):
+            self._records.put(record)
 
     def _fits(self, record: Record) -> bool:
         name, manifest = record.manifest.model, record.manifest

@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Final
 
+import msgspec
+
 from stagecast import broadcast, operations, subjects
 from stagecast.bus import Anew, Bus, CaughtUp, Heard, Lost
 from stagecast.errors import AppendConflict, BusError, BusUnavailable, Fenced, Interrupted, StagecastError
@@ -259,6 +261,9 @@ class Tracker:
         for slot in list(old.slots.values()):
             with suppress(BusError):
                 await self.write(slot.record, 0)
+        for placement in list(old.placements.values()):
+            with suppress(BusError):
+                await self.say(subjects.placement(placement.model), msgspec.json.encode(placement), expected=0)
         for ownership in list(self.owned.values()):
             with suppress(Fenced):
                 await ownership.restate()

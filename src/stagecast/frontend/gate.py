@@ -36,9 +36,9 @@ class Gate:
 
         async def signed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = [(b"stagecast-replica", self._name)]
+                own = [(b"Stagecast-Replica", self._name)]
                 if path.startswith("/api"):
-                    own.append((b"stagecast-revision", str(self._tracker.revision).encode()))
+                    own.append((b"Stagecast-Revision", str(self._tracker.revision).encode()))
                 message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 

@@ -13,7 +13,7 @@ LONGEST_REST: Final = 2.0
 """Seconds for which a holder is left alone after a failure: the first one, doubled by each that follows."""
 
 GRAVE: Final = 4.0
-"""What a lie weighs against a holder, in streams; a plain failure weighs 1."""
+"""What a lie weighs against a holder, in streams; a plain failure weighs 1, and 1 more for each second it cost."""
 
 
 class Assignment(NamedTuple):
@@ -58,9 +58,8 @@ class Assignments:
     def next(self, now: float) -> Assignment | None:
         """Return what to get next and from whom, or None when there is nothing to do just now."""
         if self._whole:
-            piece = self._whole.pop(0)
-            self._active.add(piece)
-            return Assignment(piece, None)
+            self._active.add(self._whole[0])
+            return Assignment(self._whole.pop(0), None)
         blocked = {piece for piece in self._liars if self._choose(piece, now) is None}
         piece = choose_piece(self._waiting, blocked)
         holder = self._choose(piece, now) if piece else None
@@ -86,12 +85,12 @@ class Assignments:
             self._rests.pop(assignment.holder.name, None)
         self.progressed(now)
 
-    def failed(self, assignment: Assignment, why: str, now: float) -> None:
-        """Note that the holder did not give the piece, and leave it alone for a moment."""
+    def failed(self, assignment: Assignment, why: str, now: float, lost: float = 0.0) -> None:
+        """Note that the holder did not give the piece, which cost ``lost`` seconds; leave it alone for a moment."""
         self._return(assignment.piece)
         self._has_failed_since = True
         if assignment.holder:
-            self._blame(assignment.holder, why, 1.0, now)
+            self._blame(assignment.holder, why, 1.0 + lost, now)
             until, length = self._rests.get(assignment.holder.name, (now, FIRST_REST / 2))
             # Streams that fail together are one failure.
             if until <= now:
@@ -113,7 +112,7 @@ class Assignments:
     def hopeless(self) -> tuple[Piece, list[str]] | None:
         """Return a piece that each holder there is has served wrong, and their names; None if there is no such."""
         for piece, liars in self._liars.items():
-            if self._holders and liars >= self._holders.keys():
+            if piece not in self._active and self._holders and liars >= self._holders.keys():
                 return piece, sorted(liars)
         return None
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
+from io import FileIO
 from socketserver import BaseServer
-from typing import BinaryIO, Final, cast
+from typing import Final, cast
 
 import msgspec
 
@@ -52,7 +53,7 @@ class Exchange(BaseHTTPRequestHandler):
         self._token = token
         self._count = count
         # The base class only hands the server on to code that is not used here.
-        super().__init__(connection, None, cast(BaseServer, None))
+        super().__init__(connection, None, cast("BaseServer", None))
 
     def setup(self) -> None:
         """Prepare the socket."""
@@ -60,7 +61,7 @@ class Exchange(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", IDLE, 0))
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
 
-    def do_GET(self) -> None:  # noqa: N802  # the base class looks for this name
+    def do_GET(self) -> None:
         """Answer one request."""
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self.close_connection = True  # a body that nobody reads must not be taken for the next request
@@ -76,7 +77,9 @@ class Exchange(BaseHTTPRequestHandler):
         else:
             self._send_file(self._store, match[2])
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        """Answer one request without the body."""
+        self.do_GET()
 
     def _send_manifest(self, store: Store, digest: str) -> None:
         manifest = store.manifest_by_digest(digest)
@@ -97,9 +100,9 @@ class Exchange(BaseHTTPRequestHandler):
             self._refuse(404, "not_found", f"file {digest} cannot be read: {error.strerror}")
             return
         with file:
-            self._send_range(cast(BinaryIO, file), digest, size)
+            self._send_range(file, digest, size)
 
-    def _send_range(self, file: BinaryIO, digest: str, size: int) -> None:
+    def _send_range(self, file: FileIO, digest: str, size: int) -> None:
         etag = f'"{digest}"'
         asked = self.headers.get("Range") if self.command == "GET" else None
         if asked is None or self.headers.get("If-Range", etag) != etag:
@@ -122,7 +125,7 @@ class Exchange(BaseHTTPRequestHandler):
         if self.command == "GET":
             self._send_bytes(file, start, stop)
 
-    def _send_bytes(self, file: BinaryIO, start: int, stop: int) -> None:
+    def _send_bytes(self, file: FileIO, start: int, stop: int) -> None:
         # Blocking, so that the kernel waits for room and not a loop in Python; SO_SNDTIMEO ends a wait too long.
         self.connection.settimeout(None)
         while start < stop:
@@ -151,6 +154,8 @@ class Exchange(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuse what the base class cannot read, as JSON like everything else."""
         self.close_connection = True
+        # What could not be read counts as HTTP/0.9 there, which has neither status nor fields.
+        self.request_version = self.protocol_version
         self._refuse(code, "bad_input", message or explain or HTTPStatus(code).phrase)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class's name for it

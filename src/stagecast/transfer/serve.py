@@ -31,9 +31,7 @@ class FileServer:
         OSError: the address cannot be listened on.
     """
 
-    def __init__(
-        self, store: Store, host: str, port: int = 0, token: str = "", connections: int = CONNECTIONS
-    ) -> None:
+    def __init__(self, store: Store, host: str, port: int = 0, token: str = "", connections: int = CONNECTIONS) -> None:
         self.store = store
         self.host = host
         self.port = port

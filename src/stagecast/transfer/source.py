@@ -181,7 +181,7 @@ class Source:
         return connection
 
     def _await_connection(self, connection: socket.socket, address: tuple[Any, ...]) -> None:
-        connection.setblocking(False)
+        connection.settimeout(0)
         code, deadline = connection.connect_ex(address), time.monotonic() + self._stall
         poll = select.poll()
         poll.register(connection, select.POLLOUT)
@@ -193,7 +193,7 @@ class Source:
                 raise HolderFailed(self.holder.name, f"could not be connected to within {self._stall:g} s")
         if code:
             raise OSError(code, os.strerror(code))
-        connection.setblocking(True)
+        connection.settimeout(None)
 
     def _receive_head(self) -> Head:
         buffer, filled, deadline = bytearray(_MOST_OF_HEAD), 0, time.monotonic() + self._stall
@@ -274,7 +274,9 @@ def _misfit(head: Head, digest: str, asked: tuple[int, int, int]) -> str:
     except BadInput as error:
         return error.message
     if found != asked:
-        return f"sent bytes {found[0]}-{found[1]} of {found[2]} where {asked[0]}-{asked[1]} of {asked[2]} were asked for"
+        return (
+            f"sent bytes {found[0]}-{found[1]} of {found[2]} where {asked[0]}-{asked[1]} of {asked[2]} were asked for"
+        )
     if not len(head.rest) <= _length(head) == asked[1] - asked[0]:
         return "sent a body that is not as long as its own range"
     return ""

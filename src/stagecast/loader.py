@@ -1,0 +1,150 @@
+"""The loader: runs the backends that placements ask of this worker, and says in the log how each of them fares."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from stagecast import backend, recipes, subjects
+from stagecast.announcer import Announcer
+from stagecast.backend import Backend
+from stagecast.errors import BackendFailed, StagecastError
+from stagecast.messages import Instance, Placement
+from stagecast.node import Node
+from stagecast.recipes import Recipe
+from stagecast.tracker import Tracker
+
+_logger = logging.getLogger(__name__)
+
+Stage = Callable[[str, str], Awaitable[None]]
+
+MOST_DEATHS: Final = 5
+"""Deaths in a row, without ever having run steadily, after which a backend is given up."""
+
+
+class Loader:
+    """The backends of one worker. ``stage`` makes sure that a model is on this disk."""
+
+    def __init__(
+        self, node: Node, tracker: Tracker, announcer: Announcer, known: Sequence[Recipe], stage: Stage, *, logs: Path
+    ) -> None:
+        self._node = node
+        self._tracker = tracker
+        self._announcer = announcer
+        self._recipes = known
+        self._stage = stage
+        self._logs = logs
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._generations: dict[str, int] = {}
+        self._ready: dict[str, Backend] = {}
+
+    def url(self, instance: str) -> str | None:
+        """Return the base URL of an instance that is ready, or None if it does not run here (any more)."""
+        return next((each.url for each in self._ready.values() if each.instance == instance), None)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Loader, None]:
+        """Load what is placed here for as long as the block lasts; end every backend at its end."""
+        watcher = asyncio.create_task(self._watch())
+        try:
+            yield self
+        finally:
+            tasks = [watcher, *self._tasks.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        await self._tracker.caught_up.wait()
+        while True:
+            seen = self._tracker.revision
+            for model, placement in list(self._tracker.fold.placements.items()):
+                await self._heed(model, placement)
+            await self._tracker.changed(seen)
+
+    async def _heed(self, model: str, placement: Placement) -> None:
+        """Start what is newly placed here; end what no longer is."""
+        task = self._tasks.get(model)
+        if self._node.name not in placement.nodes:
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                del self._tasks[model]
+                self._report(model, "gone")
+        elif task is None or (task.done() and self._generations[model] != placement.generation):
+            self._generations[model] = placement.generation
+            self._tasks[model] = asyncio.create_task(self._keep(model), name=f"backend of {model}")
+
+    async def _keep(self, model: str) -> None:
+        """Keep a backend of the model running, with back-off, until it is given up or no longer wanted.
+
+        One that was never ready is given up at once, with its cause; one that has served is started again.
+        """
+        self._report(model, "loading")
+        deaths, loop = 0, asyncio.get_running_loop()
+        try:
+            await self._stage(model, "placement")
+            while True:
+                began = loop.time()
+                died = await self._run(model, has_served=deaths > 0)
+                deaths = 1 if loop.time() - began >= backend.STEADY else deaths + 1
+                if deaths > MOST_DEATHS:
+                    raise BackendFailed(f"the backend died {deaths} times in a row; {died}")
+                _logger.warning("backend of %s: %s", model, died)
+                self._report(model, "restarting", error=died)
+                await asyncio.sleep(backend.delay(deaths))
+        except StagecastError as error:
+            _logger.warning("backend of %s is given up: %s", model, error.message)
+            self._report(model, "failed", error=error.message)
+
+    async def _run(self, model: str, *, has_served: bool) -> str:
+        """Load the model and serve it until its process ends; return how it did. Raises `StagecastError`."""
+        async with AsyncExitStack() as stack:
+            try:
+                return await (await self._load(model, stack)).ended()
+            except StagecastError as error:
+                if not has_served:
+                    raise
+                return error.message
+            finally:
+                self._ready.pop(model, None)
+
+    async def _load(self, model: str, stack: AsyncExitStack) -> Backend:
+        """Start a backend as an operation that people see, and return it once it is ready."""
+        store = self._node.store
+        manifest = await asyncio.to_thread(store.manifest, model)
+        record, _ = await self._tracker.open(
+            "loading", model, self._node.name, cause="placement", bytes_total=manifest.size
+        )
+        failure: StagecastError = BackendFailed(f"loading {model} was stopped from outside")
+        async with self._tracker.own(record) as ownership:
+            if ownership is None:
+                raise BackendFailed(f"{record.id} is somebody else's already")
+            try:
+                await ownership.change(phase="loading", total_files=len(manifest.files))
+                recipe = recipes.choose(self._recipes, model, [file.path for file in manifest.files])
+                started = await stack.enter_async_context(
+                    backend.running(recipe, model, store.path(model), self._logs)
+                )
+                self._report(model, "loading", started.instance)
+                await started.until_ready(recipe, ownership.tell)
+            except StagecastError as error:
+                failure = error
+                raise
+            self._ready[model] = started
+            self._report(model, "ready", started.instance)
+            await self._announcer.settled()
+            await ownership.change(bytes_done=manifest.size)
+            return started
+        raise failure
+
+    def _report(self, model: str, state: str, instance: str = "", error: str = "") -> None:
+        said = Instance(
+            node=self._node.name, model=model, process=self._tracker.process, instance=instance,
+            generation=self._generations.get(model, 0), state=state, error=error,  # type: ignore[arg-type]
+        )  # fmt: skip
+        self._announcer.say(subjects.instance(self._node.name, model), said)

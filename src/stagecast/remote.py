@@ -1,0 +1,227 @@
+"""The commands that talk to a running cluster: each returns the exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from cyclopts import Parameter
+from rich.live import Live
+
+from stagecast import answers, display
+from stagecast.client import Answer, Client
+from stagecast.following import follow as follow_operations
+from stagecast.messages import Kind, Verb
+from stagecast.options import Follow, Id, ModelName, NodeName, Reach, argument
+from stagecast.rows import Row
+
+_PATIENCE: Final = 3.0
+"""Seconds: a person at a terminal waits less gladly than a program."""
+_LONG_POLL: Final = 30.0
+
+VERBS: Final[dict[Verb, str]] = {
+    "cancel": "End an operation; what is there already stays to be resumed or removed.",
+    "pause": "Stop an operation until it is resumed.",
+    "resume": "Go on with a paused operation.",
+    "retry": "Begin a failed or cancelled operation again; nothing that was verified moves twice.",
+    "dismiss": "Take a failed operation out of the list.",
+}
+
+
+class UsageError(Exception):
+    """Options that do not go together. Its text says which would."""
+
+
+async def stage(
+    model: ModelName,
+    /,
+    *,
+    to: Annotated[tuple[str, ...], Parameter(help="A worker; may be given several times.")] = (),
+    all: Annotated[bool, Parameter(help="Every worker.")] = False,  # noqa: A002  # the option is called so
+    dry_run: Annotated[bool, Parameter(help="Only say what would move; exit 1 if it does not fit.")] = False,
+    follow: Follow = False,
+    reach: Reach = Reach(),  # noqa: B008  # frozen
+) -> int:
+    """Bring a model onto workers."""
+    if bool(to) == all:
+        raise UsageError("say where to, either with --to NODE, as often as needed, or with --all")
+    async with _client(reach) as client:
+        if dry_run:
+            plan = await client.plan(model, to)
+            display.console().print(display.plan(plan))
+            return 0 if all_fit(plan) else 1
+        return await _begun(client, await client.stage(model, to), follow=follow)
+
+
+def all_fit(plan: answers.Plan) -> bool:
+    """Tell whether every node of the plan has room."""
+    return all(node.fits for node in plan.nodes)
+
+
+async def ops(
+    *,
+    watch: Annotated[bool, Parameter(help="Show every change, until Ctrl-C.")] = False,
+    json: Annotated[bool, Parameter(help="Print what the API returns, byte for byte.")] = False,
+    reach: Reach = Reach(),  # noqa: B008  # frozen
+) -> int:
+    """Show what is under way."""
+    async with _client(reach) as client:
+        answer = await client.operations_as_sent()
+        if json:
+            await _print_json(client, answer, watch=watch)
+        elif watch:
+            await _watch(client, answer)
+        else:
+            display.console().print(display.operations(_listed(answer).operations))
+    return 0
+
+
+def commanding(verb: Verb, does: str) -> Callable[..., Awaitable[int]]:
+    """Return the command that gives ``verb`` to an operation."""
+
+    async def command(operation: Id, /, *, reach: Reach = Reach()) -> int:  # noqa: B008  # frozen
+        async with _client(reach) as client:
+            display.console().print(display.operations([await client.command(operation, verb)]))
+        return 0
+
+    command.__doc__ = does
+    return command
+
+
+async def history(
+    *,
+    kind: Annotated[Kind | None, Parameter(help="Only operations of this kind.")] = None,
+    model: Annotated[str, Parameter(help="Only operations on this model.")] = "",
+    limit: Annotated[int, Parameter(help="At most so many.")] = 50,
+    before: Annotated[str, Parameter(help="Only what ended before this time, in RFC 3339.")] = "",
+    reach: Reach = Reach(),  # noqa: B008  # frozen
+) -> int:
+    """Show what has ended, newest first."""
+    async with _client(reach) as client:
+        rows = await client.history(kind=kind or "", model=model, limit=limit, before=before)
+        display.console().print(display.history(rows))
+    return 0
+
+
+async def install(
+    ref: Annotated[str, argument("A gallery entry's name, a URL, or a path.")],
+    /,
+    *,
+    gallery: Annotated[str, Parameter(help="URL or path of the gallery's index.")] = "",
+    name: Annotated[str, Parameter(help="What to call the model. [default: what it is called there]")] = "",
+    sha256: Annotated[str, Parameter(help="What the file's SHA-256 must be, where REF is one file.")] = "",
+    follow: Follow = False,
+    reach: Reach = Reach(),  # noqa: B008  # frozen
+) -> int:
+    """Install a model from upstream onto the replicas."""
+    async with _client(reach) as client:
+        row = await client.install(_absolute(ref), gallery=_absolute(gallery), name=name, sha256=sha256)
+        return await _begun(client, [row], follow=follow)
+
+
+async def models(*, reach: Reach = Reach()) -> int:  # noqa: B008  # frozen
+    """Show the models, and who holds and serves them."""
+    async with _client(reach) as client:
+        display.console().print(display.models(await client.models()))
+    return 0
+
+
+async def remove(
+    model: ModelName,
+    /,
+    *,
+    node: Annotated[str, Parameter(help="Only there. [default: everywhere]")] = "",
+    reach: Reach = Reach(),  # noqa: B008  # frozen
+) -> int:
+    """Remove a model's files, and wait until they are gone."""
+    async with _client(reach) as client:
+        display.console().print(display.removed(await client.remove(model, node)))
+    return 0
+
+
+async def nodes(*, reach: Reach = Reach()) -> int:  # noqa: B008  # frozen
+    """Show the cluster's processes."""
+    async with _client(reach) as client:
+        display.console().print(display.nodes(await client.nodes()))
+    return 0
+
+
+async def drain(node: NodeName, /, *, reach: Reach = Reach()) -> int:  # noqa: B008  # frozen
+    """Take a worker out of service: nothing new goes there."""
+    async with _client(reach) as client:
+        await client.drain(node)
+    return 0
+
+
+async def undrain(node: NodeName, /, *, reach: Reach = Reach()) -> int:  # noqa: B008  # frozen
+    """Take a drained worker back into service."""
+    async with _client(reach) as client:
+        await client.resume(node)
+    return 0
+
+
+async def load(
+    model: ModelName,
+    /,
+    *,
+    node: Annotated[str, Parameter(help="On this worker. [default: where it fits best]")] = "",
+    reach: Reach = Reach(),  # noqa: B008  # frozen
+) -> int:
+    """Ask for a model to be loaded, without waiting for it."""
+    async with _client(reach) as client:
+        await client.load(model, node)
+    return 0
+
+
+def _client(reach: Reach) -> Client:
+    return Client(reach.url, api_key=reach.api_key, patience=_PATIENCE)
+
+
+async def _begun(client: Client, rows: Sequence[Row], *, follow: bool) -> int:
+    if not follow:
+        display.console().print(display.operations(rows))
+        return 0
+    async with aclosing(follow_operations(client, rows)) as words:
+        ended = await display.follow(words, rows)
+    failed = [row for row in ended if row.state != "succeeded"]
+    for row in failed:
+        print(f"error: {row.id} {row.state}: {row.error or row.message}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+async def _print_json(client: Client, answer: Answer, *, watch: bool) -> None:
+    while True:
+        sys.stdout.buffer.write(answer.body + (b"\n" if watch else b""))
+        sys.stdout.buffer.flush()
+        if not watch:
+            return
+        answer = await _change(client, answer)
+
+
+async def _watch(client: Client, answer: Answer) -> None:
+    with Live(display.operations(_listed(answer).operations), console=display.console(), auto_refresh=False) as live:
+        while True:
+            answer = await _change(client, answer)
+            live.update(display.operations(_listed(answer).operations), refresh=True)
+
+
+async def _change(client: Client, answer: Answer) -> Answer:
+    while True:
+        after = _listed(answer).revision
+        later = await client.operations_as_sent(after=after, wait=_LONG_POLL)
+        if later.body != answer.body:
+            return later
+
+
+def _listed(answer: Answer) -> answers.Operations:
+    return msgspec.json.decode(answer.body, type=answers.Operations)
+
+
+def _absolute(place: str) -> str:
+    """Return a path of this machine as the replica, which runs in another folder, can open it."""
+    path = Path(place).expanduser()
+    return str(path.absolute()) if place.startswith((".", "/", "~")) and path.exists() else place

@@ -1,0 +1,9 @@
+"""Moving files between processes: `FileServer` gives, `pull` gets."""
+
+from stagecast.transfer.ledger import Pulled, Waits
+from stagecast.transfer.limit import RateLimit
+from stagecast.transfer.pull import pull
+from stagecast.transfer.serve import FileServer
+from stagecast.transfer.source import Holder, fetch_manifest
+
+__all__ = ["FileServer", "Holder", "Pulled", "RateLimit", "Waits", "fetch_manifest", "pull"]

@@ -1,0 +1,187 @@
+"""What the streams of one pull share: what to do, what has been done, and what the caller is told of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from stagecast.errors import HoldersFailed, Interrupted, PieceCorrupt
+from stagecast.manifest import Manifest
+from stagecast.partial import Partial
+from stagecast.pieces import Piece
+from stagecast.transfer.assignments import Assignment, Assignments
+from stagecast.transfer.source import Holder
+
+TICK: Final = 0.1
+"""Seconds between two reports to the caller, and between two looks for something to do."""
+
+REFRESH: Final = 1.0
+"""Seconds after which the caller is asked again who the holders are."""
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Where the streams' time went: seconds, added up over all of them."""
+
+    network: float = 0.0
+    hash: float = 0.0
+    disk: float = 0.0
+
+    def __add__(self, other: Waits) -> Waits:
+        return Waits(self.network + other.network, self.hash + other.hash, self.disk + other.disk)
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What one call of `pull` did.
+
+    ``bytes_received`` counts all of the pieces' bytes that came, also in vain, and ``holders`` says from whom;
+    ``bytes_verified`` counts the pieces that were verified in this call.
+    """
+
+    bytes_received: int
+    bytes_verified: int
+    holders: dict[str, int]
+    seconds: float
+    waits: Waits
+
+
+class Ledger:
+    """The state of one pull; safe to share between threads. Its lock is held for moments only."""
+
+    def __init__(self, manifest: Manifest, partial: Partial, patience: float) -> None:
+        self.manifest = manifest
+        self.partial = partial
+        self.halted = threading.Event()
+        self._patience = patience
+        missing = partial.missing()
+        whole = {piece for piece in missing if partial.written(piece) == piece.length}
+        self._assignments = Assignments(missing, whole, time.monotonic())
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._reported: dict[Piece, int] = {}
+        self._reached: dict[Piece, int] = {}
+        self._news = 0
+        self._file = -1
+        self._entered = -1
+        self._received: Counter[str] = Counter()
+        self._verified = 0
+        self._waits = Waits()
+
+    def supervise(
+        self,
+        holders: Callable[[], Sequence[Holder]],
+        advance: Callable[[int], None],
+        entered: Callable[[int], None],
+        stop: threading.Event,
+    ) -> None:
+        """Report to the caller until everything is verified; raise what ends the pull before that."""
+        refreshed = float("-inf")
+        while True:
+            now = time.monotonic()
+            if now - refreshed >= REFRESH or self._is_hopeless():
+                refreshed, known = now, list(holders())
+                with self._changed:
+                    self._assignments.know(known)
+                    self._changed.notify_all()
+            if stop.is_set():
+                raise Interrupted("cancel")
+            with self._changed:
+                is_complete = self._assignments.is_complete
+                self._raise_what_ends_it(now)
+            self._report(advance, entered)
+            if is_complete:
+                return
+            with self._changed:
+                self._changed.wait(TICK)
+
+    def take(self) -> Assignment | None:
+        """Wait for something to do, and return it; None when there will be nothing more."""
+        with self._changed:
+            while not self.halted.is_set() and not self._assignments.is_complete:
+                assignment = self._assignments.next(time.monotonic())
+                if assignment is not None:
+                    self._file = max(self._file, assignment.piece.file)
+                    return assignment
+                self._changed.wait(TICK)
+        return None
+
+    def received(self, holder: Holder, count: int) -> None:
+        """Count bytes off the wire."""
+        with self._changed:
+            self._received[holder.name] += count
+
+    def reached(self, piece: Piece, position: int) -> None:
+        """Note that the piece's bytes up to ``position`` are on the disk, and hashed."""
+        with self._changed:
+            if position > self._reached.get(piece, 0):
+                self._reached[piece] = position
+                self._assignments.progressed(time.monotonic())
+            gain = max(0, position - self._reported.get(piece, 0))
+            self._reported[piece] = self._reported.get(piece, 0) + gain
+            self._news += gain
+
+    def done(self, assignment: Assignment) -> None:
+        """Note a verified piece."""
+        with self._changed:
+            self._assignments.done(assignment, time.monotonic())
+            self._verified += assignment.piece.length
+            del self._reached[assignment.piece], self._reported[assignment.piece]
+            self._changed.notify_all()
+
+    def failed(self, assignment: Assignment, why: str, lost: float) -> None:
+        """Note a holder's failure, which cost ``lost`` seconds."""
+        with self._changed:
+            self._assignments.failed(assignment, why, time.monotonic(), lost)
+
+    def wrong(self, assignment: Assignment, *, is_certain: bool) -> None:
+        """Note a piece with a wrong digest."""
+        why = f"served piece {assignment.piece.index} of {self._path(assignment.piece)} with a wrong digest"
+        with self._changed:
+            self._assignments.wrong(assignment, why, time.monotonic(), is_certain=is_certain)
+            # Only now does the same position say something new: the bytes come from another holder.
+            self._reached[assignment.piece] = 0
+            self._changed.notify_all()
+
+    def ended(self, waits: Waits, error: BaseException | None) -> None:
+        """Note that a stream has ended, and why if it should not have."""
+        with self._changed:
+            self._waits += waits
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    def result(self, seconds: float) -> Pulled:
+        """Return what was done, once all streams have ended."""
+        received = dict(self._received)
+        return Pulled(sum(received.values()), self._verified, received, seconds, self._waits)
+
+    def _report(self, advance: Callable[[int], None], entered: Callable[[int], None]) -> None:
+        with self._changed:
+            news, self._news = self._news, 0
+            file = self._file
+        if file > self._entered:
+            self._entered = file
+            entered(file)
+        if news:
+            advance(news)
+
+    def _is_hopeless(self) -> bool:
+        with self._changed:
+            return self._assignments.hopeless() is not None
+
+    def _raise_what_ends_it(self, now: float) -> None:
+        if self._error is not None:
+            raise self._error
+        if hopeless := self._assignments.hopeless():
+            piece, liars = hopeless
+            raise PieceCorrupt(", ".join(liars), self._path(piece), piece.index)
+        if not self._assignments.is_complete and self._assignments.is_out_of_patience(self._patience, now):
+            missing = self.manifest.size - self.partial.verified_bytes
+            raise HoldersFailed(self.manifest.model, missing, self._patience, self._assignments.causes)
+
+    def _path(self, piece: Piece) -> str:
+        return self.manifest.files[piece.file].path

@@ -1,0 +1,68 @@
+"""Gets what is missing of a model from whoever holds it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from stagecast.manifest import Manifest
+from stagecast.partial import Partial
+from stagecast.transfer.ledger import Ledger, Pulled
+from stagecast.transfer.limit import RateLimit
+from stagecast.transfer.source import STALL, Holder
+from stagecast.transfer.stream import Stream
+
+PATIENCE: Final = 30.0
+"""Seconds for which all holders may fail, without a byte from any, before a pull gives up."""
+
+STREAMS: Final = 4
+"""Connections that receive at the same time."""
+
+
+def pull(
+    manifest: Manifest,
+    partial: Partial,
+    holders: Callable[[], Sequence[Holder]],
+    *,
+    token: str = "",
+    streams: int = STREAMS,
+    limit: RateLimit | None = None,
+    advance: Callable[[int], None],
+    entered: Callable[[int], None],
+    stop: threading.Event,
+    patience: float = PATIENCE,
+    stall: float = STALL,
+) -> Pulled:
+    """Get and verify every missing piece of ``partial``; blocks. The caller publishes.
+
+    ``holders``, ``advance`` and ``entered`` are called in this thread; what they raise ends the pull. ``advance`` gets
+    bytes that are on the disk now, each byte of a piece once, without those verified before the call: a count that
+    starts at ``partial.verified_bytes`` ends at ``manifest.size``. ``entered`` gets the index of the file that moves,
+    which only rises. ``limit`` is in force for the sum over all streams, and may be shared between pulls.
+
+    Raises:
+        HoldersFailed: for ``patience`` seconds nobody gave a byte; a holder counts as failed after ``stall`` seconds
+            without one.
+        Interrupted: ``stop`` was set; it is heeded within half a second.
+        NotEnoughSpace: the disk is full.
+        OSError: the disk failed.
+        PieceCorrupt: every holder served a piece wrong.
+    """
+    began = time.monotonic()
+    ledger = Ledger(manifest, partial, patience)
+    threads = [
+        threading.Thread(target=Stream(ledger, token, streams, limit, stall).run, name="stagecast-pull", daemon=True)
+        for _ in range(min(streams, len(partial.missing())))
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        ledger.supervise(holders, advance, entered, stop)
+    finally:
+        ledger.halted.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+    return ledger.result(time.monotonic() - began)

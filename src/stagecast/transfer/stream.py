@@ -1,0 +1,117 @@
+"""A stream: one thread of a pull, which gets one piece after the other. Receive, hash while hot, write, verify."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from blake3 import blake3
+
+from stagecast.errors import HolderFailed, Interrupted
+from stagecast.pieces import Piece
+from stagecast.transfer.assignments import Assignment
+from stagecast.transfer.ledger import Ledger, Waits
+from stagecast.transfer.limit import RateLimit
+from stagecast.transfer.source import Holder, Source
+
+BUFFER: Final = 1024 * 1024
+"""Bytes that a stream holds in memory."""
+
+_WINDOW: Final = 0.1
+"""Seconds of a limited rate that the kernel may receive ahead of us: what a ``kill -9`` makes move again."""
+
+_SMALLEST_WINDOW: Final = 64 * 1024
+
+
+class Stream:
+    """Fetches with one connection at a time, of ``streams`` that share a limit; `run` is the body of its thread."""
+
+    def __init__(self, ledger: Ledger, token: str, streams: int, limit: RateLimit | None, stall: float) -> None:
+        self._ledger = ledger
+        self._token = token
+        self._limit = limit
+        self._stall = stall
+        self._window = max(_SMALLEST_WINDOW, int(limit.rate * _WINDOW / streams)) if limit else 0
+        self._source: Source | None = None
+        self._waits = Waits()
+
+    def run(self) -> None:
+        """Do what there is to do until there is no more."""
+        error: BaseException | None = None
+        self._buffer = memoryview(bytearray(BUFFER))
+        try:
+            while (assignment := self._ledger.take()) is not None:
+                self._perform(assignment)
+        except Interrupted:
+            pass
+        except BaseException as caught:  # noqa: BLE001  # raised again in the thread that called pull
+            error = caught
+        finally:
+            if self._source is not None:
+                self._source.close()
+            self._ledger.ended(self._waits, error)
+
+    def _perform(self, assignment: Assignment) -> None:
+        piece, partial, hasher = assignment.piece, self._ledger.partial, blake3()
+        if assignment.is_alone:
+            partial.forget(piece)
+        prefix = self._hash_prefix(piece, hasher)
+        if assignment.holder is not None and not self._fetch(assignment, assignment.holder, prefix, hasher):
+            return
+        if hasher.hexdigest() == self._ledger.manifest.files[piece.file].pieces[piece.index]:
+            since = time.monotonic()
+            partial.verify(piece)
+            self._waits += Waits(disk=time.monotonic() - since)
+            self._ledger.done(assignment)
+        else:
+            partial.forget(piece)
+            self._ledger.wrong(assignment, is_certain=prefix == 0)
+
+    def _hash_prefix(self, piece: Piece, hasher: blake3) -> int:
+        length, position = self._ledger.partial.written(piece), 0
+        for chunk in self._ledger.partial.read(piece, length) if length else ():
+            if self._ledger.halted.is_set():
+                raise Interrupted("cancel")
+            hasher.update(chunk)
+            position += len(chunk)
+            self._ledger.reached(piece, position)
+        return length
+
+    def _fetch(self, assignment: Assignment, holder: Holder, position: int, hasher: blake3) -> bool:
+        """Receive the rest of a piece from ``position`` on; return whether all of it came."""
+        piece, file = assignment.piece, self._ledger.manifest.files[assignment.piece.file]
+        heard = time.monotonic()
+        try:
+            source = self._connected(holder)
+            source.request(file.digest, piece.offset + position, piece.offset + piece.length, file.size)
+            self._waits += Waits(network=time.monotonic() - heard)
+            while position < piece.length:
+                count = self._receive(source, piece, position, hasher)
+                position += count
+                heard = time.monotonic() if count else heard
+        except HolderFailed as error:
+            self._ledger.failed(assignment, error.why, time.monotonic() - heard)
+            return False
+        return True
+
+    def _receive(self, source: Source, piece: Piece, position: int, hasher: blake3) -> int:
+        buffer = self._buffer[: self._limit.portion(BUFFER)] if self._limit else self._buffer
+        began = time.monotonic()
+        count = source.receive(buffer)
+        came = time.monotonic()
+        hasher.update(buffer[:count])
+        hashed = time.monotonic()
+        self._ledger.partial.write(piece, position, buffer[:count])
+        self._waits += Waits(came - began, hashed - came, time.monotonic() - hashed)
+        self._ledger.received(source.holder, count)
+        self._ledger.reached(piece, position + count)
+        if self._limit:
+            self._limit.take(count, self._ledger.halted)
+        return count
+
+    def _connected(self, holder: Holder) -> Source:
+        if self._source is None or self._source.holder != holder:
+            if self._source is not None:
+                self._source.close()
+            self._source = Source(holder, self._token, self._ledger.halted, window=self._window, stall=self._stall)
+        return self._source

@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import pytest
+
+from stagecast import broadcast, operations, subjects
+from stagecast.bus import Bus, Log
+from stagecast.errors import BusUnavailable, Fenced
+from stagecast.messages import Entry, Record
+from stagecast.ownership import Ownership, standing_record
+from tests.conftest import eventually
+from tests.peers import a_record, gathered
+
+QUEUED = a_record(state="queued", owner="")
+SUBJECT = subjects.operation(QUEUED)
+
+
+@pytest.fixture(params=["memory", "nats"])
+async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
+    async with gathered(request) as peers:
+        yield await peers.bus("a")
+
+
+class Recorder:
+    """A log that notes when it was written to, and loses the acknowledgements it is told to lose."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self.written: list[tuple[float, Record]] = []
+        self.losses = 0
+
+    async def append(self, subject: str, payload: bytes, *, expected: int | None = None) -> int:
+        at = time.monotonic()
+        sequence = await self._log.append(subject, payload, expected=expected)
+        record = standing_record(Entry(subject, sequence, payload, 0.0))
+        assert record is not None
+        self.written.append((at, record))
+        if self.losses:
+            self.losses -= 1
+            raise BusUnavailable("the acknowledgement was lost")
+        return sequence
+
+    async def last(self, subject: str) -> Entry | None:
+        return await self._log.last(subject)
+
+    @property
+    def records(self) -> list[Record]:
+        return [record for _, record in self.written]
+
+
+async def claim(bus: Bus, owner: str = "a") -> tuple[Record, int]:
+    standing = await bus.log.last(SUBJECT)
+    record = operations.claimed(standing_record(standing) or QUEUED, owner, 1.7e9)
+    return record, await bus.log.append(SUBJECT, broadcast.encode(record), expected=standing.sequence if standing else 0)
+
+
+async def say(bus: Bus, record: Record) -> None:
+    await bus.log.append(SUBJECT, broadcast.encode(record))
+
+
+async def owning(bus: Bus, interval: float = 0.001) -> tuple[Ownership, Recorder]:
+    record, sequence = await claim(bus)
+    recorder = Recorder(bus.log)
+    ownership = Ownership(recorder, record, sequence, clock=lambda: 1.7e9, interval=interval)  # type: ignore[arg-type]
+    ownership.settle()
+    return ownership, recorder
+
+
+async def standing(bus: Bus) -> Record | None:
+    return standing_record(await bus.log.last(SUBJECT))
+
+
+async def ticking(ownership: Ownership, until: Callable[[], bool], each: Callable[[], None]) -> None:
+    ticker = asyncio.create_task(ownership.run())
+    try:
+        async with asyncio.timeout(10):
+            while not until():
+                each()
+                await asyncio.sleep(0.001)
+    finally:
+        ticker.cancel()
+        await asyncio.wait([ticker])
+
+
+async def test_the_first_tick_goes_out_at_once_and_then_at_most_one_an_interval(bus: Bus) -> None:
+    ownership, recorder = await owning(bus, interval=0.3)
+    began = time.monotonic()
+    await ticking(ownership, lambda: len(recorder.written) == 4, lambda: ownership.advance(10))
+    times = [at for at, _ in recorder.written]
+    assert times[0] - began < 0.3
+    assert all(later - earlier >= 0.29 for earlier, later in zip(times, times[1:], strict=False))
+
+
+async def test_the_last_bytes_before_a_pause_are_told_too(bus: Bus) -> None:
+    ownership, recorder = await owning(bus, interval=0.02)
+    steps = iter([7, 5])
+
+    def burst() -> None:
+        ownership.advance(next(steps, 0))
+
+    await ticking(ownership, lambda: bool(recorder.records) and recorder.records[-1].bytes_done == 12, burst)
+
+
+async def test_transitions_always_go_out_however_many(bus: Bus) -> None:
+    ownership, recorder = await owning(bus, interval=60.0)
+    for index in range(1, 21):
+        ownership.enter(index, f"file {index}")
+        await ownership.change(phase="transferring")
+    await ownership.end("succeeded")
+    assert [record.file_index for record in recorder.records] == [*range(1, 21), 20]
+    seqs = [record.seq for record in recorder.records]
+    assert seqs == sorted(set(seqs))
+    assert await standing(bus) == recorder.records[-1] == ownership.record
+
+
+async def test_every_byte_from_every_thread_is_counted(bus: Bus) -> None:
+    ownership, _ = await owning(bus)
+
+    def work() -> None:
+        for _ in range(1000):
+            ownership.advance(3)
+
+    with ThreadPoolExecutor(4) as threads:
+        await asyncio.gather(*(asyncio.wrap_future(threads.submit(work)) for _ in range(4)))
+    assert ownership.bytes_done == 12_000
+    await ownership.end("succeeded")
+    assert ownership.record.bytes_done == 12_000
+
+
+async def test_a_rate_is_said_only_once_enough_was_seen(bus: Bus) -> None:
+    ownership, recorder = await owning(bus, interval=0.05)
+    await ticking(ownership, lambda: len(recorder.records) >= 8, lambda: ownership.advance(1000))
+    assert recorder.records[0].rate is None
+    assert (recorder.records[-1].rate or 0.0) > 0.0
+    await ownership.end("cancelled")
+    assert recorder.records[-1].rate is None
+
+
+async def test_a_note_is_a_sign_of_life_and_goes_with_its_phase(bus: Bus) -> None:
+    ownership, recorder = await owning(bus)
+    await ticking(ownership, lambda: bool(recorder.records), lambda: ownership.tell("waiting for a holder"))
+    assert recorder.records[0].note == "waiting for a holder"
+    await ownership.change(phase="verifying")
+    assert recorder.records[-1].note == ""
+
+
+async def test_nothing_follows_an_end(bus: Bus) -> None:
+    ownership, recorder = await owning(bus)
+    await ownership.end("failed", error="no disk")
+    for late in (lambda: ownership.change(state="stalled"), lambda: ownership.end("succeeded"), ownership.restate):
+        with pytest.raises(Fenced):
+            await late()
+    ownership.advance(1)
+    await ownership.run()
+    assert len(recorder.written) == 1
+    assert await standing(bus) == ownership.record
+
+
+async def test_whoever_lost_the_operation_can_write_nothing_more(bus: Bus) -> None:
+    ownership, recorder = await owning(bus)
+    theirs, _ = await claim(bus, "b")
+    assert theirs.attempt == 2
+    for late in (lambda: ownership.change(phase="verifying"), lambda: ownership.end("succeeded"), ownership.restate):
+        with pytest.raises(Fenced, match="attempt 1 is no longer the current one"):
+            await late()
+    assert recorder.written == []
+    assert await standing(bus) == theirs
+
+
+async def test_a_tick_that_meets_the_fence_halts_the_work(bus: Bus) -> None:
+    record, sequence = await claim(bus)
+    made = asyncio.Event()
+    found: list[Ownership] = []
+
+    async def body() -> None:
+        found.append(Ownership(bus.log, record, sequence, interval=0.001))
+        made.set()
+        await asyncio.Event().wait()
+
+    work = asyncio.create_task(body())
+    await made.wait()
+    theirs, _ = await claim(bus, "b")
+    found[0].advance(1)
+    await found[0].run()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert found[0].stopped_by == "fence"
+    assert found[0].stop.is_set()
+    assert await standing(bus) == theirs
+
+
+@pytest.mark.parametrize("outcome", ["cancelled", "failed"])
+async def test_an_end_by_somebody_else_is_final(bus: Bus, outcome: str) -> None:
+    ownership, _ = await owning(bus)
+    end = operations.ended(ownership.record, outcome, 9.0)  # type: ignore[arg-type]
+    await say(bus, end)
+    with pytest.raises(Fenced):
+        await ownership.end("succeeded")
+    assert await standing(bus) == end
+
+
+async def test_a_pause_written_over_the_owners_head_holds(bus: Bus) -> None:
+    for bytes_done in range(4):  # the tie between equal sequence numbers must not depend on what is in the records
+        ownership, _ = await owning(bus)
+        ownership.advance(bytes_done)
+        paused = operations.commanded(ownership.record, "pause", 9.0 * 10**bytes_done)
+        await say(bus, paused)
+        with pytest.raises(Fenced):
+            await ownership.change(phase="transferring")
+        assert await standing(bus) == paused
+
+
+async def test_an_owner_that_was_taken_for_dead_goes_on(bus: Bus) -> None:
+    ownership, _ = await owning(bus)
+    await say(bus, operations.stalled(operations.succeeding(ownership.record, 9.0), "silence", 9.0))
+    ownership.advance(5)
+    await ownership.change(phase="transferring")
+    held = await standing(bus)
+    assert held == ownership.record
+    assert (held.state, held.owner, held.bytes_done, held.attempt) == ("running", "a", 5, 2)
+
+
+async def test_what_somebody_else_wrote_on_the_subject_is_written_over(bus: Bus) -> None:
+    ownership, _ = await owning(bus)
+    for payload in (b'{"model_id":"m","done":true}', b"nonsense", broadcast.encode(QUEUED)):
+        await bus.log.append(SUBJECT, payload)
+        await ownership.change(phase="transferring")
+        assert await standing(bus) == ownership.record
+        assert ownership.record.attempt == 1
+
+
+@pytest.mark.parametrize("losses", [1, 3])
+async def test_a_lost_acknowledgement_writes_nothing_twice(bus: Bus, losses: int) -> None:
+    ownership, recorder = await owning(bus)
+    recorder.losses = losses
+    await ownership.end("succeeded")
+    assert [record.state for record in recorder.records] == ["succeeded"]
+    assert await standing(bus) == ownership.record
+    last = await bus.log.last(SUBJECT)
+    assert last is not None
+    assert last.sequence == ownership.sequence
+
+
+async def test_a_tick_whose_acknowledgement_was_lost_is_followed_by_the_next(bus: Bus) -> None:
+    ownership, recorder = await owning(bus)
+    recorder.losses = 1
+    await ticking(ownership, lambda: len(recorder.records) >= 3, lambda: ownership.advance(1))
+    assert await standing(bus) == ownership.record
+    assert ownership.stopped_by is None
+
+
+async def test_only_a_later_word_of_another_takes_the_operation_away(bus: Bus) -> None:
+    ownership, _ = await owning(bus)
+    ours = ownership.record
+    replace = msgspec.structs.replace
+    assert not ownership.is_taken_by(QUEUED)
+    assert not ownership.is_taken_by(ours)
+    assert not ownership.is_taken_by(replace(ours, owner="z", attempt=0, seq=99))
+    assert not ownership.is_taken_by(operations.stalled(ours, "silence", 9.0))
+    assert not ownership.is_taken_by(operations.succeeding(ours, 9.0))
+    assert ownership.is_taken_by(operations.claimed(ours, "b", 9.0))
+    assert ownership.is_taken_by(operations.ended(ours, "cancelled", 9.0))
+    assert ownership.is_taken_by(operations.commanded(ours, "pause", 9.0))
+    await ownership.end("succeeded")
+    assert not ownership.is_taken_by(ownership.record)
+
+
+async def test_a_halt_comes_once_and_not_after_the_outcome_is_decided(bus: Bus) -> None:
+    record, sequence = await claim(bus)
+    ownership = Ownership(bus.log, record, sequence)
+    ownership._body = None
+    ownership.halt("pause")
+    ownership.halt("cancel")
+    assert ownership.stopped_by == "pause"
+    decided = Ownership(bus.log, record, sequence)
+    decided.settle()
+    decided.halt("cancel")
+    assert decided.stopped_by is None
+
+
+
+
+async def test_advancing_costs_microseconds(bus: Bus) -> None:
+    ownership, _ = await owning(bus)
+    ownership.advance(1)
+    began = time.perf_counter()
+    for _ in range(10_000):
+        ownership.advance(1)
+    assert (time.perf_counter() - began) / 10_000 < 20e-6
+
+
+async def test_a_bus_that_is_away_keeps_transitions_waiting_and_drops_ticks(bus: Bus) -> None:
+    ownership, recorder = await owning(bus)
+    is_away = True
+    inner = recorder._log
+
+    class Away:
+        async def append(self, subject: str, payload: bytes, *, expected: int | None = None) -> int:
+            if is_away:
+                raise BusUnavailable("stopped")
+            return await inner.append(subject, payload, expected=expected)
+
+        async def last(self, subject: str) -> Entry | None:
+            return await inner.last(subject)
+
+    recorder._log = Away()  # type: ignore[assignment]
+    change = asyncio.create_task(ownership.change(phase="verifying"))
+    await asyncio.sleep(0)
+    assert not change.done()
+    is_away = False
+    await eventually(change.done)
+    assert (await standing(bus)) == ownership.record
+    assert ownership.record.phase == "verifying"

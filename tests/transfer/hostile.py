@@ -1,0 +1,196 @@
+"""Holders that do not behave: raw servers on loopback, each with one fault."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from stagecast.manifest import Manifest
+from stagecast.transfer import Holder
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked: the file's whole content, and the range of it."""
+
+    connection: socket.socket
+    content: bytes
+    start: int
+    stop: int
+
+    def head(self, status: str = "206 Partial Content", **fields: str) -> None:
+        """Send a head; by default the right one."""
+        right = {
+            "Content-Length": str(self.stop - self.start),
+            "Content-Range": f"bytes {self.start}-{self.stop - 1}/{len(self.content)}",
+        }
+        right.update({name.replace("_", "-"): value for name, value in fields.items()})
+        lines = "".join(f"{name}: {value}\r\n" for name, value in right.items() if value)
+        self.connection.sendall(f"HTTP/1.1 {status}\r\n{lines}\r\n".encode())
+
+    @property
+    def body(self) -> bytes:
+        """The right body."""
+        return self.content[self.start : self.stop]
+
+
+@dataclass
+class Hostile:
+    """A holder and what it has seen."""
+
+    holder: Holder
+    requests: list[tuple[int, int]] = field(default_factory=list)
+    seen: threading.Event = field(default_factory=threading.Event)
+
+
+Answer = Callable[[Request], None]
+
+
+@contextmanager
+def hostile(answer: Answer, manifest: Manifest, contents: dict[str, bytes], name: str = "bad") -> Iterator[Hostile]:
+    """Yield a holder that answers each request for a range by ``answer``, and closes once that returns."""
+    by_digest = {file.digest: contents[file.path] for file in manifest.files}
+    listener = socket.create_server(("127.0.0.1", 0))
+    holder = Hostile(Holder(name, f"http://127.0.0.1:{listener.getsockname()[1]}"))
+    connections: list[socket.socket] = []
+    threads: list[threading.Thread] = []
+
+    def serve(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while head := _read_head(connection):
+                found = re.match(r"GET /files/(\w+) .*\r\nRange: bytes=(\d+)-(\d+)\r\n", head, re.DOTALL)
+                assert found is not None
+                start, stop = int(found[2]), int(found[3]) + 1
+                holder.requests.append((start, stop))
+                holder.seen.set()
+                answer(Request(connection, by_digest[found[1]], start, stop))
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                connections.append(connection)
+                threads.append(threading.Thread(target=serve, args=(connection,)))
+                threads[-1].start()
+
+    acceptor = threading.Thread(target=accept)
+    acceptor.start()
+    try:
+        yield holder
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        acceptor.join()
+        listener.close()
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+
+
+def _read_head(connection: socket.socket) -> str:
+    data = b""
+    while not data.endswith(b"\r\n\r\n"):
+        part = connection.recv(4096)
+        if not part:
+            return ""
+        data += part
+    return data.decode()
+
+
+def flip_a_byte(request: Request) -> None:
+    """Serve all of it, one byte in the middle wrong."""
+    body = bytearray(request.body)
+    body[len(body) // 2] ^= 1
+    request.head()
+    request.connection.sendall(body)
+
+
+def serve_well(request: Request) -> None:
+    request.head()
+    request.connection.sendall(request.body)
+
+
+def hang(request: Request) -> None:
+    """Take the request, and say nothing until the other end goes away."""
+    request.connection.recv(1)
+
+
+def hang_in_the_body(request: Request) -> None:
+    request.head()
+    request.connection.sendall(request.body[: len(request.body) // 2])
+    request.connection.recv(1)
+
+
+def close_early(request: Request) -> None:
+    request.head()
+    request.connection.sendall(request.body[: len(request.body) // 2])
+    request.connection.shutdown(socket.SHUT_RDWR)
+
+
+def close_at_once(request: Request) -> None:
+    request.connection.shutdown(socket.SHUT_RDWR)
+
+
+def ignore_the_range(request: Request) -> None:
+    request.head("200 OK", Content_Length=str(len(request.content)), Content_Range="")
+    request.connection.sendall(request.content)
+
+
+def send_html(request: Request) -> None:
+    page = b"<html>Log in to the captive portal</html>"
+    request.head("200 OK", Content_Length=str(len(page)), Content_Range="", Content_Type="text/html")
+    request.connection.sendall(page)
+
+
+def say_another_range(request: Request) -> None:
+    size = len(request.content)
+    request.head(Content_Range=f"bytes {request.start + 1}-{request.stop}/{size + 1}")
+    request.connection.sendall(request.body)
+
+
+def say_no_range(request: Request) -> None:
+    request.head(Content_Range="")
+    request.connection.sendall(request.body)
+
+
+def say_another_length(request: Request) -> None:
+    request.head(Content_Length=str(request.stop - request.start - 1))
+    request.connection.sendall(request.body)
+
+
+def say_another_etag(request: Request) -> None:
+    request.head(ETag='"0000"')
+    request.connection.sendall(request.body)
+
+
+def not_found(request: Request) -> None:
+    request.head("404 Not Found", Content_Length="0", Content_Range="")
+
+
+def fail(request: Request) -> None:
+    request.head("500 Internal Server Error", Content_Length="0", Content_Range="")
+
+
+def chunked(request: Request) -> None:
+    request.head(Transfer_Encoding="chunked", Content_Length="")
+    request.connection.sendall(f"{len(request.body):x}\r\n".encode() + request.body + b"\r\n0\r\n\r\n")
+
+
+def speak_in_tongues(request: Request) -> None:
+    request.connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+
+
+def endless_head(request: Request) -> None:
+    while True:
+        request.connection.sendall(b"X-Header: " + b"x" * 1000 + b"\r\n")
+
+
+def send_too_much(request: Request) -> None:
+    request.head()
+    request.connection.sendall(request.body + b"surplus")

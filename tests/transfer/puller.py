@@ -1,0 +1,38 @@
+"""A process of its own that pulls a model and prints how far it is: ``puller.py FOLDER URL MANIFEST RATE``."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+from stagecast.manifest import decode
+from stagecast.store import Store
+from stagecast.transfer import Holder, RateLimit, pull
+
+
+def main(folder: Path, url: str, manifest: Path, rate: int) -> None:
+    store = Store(folder / "models", folder / "data")
+
+    with store.partial(decode(manifest.read_bytes())) as partial:
+        done = partial.verified_bytes
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            print(done, flush=True)
+
+        pull(
+            partial.manifest,
+            partial,
+            lambda: [Holder("holder", url)],
+            limit=RateLimit(rate),
+            advance=advance,
+            entered=lambda _: None,
+            stop=threading.Event(),
+        )
+        partial.publish()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
