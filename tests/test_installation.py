@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -242,7 +243,7 @@ def test_a_missing_file_ends_it_at_once(server: UpstreamServer, store: Store) ->
 
 def test_a_hanging_source_is_given_up_with_its_cause(server: UpstreamServer, store: Store) -> None:
     server.hang_after = 0
-    with pytest.raises(TransferFailed, match="did not arrive: .*(no byte for|hangs)"):
+    with pytest.raises(TransferFailed, match=r"did not arrive: .*(no byte for|hangs)"):
         Work(source_of(server), store).run(patience=0.1, stall=0.3)
 
 
@@ -250,10 +251,12 @@ def test_a_cancel_reaches_a_hanging_source(server: UpstreamServer, store: Store)
     server.hang_after = PIECE_SIZE + 65536
     work = Work(source_of(server), store)
     since = float("inf")
+    has_come = threading.Event()
+    work.on_advance = lambda: has_come.set() if work.moved == server.hang_after + 2 else None
 
     def cancel() -> None:
         nonlocal since
-        assert server.hanging.wait(10)
+        assert has_come.wait(10)
         since = time.monotonic()
         work.stop.set()
 
@@ -294,19 +297,36 @@ def test_a_full_disk_is_told_before_the_first_byte(server: UpstreamServer, store
     source = measure(source_of(server))
     assert [file.size for file in source.files] == [2, 0, len(WEIGHTS)]
     huge = replace(source, files=(*source.files, SourceFile("z", "http://host/z", size=1 << 60)))
-    with pytest.raises(NotEnoughSpace, match="node-1: .* more are needed"):
+    with pytest.raises(NotEnoughSpace, match=r"node-1: .* more are needed"):
         Work(huge, store).run()
     assert server.sent.total() == 0
     assert drafts(store.models) == []
 
 
-def test_a_disk_that_fills_up_keeps_what_came(store: Store, server: UpstreamServer) -> None:
+def test_a_write_that_fails_keeps_what_came(server: UpstreamServer, store: Store) -> None:
     script = _script(server, store, "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000_000, -1))")
     failed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert failed.returncode != 0
     assert "File too large" in failed.stderr
     assert Work(source_of(server), store).begun == 2 * PIECE_SIZE + 2
     Work(source_of(server), store).succeeds()
+
+
+def test_a_disk_that_fills_up_says_what_is_missing(
+    server: UpstreamServer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(descriptor: int, buffer: memoryview, offset: int) -> None:
+        if offset >= 2 * PIECE_SIZE:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        os.pwrite(descriptor, buffer, offset)
+
+    source = measure(source_of(server))
+    with monkeypatch.context() as patched, pytest.raises(NotEnoughSpace, match="free some space") as caught:
+        patched.setattr("stagecast.draft_file.write_all", write)
+        Work(source, store).run()
+    assert caught.value.present == 2 * PIECE_SIZE + 2
+    assert caught.value.needed == len(WEIGHTS) - 2 * PIECE_SIZE
+    Work(source, store).succeeds()
 
 
 def test_measuring_leaves_open_what_nobody_says(server: UpstreamServer) -> None:
