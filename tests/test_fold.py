@@ -97,7 +97,9 @@ class Scene:
             old = msgspec.structs.replace(held, seq=held.seq - 1, state="running", dismissed=False, bytes_done=size)
             self.say(subjects.operation(old), broadcast.encode(old))
         elif action in {"retry", "dismiss", "cancel"} and not held.dismissed:
-            if (held.state == "failed") == (action != "cancel") and (action != "cancel" or not operations.is_ended(held)):
+            if (held.state == "failed") == (action != "cancel") and (
+                action != "cancel" or not operations.is_ended(held)
+            ):
                 self.write(operations.commanded(held, action, float(size)))  # type: ignore[arg-type]
         elif operations.is_ended(held):
             return

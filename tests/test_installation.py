@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import subprocess
 import sys
@@ -24,18 +23,14 @@ from stagecast.errors import (
     TransferFailed,
 )
 from stagecast.gallery import Source, SourceFile, resolve
-from stagecast.installation import install, measure, staged_bytes
-from stagecast.manifest import PIECE_SIZE, Manifest, check
-from stagecast.publication import WORKSHOP
+from stagecast.installation import measure
+from stagecast.manifest import PIECE_SIZE
 from stagecast.store import Store
 from stagecast.transfer.limit import RateLimit
+from tests.installing import CONTENTS, KEY, WEIGHTS, Work, script_of, source_of
 from tests.killing import dying_at, in_child
 from tests.sample import contents_of, lay_out
 from tests.upstream_server import UpstreamServer
-
-WEIGHTS = os.urandom(PIECE_SIZE * 3 + 12345)
-CONTENTS = {"config.json": b"{}", "empty": b"", "sub/weights.bin": WEIGHTS}
-KEY = "/sub/weights.bin"
 
 
 @pytest.fixture
@@ -49,59 +44,11 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "models", tmp_path / "data", "node-1")
 
 
-class Work:
-    """One call of `install`, and what it reported."""
-
-    def __init__(self, source: Source, store: Store) -> None:
-        self.source = source
-        self.store = store
-        self.begun = staged_bytes(source, store)
-        self.moved = 0
-        self.entered: list[int] = []
-        self.stop = threading.Event()
-        self.on_advance = lambda: None
-
-    def advance(self, count: int) -> None:
-        assert count >= 0
-        self.moved += count
-        self.on_advance()
-
-    def run(self, *, limit: RateLimit | None = None, patience: float = 5, stall: float = 5) -> Manifest:
-        return install(
-            self.source,
-            self.store,
-            advance=self.advance,
-            entered=self.entered.append,
-            stop=self.stop,
-            limit=limit,
-            patience=patience,
-            stall=stall,
-        )
-
-    def succeeds(self, contents: dict[str, bytes] = CONTENTS) -> Manifest:
-        """Run it, and check everything that has to be true afterwards."""
-        manifest = self.run()
-        check(manifest)
-        assert contents_of(self.store.models / self.source.model) == contents
-        assert self.store.recorded(self.source.model) == manifest
-        assert self.begun + self.moved == manifest.size == sum(map(len, contents.values()))
-        assert [path.name for path in (self.store.models / WORKSHOP).iterdir()] == []
-        return manifest
-
-
-def source_of(server: UpstreamServer, *, published: bool = True) -> Source:
-    def digest(content: bytes) -> str:
-        return hashlib.sha256(content).hexdigest() if published else ""
-
-    files = (SourceFile(path, f"{server.url}/{path}", digest(content)) for path, content in CONTENTS.items())
-    return Source("m", tuple(files))
-
-
 @pytest.mark.parametrize("published", [True, False])
 def test_a_model_arrives_whole(server: UpstreamServer, store: Store, published: bool) -> None:
     work = Work(source_of(server, published=published), store)
     manifest = work.succeeds()
-    assert work.entered == [0, 1, 2]
+    assert work.entered == work.completed == [0, 1, 2]
     assert [file.sha256 for file in manifest.files] == [file.sha256 for file in work.source.files]
     assert store.manifest("m") == manifest
     assert server.sent[KEY] == len(WEIGHTS)
@@ -304,7 +251,7 @@ def test_a_full_disk_is_told_before_the_first_byte(server: UpstreamServer, store
 
 
 def test_a_write_that_fails_keeps_what_came(server: UpstreamServer, store: Store) -> None:
-    script = _script(server, store, "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000_000, -1))")
+    script = script_of(server, store, "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000_000, -1))")
     failed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert failed.returncode != 0
     assert "File too large" in failed.stderr
@@ -321,9 +268,10 @@ def test_a_disk_that_fills_up_says_what_is_missing(
         os.pwrite(descriptor, buffer, offset)
 
     source = measure(source_of(server))
-    with monkeypatch.context() as patched, pytest.raises(NotEnoughSpace, match="free some space") as caught:
+    with monkeypatch.context() as patched:
         patched.setattr("stagecast.draft_file.write_all", write)
-        Work(source, store).run()
+        with pytest.raises(NotEnoughSpace, match="free some space") as caught:
+            Work(source, store).run()
     assert caught.value.present == 2 * PIECE_SIZE + 2
     assert caught.value.needed == len(WEIGHTS) - 2 * PIECE_SIZE
     Work(source, store).succeeds()
@@ -339,7 +287,7 @@ def test_measuring_leaves_open_what_nobody_says(server: UpstreamServer) -> None:
 @pytest.mark.parametrize("published", [True, False])
 def test_killed_in_the_middle_no_whole_piece_moves_again(server: UpstreamServer, store: Store, published: bool) -> None:
     server.hang_after = 2 * PIECE_SIZE + 1_000_000
-    with subprocess.Popen([sys.executable, "-c", _script(server, store, published=published)]) as process:
+    with subprocess.Popen([sys.executable, "-c", script_of(server, store, published=published)]) as process:
         assert server.hanging.wait(30)
         for _ in range(3000):
             if sum(record.position for record in draft_records(store.models, "m").values()) > 2 * PIECE_SIZE:
@@ -393,16 +341,3 @@ def test_a_source_that_is_gone_says_so(tmp_path: Path, store: Store) -> None:
     with pytest.raises(HolderFailed, match="No such file"):
         Work(gone, store).run()
     assert drafts(store.models) == []
-
-
-def _script(server: UpstreamServer, store: Store, first: str = "", *, published: bool = True) -> str:
-    return f"""
-import threading
-from pathlib import Path
-from stagecast.gallery import Source, SourceFile
-from stagecast.installation import install
-from stagecast.store import Store
-{first}
-install({source_of(server, published=published)!r}, Store(Path({str(store.models)!r}), Path({str(store.data)!r})),
-        advance=lambda count: None, entered=lambda number: None, stop=threading.Event())
-"""

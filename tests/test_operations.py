@@ -70,9 +70,9 @@ def test_the_order_is_total_and_the_rank_agrees_with_it(one: Record, other: Reco
 @given(records(), records())
 def test_an_end_is_final_within_its_attempt(one: Record, other: Record) -> None:
     merged = operations.merge(one, other)
-    if one.attempt == other.attempt and operations.is_ended(one) and not operations.is_ended(other):
-        if not other.dismissed:
-            assert merged == one
+    is_end_against_none = operations.is_ended(one) and not (operations.is_ended(other) or other.dismissed)
+    if one.attempt == other.attempt and is_end_against_none:
+        assert merged == one
 
 
 @given(records(), records())

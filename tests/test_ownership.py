@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +57,9 @@ class Recorder:
 async def claim(bus: Bus, owner: str = "a") -> tuple[Record, int]:
     standing = await bus.log.last(SUBJECT)
     record = operations.claimed(standing_record(standing) or QUEUED, owner, 1.7e9)
-    return record, await bus.log.append(SUBJECT, broadcast.encode(record), expected=standing.sequence if standing else 0)
+    return record, await bus.log.append(
+        SUBJECT, broadcast.encode(record), expected=standing.sequence if standing else 0
+    )
 
 
 async def say(bus: Bus, record: Record) -> None:
@@ -93,7 +96,7 @@ async def test_the_first_tick_goes_out_at_once_and_then_at_most_one_an_interval(
     await ticking(ownership, lambda: len(recorder.written) == 4, lambda: ownership.advance(10))
     times = [at for at, _ in recorder.written]
     assert times[0] - began < 0.3
-    assert all(later - earlier >= 0.29 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later - earlier >= 0.29 for earlier, later in itertools.pairwise(times))
 
 
 async def test_the_last_bytes_before_a_pause_are_told_too(bus: Bus) -> None:
@@ -281,8 +284,6 @@ async def test_a_halt_comes_once_and_not_after_the_outcome_is_decided(bus: Bus) 
     decided.settle()
     decided.halt("cancel")
     assert decided.stopped_by is None
-
-
 
 
 async def test_advancing_costs_microseconds(bus: Bus) -> None:

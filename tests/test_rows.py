@@ -14,8 +14,8 @@ from tests.peers import a_record
 from tests.test_operations import records
 
 WIRE_FIELDS = {
-    "id", "jobID", "name", "fullName", "taskType", "state", "phase", "progress", "currentBytes", "totalBytes", "fileName",
-    "fileIndex", "totalFiles", "nodeName", "nodeID", "owner", "attempt", "isDeletion", "isBackend", "isQueued",
+    "id", "jobID", "name", "fullName", "taskType", "state", "phase", "progress", "currentBytes", "totalBytes",
+    "fileName", "fileIndex", "totalFiles", "nodeName", "nodeID", "owner", "attempt", "isDeletion", "isBackend", "isQueued",
     "cancellable", "message", "startedAt", "updatedAt",
 }  # fmt: skip
 

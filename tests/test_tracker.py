@@ -368,6 +368,7 @@ async def test_a_log_that_comes_back_empty_gets_its_past_again(cluster: Peers, n
     async with one.own(failed):
         raise ValueError("odd")
     async with working(one) as work:
+        await eventually(lambda: two.fold.record(ID) == one.fold.record(ID) == work.owned.record)
         await agree(one, two)
         before, picture = two.revision, listed(two)
         nats_server.stop(kill=True)

@@ -146,7 +146,9 @@ async def test_what_others_say_neither_changes_nor_removes_what_one_of_us_owns(
     async with owner.own(record) as ownership:
         assert ownership is not None
         await ownership.change(phase="transferring", bytes_done=4)
+        await eventually(lambda: peer.fold.record("staging:m@n") == ownership.record)
         await agree(owner, peer)
+        await eventually(lambda: plain.events and plain.events[-1]["status"]["bytes_sent"] == 4)
         older = next(event for event in plain.events if event["status"]["bytes_sent"] == 0)
         before, sequence = listed(peer), peer.revision.sequence
         await plain.say(

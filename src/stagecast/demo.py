@@ -71,6 +71,7 @@ async def run(settings: DemoSettings) -> int:
     server = _backend_server()
     view = View()
     async with AsyncExitStack() as stack:
+        view.say("Starting NATS, replicas, workers and a load balancer.")
         data = stack.enter_context(_data_folder(settings.data))
         folder = await asyncio.to_thread(demo_model.fetch, settings.cache or demo_model.default_cache())
         index = await stack.enter_async_context(demo_model.gallery(folder, _UPSTREAM_RATE))
@@ -158,7 +159,7 @@ async def _judged(judge: Judge, client: Client) -> Verdict:
     """Return the verdict once every source shows the end, or has had its time for that."""
     ended = {job for job in judge.jobs if (await client.operation(job)).state in operations.ENDED}
     deadline = asyncio.get_running_loop().time() + _SETTLING
-    while any(judge.rows.values()) and asyncio.get_running_loop().time() < deadline:
+    while not judge.is_quiet and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  # polls change it
         await asyncio.sleep(_BALANCER_INTERVAL)
     return judge.verdict(ended)
 

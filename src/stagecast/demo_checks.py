@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -46,11 +46,6 @@ class Verdict:
     hertz: float
     gap: float
 
-    @property
-    def is_clean(self) -> bool:
-        """Whether nothing was seen that nobody should see."""
-        return not (self.failed or self.flickers or self.backward or self.phantoms) and self.distinct_bodies == 1
-
 
 @dataclass
 class _View:
@@ -60,8 +55,8 @@ class _View:
     failed: int = 0
     flickers: int = 0
     backward: int = 0
-    began: float = 0.0
-    latest: float = 0.0
+    began: float | None = None
+    latest: float | None = None
     gap: float = 0.0
     revision: revision.Revision | None = None
     held: dict[str, Row] = field(default_factory=dict)
@@ -89,8 +84,8 @@ class Judge:
         answer = msgspec.json.decode(body, type=Operations)
         view = self._views[source]
         view.polls += 1
-        view.began = view.began or time
-        view.gap = max(view.gap, time - view.latest) if view.latest else 0.0
+        view.began = time if view.began is None else view.began
+        view.gap = max(view.gap, time - view.latest) if view.latest is not None else 0.0
         view.latest = time
         self.rows[source] = answer.operations
         self.shown_by[source] |= {row.task_type for row in answer.operations}
@@ -119,6 +114,11 @@ class Judge:
         """Every run (jobID) that any source has shown."""
         return {job for view in self._views.values() for job in view.held}
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no source shows anything under way."""
+        return not any(True for _ in self._under_way())
+
     def verdict(self, ended: Iterable[str]) -> Verdict:
         """Return what was seen, where the runs (jobIDs) in ``ended`` are known to have ended.
 
@@ -126,9 +126,9 @@ class Judge:
         """
         known, views, seen = set(ended), self._views.values(), self._views[BALANCER]
         vanished = sum(count for view in views for job, count in view.missing.items() if job not in known)
-        left = {(source, row.job_id) for source, rows in self.rows.items() for row in rows if row.job_id in known}
+        left = {(source, row.job_id) for source, row in self._under_way() if row.job_id in known}
         compared = [text for text, replicas in self._replicas.items() if len(replicas) > 1]
-        span = seen.latest - seen.began
+        span = (seen.latest or 0.0) - (seen.began or 0.0)
         return Verdict(
             polls=seen.polls,
             failed=seen.failed,
@@ -141,6 +141,10 @@ class Judge:
             hertz=(seen.polls - 1) / span if span > 0 else 0.0,
             gap=seen.gap,
         )
+
+    def _under_way(self) -> Iterator[tuple[str, Row]]:
+        for source, rows in self.rows.items():
+            yield from ((source, row) for row in rows if row.state not in operations.ENDED)
 
     def _compare(self, view: _View, answer: Operations) -> None:
         now = {row.job_id: row for row in answer.operations}

@@ -24,9 +24,9 @@ def checks_of(
     return [*_files(story, judge, replicas, workers), *_picture(story, verdict, judge), *_embeddings(story, replicas)]
 
 
-def silence_after(ticks: Sequence[Tick], killed_at: float) -> float | None:
-    """Return the seconds from the kill until other bytes were shown than before; None if that never came."""
-    return next((tick.time - killed_at for tick in ticks if tick.time > killed_at), None)
+def silence_after(ticks: Sequence[Tick], killed_at: float, known: int) -> float | None:
+    """Return the seconds from the kill until more bytes were shown than the ``known`` ones; None if never."""
+    return next((tick.time - killed_at for tick in ticks if tick.time > killed_at and tick.bytes > known), None)
 
 
 def _files(story: Story, judge: Judge, replicas: Sequence[str], workers: Sequence[str]) -> list[Check]:
@@ -41,9 +41,10 @@ def _files(story: Story, judge: Judge, replicas: Sequence[str], workers: Sequenc
 
 
 def _picture(story: Story, verdict: Verdict, judge: Judge) -> list[Check]:
-    silence = silence_after(judge.ticks, story.killed_at) if story.killed else None
+    silence = silence_after(judge.ticks, story.killed_at, story.bytes_at_kill) if story.killed else None
     killed = f"{story.taken_by} at {story.killed_progress:.0f} %" if story.killed else "nobody"
-    polls = f"{verdict.polls:,} at {verdict.hertz:.0f} Hz, {verdict.failed} failed, {verdict.gap * 1000:.0f} ms apart at most"
+    gap = f"{verdict.gap * 1000:.0f} ms apart at most"
+    polls = f"{verdict.polls:,} at {verdict.hertz:.0f} Hz, {verdict.failed} failed, {gap}"
     compared = f"{verdict.answers_compared:,} answers at {verdict.compared:,} revisions"
     return [
         Check("killed the replica that took it", killed, story.killed),

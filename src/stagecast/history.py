@@ -33,6 +33,7 @@ class History:
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
         self._kept: dict[Key, Record] = {}
+        self._lost: dict[Key, Record] = {}
         self._written: set[Key] = set()
         self.caught_up = asyncio.Event()
 
@@ -51,7 +52,7 @@ class History:
         self, *, kind: Kind | None = None, model: str | None = None, before: float | None = None, limit: int = 100
     ) -> list[Record]:
         """Return ended operations, newest first; ``before`` is a time in seconds since 1970."""
-        known = self._kept | {_key(slot.record): slot.record for slot in self._ended()}
+        known = self._lost | self._kept | {_key(slot.record): slot.record for slot in self._ended()}
         found = [
             record
             for record in known.values()
@@ -63,7 +64,7 @@ class History:
 
     def find(self, job: str) -> Record | None:
         """Return the latest end of a job, or None."""
-        found = [record for (name, _), record in self._kept.items() if name == job]
+        found = [record for (name, _), record in (self._lost | self._kept).items() if name == job]
         return max(found, key=lambda record: record.attempt, default=None)
 
     def _ended(self) -> list[Slot]:
@@ -76,6 +77,7 @@ class History:
                     self._keep(each)
                 elif isinstance(each, Anew):
                     self._written.clear()
+                    self._lost, self._kept = self._lost | self._kept, {}
                 else:
                     self.caught_up.set()
 
@@ -86,6 +88,7 @@ class History:
             _logger.warning("history: cannot read %s", entry.subject)
             return
         self._kept[_key(record)] = record
+        self._lost.pop(_key(record), None)
         while len(self._kept) > KEPT_IN_MEMORY:
             self._kept.pop(next(iter(self._kept)))
 
@@ -93,8 +96,9 @@ class History:
         await self.caught_up.wait()
         while True:
             seen = self._tracker.revision
-            for slot in self._ended():
-                await self._record(slot.record)
+            # What a log that came back empty has lost is written again, like an end that was just seen.
+            for record in [*self._lost.values(), *(slot.record for slot in self._ended())]:
+                await self._record(record)
             await self._tracker.changed(seen)
 
     async def _record(self, record: Record) -> None:

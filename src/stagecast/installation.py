@@ -62,6 +62,7 @@ def install(
     *,
     advance: Callable[[int], None],
     entered: Callable[[int], None],
+    completed: Callable[[int], None] = lambda _: None,
     stop: threading.Event,
     limit: RateLimit | None = None,
     patience: float = PATIENCE,
@@ -70,8 +71,9 @@ def install(
     """Move what is missing, check it, publish the model and record it; return its manifest. Blocks.
 
     ``advance`` gets each new byte once, also where a file is moved a second time; what `staged_bytes` says is not
-    reported. ``entered`` gets the number of the file that moves now. If the very files, by their SHA-256, are here
-    already, nothing moves. What had arrived stays on the disk whatever is raised, a file with a wrong digest excepted.
+    reported. ``entered`` gets the number of the file that moves now, ``completed`` that of each file that is whole.
+    If the very files, by their SHA-256, are here already, nothing moves. What had arrived stays on the disk whatever
+    is raised, a file with a wrong digest excepted.
 
     Raises:
         Busy: another process or thread installs this model.
@@ -94,6 +96,7 @@ def install(
             for number, file in enumerate(source.files):
                 entered(number)
                 files.append(arrival.bring(file, reservation))
+                completed(number)
             manifest = Manifest(model=source.model, files=tuple(files), single=source.single)
             draft.publish(manifest, store.publish)
     return manifest
@@ -212,13 +215,18 @@ def _measured(file: SourceFile, stop: threading.Event) -> SourceFile:
 
 @contextmanager
 def _room(source: Source, draft: Draft, store: Store) -> Iterator[Reservation]:
-    total = sum(file.size or 0 for file in source.files)
-    needed = max(0, total - draft.present)
-    with store.reserve(needed, draft.present) as reservation:
+    with store.reserve(_needed(source, draft), draft.present) as reservation:
         try:
             yield reservation
         except OSError as error:
             if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                 raise
             free = store.space().free
-            raise NotEnoughSpace(store.node, str(store.models), reservation.left, free, draft.present) from error
+            needed = _needed(source, draft)
+            raise NotEnoughSpace(store.node, str(store.models), needed, free, draft.present) from error
+
+
+def _needed(source: Source, draft: Draft) -> int:
+    told = {path: record.size for path, record in draft.records.items()}
+    total = sum(file.size or told.get(file.path) or 0 for file in source.files)
+    return max(0, total - draft.present)

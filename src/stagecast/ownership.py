@@ -12,6 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Final, Literal
 
 import msgspec
@@ -60,6 +62,7 @@ class Ownership:
         self._bytes_done = record.bytes_done
         self._file: tuple[int, str] = (record.file_index, record.file_name)
         self._note = record.note
+        self._whole: deque[tuple[int, str]] = deque()
         self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), record.bytes_done)])
         self._body: asyncio.Task[object] | None = asyncio.current_task()
 
@@ -104,21 +107,30 @@ class Ownership:
         """Write the end. Returns once the log has it. Raises `Fenced`."""
         await self._write(lambda: operations.ended(self._current(), state, self._clock(), error, note), retry=True)
 
+    def complete(self, index: int, name: str) -> None:
+        """Say that a file is whole. Always published, however soon after the last tick. Callable from any thread."""
+        self._whole.append((index, name))
+        self._loop.call_soon_threadsafe(self._woken.set)
+
     async def run(self) -> None:
-        """Send byte ticks until cancelled."""
-        while True:
-            await self._woken.wait()
-            self._woken.clear()
-            with self._counting:
-                self._awake = False
-            if operations.is_ended(self.record):
-                return
-            try:
-                await self._write(self._ticked, retry=False)
-            except Fenced:
-                self.halt("fence")
-                return
-            await asyncio.sleep(self._interval)
+        """Send byte ticks and completed files until cancelled."""
+        next_tick = 0.0
+        try:
+            while not operations.is_ended(self.record):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, next_tick - self._loop.time()) if self._awake else None):
+                        await self._woken.wait()
+                self._woken.clear()
+                while self._whole:
+                    index, name = self._whole.popleft()
+                    await self._write(partial(self._current, file_index=index, file_name=name), retry=True)
+                if self._awake and self._loop.time() >= next_tick:
+                    next_tick = self._loop.time() + self._interval
+                    with self._counting:
+                        self._awake = False
+                    await self._write(self._ticked, retry=False)
+        except Fenced:
+            self.halt("fence")
 
     def is_taken_by(self, held: Record) -> bool:
         """Tell whether ``held`` takes the operation away: a later word that this process did not say itself."""

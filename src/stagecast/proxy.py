@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from stagecast.errors import BadInput, BackendFailed
+from stagecast.errors import BackendFailed, BadInput
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,7 +27,7 @@ _HOP: Final = frozenset(
 )
 
 
-class ClientGone(Exception):  # noqa: N818  # a fact, like its siblings
+class ClientGone(Exception):  # a fact, like its siblings
     """The client closed the connection before the response was whole."""
 
 

@@ -117,7 +117,9 @@ class Worker:
                 await in_thread(
                     ownership.stop, pull, manifest, partial, lambda: self._holders(model, manifest.digest),
                     token=self._token, limit=self._limit, advance=ownership.advance,
-                    entered=lambda index: ownership.enter(index + 1, manifest.files[index].path), stop=ownership.stop,
+                    entered=lambda index: ownership.enter(index + 1, manifest.files[index].path),
+                    completed=lambda index: ownership.complete(index + 1, manifest.files[index].path),
+                    stop=ownership.stop,
                 )  # fmt: skip
             except (asyncio.CancelledError, Interrupted):
                 if ownership.stopped_by == "cancel":

@@ -155,16 +155,28 @@ def test_with_nobody_to_ask_there_is_nothing_to_do() -> None:
     assert work.is_out_of_patience(30.0, 30.0)
 
 
-def test_patience_ends_only_by_failures_and_bytes_renew_it() -> None:
+def test_patience_ends_only_once_everybody_has_failed_and_bytes_renew_it() -> None:
     work = assignments(ONE, TWO)
     slow, bad = taken(work), taken(work)
     assert not work.is_out_of_patience(30.0, 100.0)
 
     work.failed(bad, "refused", 100.0)
-    assert work.is_out_of_patience(30.0, 100.0)
+    assert not work.is_out_of_patience(30.0, 100.0)
+    work.failed(slow, "hangs", 101.0)
+    assert work.is_out_of_patience(30.0, 101.0)
 
-    work.progressed(101.0)
-    assert not work.is_out_of_patience(30.0, 131.0)
-    work.done(slow, 140.0)
-    assert not work.is_out_of_patience(30.0, 169.0)
-    assert work.is_out_of_patience(30.0, 170.0)
+    again = taken(work, 102.0)
+    work.progressed(103.0, again.holder)
+    assert not work.is_out_of_patience(30.0, 140.0)
+    work.done(again, 150.0)
+    assert not work.is_out_of_patience(30.0, 179.0)
+    assert work.is_out_of_patience(30.0, 180.0)
+
+
+def test_a_holder_that_brings_bytes_before_it_fails_rests_only_briefly() -> None:
+    work, now = assignments(ONE), 0.0
+    for _ in range(8):
+        assignment = taken(work, now)
+        work.progressed(now, assignment.holder)
+        work.failed(assignment, "closed", now)
+        now += FIRST_REST

@@ -148,48 +148,48 @@ def test_the_token_is_shown(store: Store, good: FileServer) -> None:
         assert_whole(partial)
 
 
-@pytest.mark.parametrize(
-    ("fault", "why"),
-    [
-        (faults.hang, "sent no byte for 0.5 s"),
-        (faults.hang_in_the_body, "sent no byte for 0.5 s"),
-        (faults.close_early, "closed the connection too early"),
-        (faults.close_at_once, "closed the connection too early"),
-        (faults.ignore_the_range, "ignores ranges"),
-        (faults.send_html, "ignores ranges"),
-        (faults.say_another_range, "were asked for"),
-        (faults.say_no_range, "is not a Content-Range"),
-        (faults.say_another_length, "as long as its own range"),
-        (faults.say_another_etag, "another file there"),
-        (faults.chunked, "as long as its own range"),
-        (faults.not_found, "does not have it"),
-        (faults.fail, "answered HTTP 500"),
-        (faults.speak_in_tongues, "does not speak HTTP"),
-        (faults.endless_head, "no HTTP response that makes sense"),
-    ],
-)
-class TestAHolderThatFails:
-    def test_is_replaced_by_another(self, store: Store, good: FileServer, fault: faults.Answer, why: str) -> None:
-        with hostile(fault, MANIFEST, CONTENTS) as bad, store.partial(MANIFEST) as partial:
-            caller = Caller(partial)
+FAULTS = [
+    (faults.hang, "sent no byte for 0.5 s"),
+    (faults.hang_in_the_body, "sent no byte for 0.5 s"),
+    (faults.close_early, "closed the connection too early"),
+    (faults.close_at_once, "closed the connection too early"),
+    (faults.ignore_the_range, "ignores ranges"),
+    (faults.send_html, "ignores ranges"),
+    (faults.say_another_range, "were asked for"),
+    (faults.say_no_range, "is not a Content-Range"),
+    (faults.say_another_length, "as long as its own range"),
+    (faults.say_another_etag, "another file there"),
+    (faults.chunked, "as long as its own range"),
+    (faults.not_found, "does not have it"),
+    (faults.fail, "answered HTTP 500"),
+    (faults.speak_in_tongues, "does not speak HTTP"),
+    (faults.endless_head, "no HTTP response that makes sense"),
+]
 
-            caller.pull(bad.holder, holder(good))
 
-            assert bad.requests
-            assert caller.done == SIZE
-            assert_whole(partial)
+@pytest.mark.parametrize("fault", [fault for fault, _ in FAULTS])
+def test_a_holder_that_fails_is_replaced_by_another(store: Store, good: FileServer, fault: faults.Answer) -> None:
+    with hostile(fault, MANIFEST, CONTENTS) as bad, store.partial(MANIFEST) as partial:
+        caller = Caller(partial)
 
-    def test_is_named_with_its_cause_when_there_is_no_other(self, store: Store, fault: faults.Answer, why: str) -> None:
-        if fault is faults.close_early:
-            pytest.skip("each of its answers brings some bytes, so that it serves all of them in the end")
-        with hostile(fault, MANIFEST, CONTENTS) as bad, store.partial(MANIFEST) as partial:
-            with pytest.raises(HoldersFailed) as caught:
-                Caller(partial).pull(bad.holder, gone(), patience=0.1)
+        caller.pull(bad.holder, holder(good))
 
-            assert caught.value.causes.keys() == {"bad", "gone"}
-            assert why in caught.value.causes["bad"]
-            assert "refused" in caught.value.causes["gone"]
-            assert "tiny" in caught.value.message
+        assert bad.requests
+        assert caller.done == SIZE
+        assert_whole(partial)
+
+
+# One that closes early brings some bytes each time, and so all of them in the end.
+@pytest.mark.parametrize(("fault", "why"), [entry for entry in FAULTS if entry[0] is not faults.close_early])
+def test_without_another_each_is_named_with_its_cause(store: Store, fault: faults.Answer, why: str) -> None:
+    with hostile(fault, MANIFEST, CONTENTS) as bad, store.partial(MANIFEST) as partial:
+        with pytest.raises(HoldersFailed) as caught:
+            Caller(partial).pull(bad.holder, gone(), patience=0.1)
+
+        assert caught.value.causes.keys() == {"bad", "gone"}
+        assert why in caught.value.causes["bad"]
+        assert "refused" in caught.value.causes["gone"]
+        assert "tiny" in caught.value.message
 
 
 def test_a_flipped_byte_is_fetched_again_from_another_and_that_piece_alone(store: Store, good: FileServer) -> None:
@@ -252,16 +252,19 @@ def test_a_prefix_from_one_holder_and_a_rest_from_another_blames_neither(store: 
         assert_whole(partial, {"weights/a.bin": CONTENTS["weights/a.bin"]})
 
 
-def test_early_closes_alone_are_gone_on_from(store: Store) -> None:
-    with hostile(faults.close_early, MANIFEST, CONTENTS) as bad, store.partial(MANIFEST) as partial:
+def test_a_holder_that_always_closes_early_still_serves_all_of_it_once(store: Store) -> None:
+    def close_after_a_bit(request: faults.Request) -> None:
+        request.head()
+        request.connection.sendall(request.body[: PIECE // 4])
+        request.connection.shutdown(socket.SHUT_RDWR)
+
+    with hostile(close_after_a_bit, MANIFEST, CONTENTS) as bad, store.partial(MANIFEST) as partial:
         caller = Caller(partial)
 
-        with contextlib.suppress(HoldersFailed):
-            caller.pull(bad.holder, patience=5.0)
+        pulled = caller.pull(bad.holder, patience=30.0)
 
-        starts = [start for start, _ in bad.requests if start % PIECE]
-        assert starts
-        assert caller.done > 0
+        assert pulled.bytes_received == caller.done == SIZE
+        assert_whole(partial)
 
 
 def test_a_holder_that_comes_later_is_used(store: Store, good: FileServer) -> None:
@@ -403,7 +406,7 @@ def test_a_killed_process_is_gone_on_from_without_moving_much_again(store: Store
     (tmp_path / "manifest.json").write_bytes(encode(manifest))
     with serving(tmp_path / "upstream", manifest, contents) as server:
         command = [sys.executable, "-m", "tests.transfer.puller"]
-        command += [str(tmp_path), server.url, str(tmp_path / "manifest.json"), str(20 * MIB)]
+        command += [str(tmp_path), server.url, str(tmp_path / "manifest.json"), str(12 * MIB)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as process:
             assert process.stdout is not None
             for line in process.stdout:
@@ -421,5 +424,6 @@ def test_a_killed_process_is_gone_on_from_without_moving_much_again(store: Store
             assert_whole(partial, contents)
 
     # What the sender gave to the network is more than either run has received.
+    print("PROBE", server.bytes_sent / manifest.size)
     assert server.bytes_sent <= 1.05 * manifest.size
     assert pulled.bytes_received <= 0.65 * manifest.size

@@ -93,12 +93,11 @@ class Installs:
             await self._replica.node.settled()
 
     async def _download(self, ownership: Ownership, source: Source) -> Manifest:
-        def entered(index: int) -> None:
-            ownership.enter(index + 1, source.files[index].path)
-
         return await in_thread(
             ownership.stop, installation.install, source, self._replica.node.store,
-            advance=ownership.advance, entered=entered, stop=ownership.stop, limit=self._limit,
+            advance=ownership.advance, stop=ownership.stop, limit=self._limit,
+            entered=lambda index: ownership.enter(index + 1, source.files[index].path),
+            completed=lambda index: ownership.complete(index + 1, source.files[index].path),
         )  # fmt: skip
 
     def _resolve(self, parameters: dict[str, str], stop: threading.Event) -> Source:

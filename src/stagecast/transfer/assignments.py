@@ -44,7 +44,7 @@ class Assignments:
         self._liars: dict[Piece, set[str]] = {}
         self._doubtful: set[Piece] = set()
         self._last_progress = now
-        self._has_failed_since = False
+        self._failed_since: set[str] = set()
 
     @property
     def is_complete(self) -> bool:
@@ -70,10 +70,12 @@ class Assignments:
         self._standings[holder.name] = self._standing(holder).opened()
         return Assignment(piece, holder, piece in self._doubtful)
 
-    def progressed(self, now: float) -> None:
-        """Note that bytes came that were not here before."""
+    def progressed(self, now: float, holder: Holder | None = None) -> None:
+        """Note that bytes came that were not here before, from that holder or from the disk."""
+        if holder and holder.name in self._rests:
+            del self._rests[holder.name]
         self._last_progress = now
-        self._has_failed_since = False
+        self._failed_since.clear()
 
     def done(self, assignment: Assignment, now: float) -> None:
         """Note that the piece is verified."""
@@ -82,20 +84,14 @@ class Assignments:
         self._doubtful.discard(assignment.piece)
         if assignment.holder:
             self._close(assignment.holder)
-            self._rests.pop(assignment.holder.name, None)
-        self.progressed(now)
+        self.progressed(now, assignment.holder)
 
     def failed(self, assignment: Assignment, why: str, now: float, lost: float = 0.0) -> None:
         """Note that the holder did not give the piece, which cost ``lost`` seconds; leave it alone for a moment."""
         self._return(assignment.piece)
-        self._has_failed_since = True
         if assignment.holder:
             self._blame(assignment.holder, why, 1.0 + lost, now)
-            until, length = self._rests.get(assignment.holder.name, (now, FIRST_REST / 2))
-            # Streams that fail together are one failure.
-            if until <= now:
-                length = min(LONGEST_REST, 2 * length)
-                self._rests[assignment.holder.name] = (now + length, length)
+            self._rest(assignment.holder.name, now)
 
     def wrong(self, assignment: Assignment, why: str, now: float, *, is_certain: bool) -> None:
         """Note that the piece came whole, but with a wrong digest; ``is_certain`` that all of it came from the holder.
@@ -117,9 +113,9 @@ class Assignments:
         return None
 
     def is_out_of_patience(self, patience: float, now: float) -> bool:
-        """Whether ``patience`` seconds have brought no byte, but failures, or nobody to ask."""
-        is_idle = not self._active
-        return now - self._last_progress >= patience and (self._has_failed_since or is_idle)
+        """Whether ``patience`` seconds have brought no byte, and everybody failed meanwhile, or there is nobody."""
+        have_all_failed = bool(self._holders) and self._failed_since >= self._holders.keys()
+        return now - self._last_progress >= patience and (have_all_failed or not self._active)
 
     def _choose(self, piece: Piece, now: float) -> Holder | None:
         resting = {name for name, (until, _) in self._rests.items() if until > now}
@@ -132,11 +128,19 @@ class Assignments:
 
     def _blame(self, holder: Holder, why: str, weight: float, now: float) -> None:
         self.causes[holder.name] = why
+        self._failed_since.add(holder.name)
         self._close(holder)
         self._standings[holder.name] = self._standing(holder).failed(now, weight)
 
     def _close(self, holder: Holder) -> None:
         self._standings[holder.name] = self._standing(holder).closed()
+
+    def _rest(self, name: str, now: float) -> None:
+        until, length = self._rests.get(name, (now, FIRST_REST / 2))
+        # Streams that fail together are one failure.
+        if until <= now:
+            length = min(LONGEST_REST, 2 * length)
+            self._rests[name] = (now + length, length)
 
     def _return(self, piece: Piece) -> None:
         self._active.discard(piece)

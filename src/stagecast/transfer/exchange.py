@@ -25,7 +25,7 @@ from stagecast.store import Store
 IDLE: Final = 60
 """Seconds without a byte in either direction after which a connection is given up."""
 
-UNSENT: Final = 256 * 1024
+UNSENT: Final = 128 * 1024
 """Bytes that may wait in the kernel, not sent yet. Without this bound a receiver that dies costs up to 4 MiB more per
 connection, and `FileServer.bytes_sent` would run that far ahead of what has left."""
 

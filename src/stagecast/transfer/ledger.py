@@ -66,6 +66,8 @@ class Ledger:
         self._reported: dict[Piece, int] = {}
         self._reached: dict[Piece, int] = {}
         self._news = 0
+        self._left = Counter(piece.file for piece in missing)
+        self._whole: list[int] = []
         self._file = -1
         self._entered = -1
         self._received: Counter[str] = Counter()
@@ -77,6 +79,7 @@ class Ledger:
         holders: Callable[[], Sequence[Holder]],
         advance: Callable[[int], None],
         entered: Callable[[int], None],
+        completed: Callable[[int], None],
         stop: threading.Event,
     ) -> None:
         """Report to the caller until everything is verified; raise what ends the pull before that."""
@@ -93,7 +96,7 @@ class Ledger:
             with self._changed:
                 is_complete = self._assignments.is_complete
                 self._raise_what_ends_it(now)
-            self._report(advance, entered)
+            self._report(advance, entered, completed)
             if is_complete:
                 return
             with self._changed:
@@ -115,12 +118,12 @@ class Ledger:
         with self._changed:
             self._received[holder.name] += count
 
-    def reached(self, piece: Piece, position: int) -> None:
+    def reached(self, piece: Piece, position: int, holder: Holder | None = None) -> None:
         """Note that the piece's bytes up to ``position`` are on the disk, and hashed."""
         with self._changed:
             if position > self._reached.get(piece, 0):
                 self._reached[piece] = position
-                self._assignments.progressed(time.monotonic())
+                self._assignments.progressed(time.monotonic(), holder)
             gain = max(0, position - self._reported.get(piece, 0))
             self._reported[piece] = self._reported.get(piece, 0) + gain
             self._news += gain
@@ -130,6 +133,9 @@ class Ledger:
         with self._changed:
             self._assignments.done(assignment, time.monotonic())
             self._verified += assignment.piece.length
+            self._left[assignment.piece.file] -= 1
+            if not self._left[assignment.piece.file]:
+                self._whole.append(assignment.piece.file)
             del self._reached[assignment.piece], self._reported[assignment.piece]
             self._changed.notify_all()
 
@@ -159,15 +165,20 @@ class Ledger:
         received = dict(self._received)
         return Pulled(sum(received.values()), self._verified, received, seconds, self._waits)
 
-    def _report(self, advance: Callable[[int], None], entered: Callable[[int], None]) -> None:
+    def _report(
+        self, advance: Callable[[int], None], entered: Callable[[int], None], completed: Callable[[int], None]
+    ) -> None:
         with self._changed:
             news, self._news = self._news, 0
+            whole, self._whole = self._whole, []
             file = self._file
         if file > self._entered:
             self._entered = file
             entered(file)
         if news:
             advance(news)
+        for file in whole:
+            completed(file)
 
     def _is_hopeless(self) -> bool:
         with self._changed:

@@ -31,16 +31,18 @@ def pull(
     limit: RateLimit | None = None,
     advance: Callable[[int], None],
     entered: Callable[[int], None],
+    completed: Callable[[int], None] = lambda _: None,
     stop: threading.Event,
     patience: float = PATIENCE,
     stall: float = STALL,
 ) -> Pulled:
     """Get and verify every missing piece of ``partial``; blocks. The caller publishes.
 
-    ``holders``, ``advance`` and ``entered`` are called in this thread; what they raise ends the pull. ``advance`` gets
+    The callbacks are called in this thread; what they raise ends the pull. ``advance`` gets
     bytes that are on the disk now, each byte of a piece once, without those verified before the call: a count that
     starts at ``partial.verified_bytes`` ends at ``manifest.size``. ``entered`` gets the index of the file that moves,
-    which only rises. ``limit`` is in force for the sum over all streams, and may be shared between pulls.
+    which only rises; ``completed`` that of each file whose last piece was verified in this call. ``limit`` is in force
+    for the sum over all streams, and may be shared between pulls.
 
     Raises:
         HoldersFailed: for ``patience`` seconds nobody gave a byte; a holder counts as failed after ``stall`` seconds
@@ -59,7 +61,7 @@ def pull(
     try:
         for thread in threads:
             thread.start()
-        ledger.supervise(holders, advance, entered, stop)
+        ledger.supervise(holders, advance, entered, completed, stop)
     finally:
         ledger.halted.set()
         for thread in threads:

@@ -17,8 +17,11 @@ from stagecast.transfer.source import Holder, Source
 BUFFER: Final = 1024 * 1024
 """Bytes that a stream holds in memory."""
 
-_WINDOW: Final = 0.1
-"""Seconds of a limited rate that the kernel may receive ahead of us: what a ``kill -9`` makes move again."""
+_WINDOW: Final = 0.025
+"""Seconds of a limited rate that the kernel may receive ahead of us: what a ``kill -9`` makes move again.
+
+Linux doubles what it is told, so up to 50 ms of round trip still reach the rate.
+"""
 
 _SMALLEST_WINDOW: Final = 64 * 1024
 
@@ -30,6 +33,7 @@ class Stream:
         self._ledger = ledger
         self._token = token
         self._limit = limit
+        self._streams = streams
         self._stall = stall
         self._window = max(_SMALLEST_WINDOW, int(limit.rate * _WINDOW / streams)) if limit else 0
         self._source: Source | None = None
@@ -95,16 +99,16 @@ class Stream:
         return True
 
     def _receive(self, source: Source, piece: Piece, position: int, hasher: blake3) -> int:
-        buffer = self._buffer[: self._limit.portion(BUFFER)] if self._limit else self._buffer
+        portion = max(1, self._limit.portion(BUFFER) // self._streams) if self._limit else BUFFER
         began = time.monotonic()
-        count = source.receive(buffer)
+        count = source.receive(self._buffer[:portion])
         came = time.monotonic()
-        hasher.update(buffer[:count])
+        hasher.update(self._buffer[:count])
         hashed = time.monotonic()
-        self._ledger.partial.write(piece, position, buffer[:count])
+        self._ledger.partial.write(piece, position, self._buffer[:count])
         self._waits += Waits(came - began, hashed - came, time.monotonic() - hashed)
         self._ledger.received(source.holder, count)
-        self._ledger.reached(piece, position + count)
+        self._ledger.reached(piece, position + count, source.holder)
         if self._limit:
             self._limit.take(count, self._ledger.halted)
         return count

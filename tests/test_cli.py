@@ -1,0 +1,293 @@
+"""The command line: what it asks of a replica, what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stagecast import cli
+from stagecast.cli import main
+from stagecast.settings import ReplicaSettings, WorkerSettings
+from tests.conftest import free_port
+from tests.replica_stand_in import ReplicaStandIn, answering, refusing, replica_stand_in, row, streaming
+
+BODY = '{"operations": [],  "revision": "a-1", "degraded": false}'
+STARTED = {"operations": [row()], "revision": "a-1"}
+INTERRUPTED = 130
+
+
+@pytest.fixture
+def replica(monkeypatch: pytest.MonkeyPatch) -> Iterator[ReplicaStandIn]:
+    """Serve in a thread of its own, because each command brings its own event loop."""
+    started: list[ReplicaStandIn] = []
+    ready, done = threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        async with replica_stand_in() as stand_in:
+            started.append(stand_in)
+            ready.set()
+            await asyncio.to_thread(done.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    assert ready.wait(10)
+    monkeypatch.setenv("STAGECAST_URL", started[0].url)
+    yield started[0]
+    done.set()
+    thread.join()
+
+
+def event(name: str, data: object) -> str:
+    return f"event: {name}\nid: a-1\ndata: {json.dumps(data)}\n\n"
+
+
+def test_ops_prints_a_table(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    replica.script.append(answering({"operations": [row(state="failed", error="no space")], "revision": "a-1"}))
+    assert main(["ops"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("staging:m@worker-1", "failed", "40 %", "400 B of 1.0 kB", "no space"):
+        assert word in shown
+    replica.script.append(answering(json.loads(BODY)))
+    assert main(["ops"]) == 0
+    assert capsys.readouterr().out == "nothing is under way\n"
+
+
+def test_ops_json_is_what_the_api_sent_byte_for_byte(
+    replica: ReplicaStandIn, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    async def answer(request: object) -> object:
+        from aiohttp import web
+
+        return web.Response(body=BODY.encode(), content_type="application/json")
+
+    replica.script.append(answer)  # type: ignore[arg-type]
+    assert main(["ops", "--json"]) == 0
+    assert capfdbinary.readouterr().out == BODY.encode()
+
+
+def test_stage_says_where_to(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    replica.routes["POST /api/models/m/stage"] = answering(STARTED, 202)
+    assert main(["stage", "m", "--to", "w1", "--to", "w2"]) == 0
+    assert main(["stage", "m", "--all"]) == 0
+    assert [body["nodes"] for body in replica.bodies] == [["w1", "w2"], "all"]  # type: ignore[index]
+    assert main(["stage", "m"]) == 2
+    assert main(["stage", "m", "--all", "--to", "w1"]) == 2
+    assert "say where to, either with --to NODE" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_whether_it_fits(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    node = {"node": "w1", "bytes": 5, "present": 2, "to_move": 3_000_000, "disk_free": 9, "holders": []}
+    for fits, code in ((True, 0), (False, 1)):
+        plan = {"plan": {"model": "m", "bytes": 5, "nodes": [node | {"fits": fits, "seconds": 61}]}}
+        replica.script.append(answering(plan))
+        assert main(["stage", "m", "--all", "--dry-run"]) == code
+    shown = capsys.readouterr().out
+    assert "3.0 MB" in shown
+    assert "1 min 1 s" in shown
+
+
+@pytest.mark.parametrize(("state", "code"), [("succeeded", 0), ("failed", 1), ("cancelled", 1)])
+def test_follow_ends_with_the_outcome(
+    replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str], state: str, code: int
+) -> None:
+    replica.routes["POST /api/models/install"] = answering(STARTED, 202)
+    ended = row(state=state, message="the end") | ({"error": "no space"} if state == "failed" else {})
+    replica.streams.put_nowait(streaming(event("snapshot", STARTED), event("operation", ended), ends=False))
+    assert main(["install", "m", "--gallery", "http://g/index.yaml", "--name", "n", "--follow"]) == code
+    assert replica.bodies[0] == {"ref": "m", "gallery": "http://g/index.yaml", "name": "n"}
+    said = capsys.readouterr()
+    assert f"staging:m@worker-1: {state}" in said.out
+    assert (
+        said.err
+        == {
+            "succeeded": "",
+            "failed": "error: staging:m@worker-1 failed: no space\n",
+            "cancelled": "error: staging:m@worker-1 cancelled: the end\n",
+        }[state]
+    )
+
+
+def test_a_path_of_this_machine_is_made_absolute(
+    replica: ReplicaStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica.routes["POST /api/models/install"] = answering(STARTED, 202)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gguf").touch()
+    assert main(["install", "./model.gguf"]) == 0
+    assert main(["install", "./elsewhere.gguf"]) == 0
+    assert [body["ref"] for body in replica.bodies] == [str(tmp_path / "model.gguf"), "./elsewhere.gguf"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry", "dismiss"])
+def test_each_verb_is_a_command(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    replica.routes[f"POST /api/operations/job-1/{verb}"] = answering(row(state="cancelled"))
+    assert main([verb, "job-1"]) == 0
+    assert "cancelled" in capsys.readouterr().out
+
+
+def test_the_other_commands(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    model = {"name": "m", "bytes": 5_000_000, "files": 2, "holders": [{"node": "w", "complete": False}],
+             "instances": [{"node": "w", "state": "ready", "id": "1"}]}  # fmt: skip
+    node = {"name": "w", "kind": "worker", "draining": True, "labels": {"gpu": "a100"}, "disk_total": 4_000_000}
+    replica.routes = {
+        "GET /api/models": answering({"models": [model]}),
+        "GET /api/nodes": answering({"nodes": [node]}),
+        "GET /api/operations/history": answering({"operations": [row(state="failed", error="no space")]}),
+        "DELETE /api/models/m": answering({"removed": [{"node": "w", "bytes": 7_000_000}]}),
+        "POST /api/nodes/w/drain": answering({}),
+        "POST /api/nodes/w/resume": answering({}),
+        "POST /api/models/m/load": answering({}, 202),
+    }
+    commands = ("models", "nodes", "history --kind staging", "rm m --node w", "drain w", "undrain w", "load m --node w")
+    for command in commands:
+        assert main(command.split()) == 0
+    shown = capsys.readouterr().out
+    for word in ("5.0 MB", "w (in part)", "w (ready)", "draining", "gpu=a100", "no space", "7.0 MB"):
+        assert word in shown
+    assert replica.bodies[-1] == {"node": "w"}
+
+
+def test_a_refusal_is_one_line(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    replica.script.append(refusing(404, "not_found", "no model 'x' is known; known: m"))
+    assert main(["stage", "x", "--all"]) == 1
+    assert capsys.readouterr().err == "error: no model 'x' is known; known: m\n"
+
+
+def test_nobody_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stagecast.remote._PATIENCE", 0.1)
+    assert main(["ops", "--url", f"http://127.0.0.1:{free_port()}"]) == 1
+    assert "start one, or say where with --url or STAGECAST_URL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("nonsense", "nonsense"),
+        ("stage", "MODEL"),
+        ("ops --nonsense", "nonsense"),
+        ("up --rate-limit fast", "write it like 20MB/s"),
+        ("up --replicas 0", "at least 1"),
+        ("worker", "--nats"),
+        ("worker --nats nats://x --label gpu", "KEY=VALUE"),
+        ("history --kind nonsense", "nonsense"),
+    ],
+)
+def test_usage_errors(capsys: pytest.CaptureFixture[str], arguments: str, said: str) -> None:
+    assert main(arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert main(["--help"]) == 0
+    listed = set(re.findall(r"^│ (\w+)  ", capsys.readouterr().out, re.MULTILINE))
+    wire = "up demo serve worker stage ops cancel pause resume retry dismiss history install models rm nodes drain"
+    assert set(wire.split()) <= listed
+
+
+class _Ran:
+    settings: object = None
+
+    async def __call__(self, settings: object) -> None:
+        self.settings = settings
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> _Ran:
+    ran = _Ran()
+    monkeypatch.setattr("stagecast.composition.run_replica", ran)
+    monkeypatch.setattr("stagecast.composition.run_worker", ran)
+    monkeypatch.setattr("stagecast.cli._log_to_stderr", lambda: None)
+    return ran
+
+
+def test_serve_is_told_by_options(ran: _Ran) -> None:
+    options = (
+        "--listen 0.0.0.0:1 --files-listen 0.0.0.0:2 --advertise host --nats nats://x --data /d --models /m --name n "
+        "--token t --allow-unauthenticated --backends /b --rate-limit 20MB/s --api-key k --galleries g1 --galleries g2 "
+        "--wait-budget 3"
+    )
+    assert main(["serve", *options.split()]) == 0
+    assert ran.settings == ReplicaSettings(
+        listen="0.0.0.0:1", files_listen="0.0.0.0:2", advertise="host", nats="nats://x", data=Path("/d"),
+        models=Path("/m"), name="n", token="t", allow_unauthenticated=True, backends=Path("/b"),
+        rate_limit=20_000_000, api_key="k", galleries=("g1", "g2"), wait_budget=3,
+    )  # fmt: skip
+
+
+def test_worker_is_told_by_the_environment(ran: _Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"LISTEN": "127.0.0.1:0", "NATS": "nats://x", "DATA": "/d", "NAME": "n", "TOKEN": "t",
+             "RATE_LIMIT": "512KiB/s", "LABEL": "gpu=a100 zone=b", "ALLOW_UNAUTHENTICATED": "true"}  # fmt: skip
+    for name, value in given.items():
+        monkeypatch.setenv(f"STAGECAST_{name}", value)
+    assert main(["worker", "--name", "mine"]) == 0
+    assert ran.settings == WorkerSettings(
+        listen="127.0.0.1:0", nats="nats://x", data=Path("/d"), name="mine", token="t", rate_limit=512 * 1024,
+        labels=(("gpu", "a100"), ("zone", "b")), allow_unauthenticated=True,
+    )  # fmt: skip
+
+
+def test_the_defaults_are_those_of_the_settings(ran: _Ran) -> None:
+    assert main(["serve"]) == 0
+    assert ran.settings == ReplicaSettings()
+
+
+def test_what_a_command_acts_on_is_never_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAGECAST_MODEL", "m")
+    assert main(["rm"]) == 2
+
+
+def test_every_command_says_what_it_does() -> None:
+    for name in cli.app:
+        if not name.startswith("-"):
+            assert inspect.getdoc(cli.app[name].default_command), name
+
+
+def stagecast(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "stagecast", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.system
+def test_ctrl_c_ends_a_watching_client(replica: ReplicaStandIn) -> None:
+    async def never(request: object) -> object:
+        await asyncio.Event().wait()
+
+    replica.script.extend([answering(json.loads(BODY)), never])  # type: ignore[list-item]
+    with stagecast("ops", "--watch", "--json", "--url", replica.url) as watching:
+        assert watching.stdout is not None
+        assert '"revision"' in watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        _, error = watching.communicate(timeout=10)
+        assert (watching.returncode, error) == (INTERRUPTED, "")
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, 0)])
+def test_up_runs_until_it_is_told(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    options = ("--replicas", "1", "--workers", "1", "--port", "0", "--data", str(tmp_path))
+    with stagecast("up", *options) as running:
+        assert running.stdout is not None
+        lines = [running.stdout.readline() for _ in range(5)]
+        assert [line.split()[0] for line in lines] == ["nats", "replica-1", "worker-1", "balancer", "Open"]
+        pids = [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
+        assert len(pids) == 4
+        running.send_signal(number)
+        _, error = running.communicate(timeout=20)
+        assert (running.returncode, error) == (code, "")
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert (tmp_path / "logs" / "replica-1.log").exists()

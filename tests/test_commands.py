@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+
+from stagecast import commands as module
+from stagecast import subjects
+from stagecast.commands import Commands
+from stagecast.errors import Unknown, WrongState
+from stagecast.messages import GalleryCancel, Record, Verb
+from stagecast.tracker import Tracker
+from tests.conftest import eventually
+from tests.peers import Peers, agree, gathered
+
+ID = "staging:m@n"
+
+
+@pytest.fixture(params=["memory", "nats"])
+async def peers(request: pytest.FixtureRequest) -> AsyncIterator[Peers]:
+    async with gathered(request) as found:
+        yield found
+
+
+@dataclass
+class Pair:
+    """A process that works on an operation, and another that people give their commands to."""
+
+    owner: Tracker
+    other: Tracker
+    commands: Commands
+    work: asyncio.Task[None]
+
+    async def shows(self, condition: Callable[[Record], bool]) -> Record:
+        def holds() -> bool:
+            found = self.other.fold.record(ID)
+            return found is not None and condition(found)
+
+        await eventually(holds)
+        record = self.other.fold.record(ID)
+        assert record is not None
+        return record
+
+
+@pytest.fixture
+async def pair(peers: Peers) -> AsyncIterator[Pair]:
+    owner, other = await peers.tracker("owner"), await peers.tracker("other")
+    record, _ = await owner.open("staging", "m", "n", cause="asked")
+
+    async def work() -> None:
+        async with owner.own(record):
+            await asyncio.Event().wait()
+
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(Commands(owner).running())
+        commands = await stack.enter_async_context(Commands(other).running())
+        pair = Pair(owner, other, commands, asyncio.create_task(work()))
+        await pair.shows(lambda found: found.state == "running")
+        yield pair
+        pair.work.cancel()
+        await asyncio.wait([pair.work])
+
+
+async def fail(peers: Peers) -> tuple[Tracker, Tracker, Commands]:
+    """Return two trackers that show an operation that has failed."""
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+    record, _ = await one.open("staging", "m", "n", cause="asked")
+    async with one.own(record):
+        raise ValueError("odd")
+    await eventually(lambda: (found := two.fold.record(ID)) is not None and found.state == "failed")
+    return one, two, Commands(two)
+
+
+async def test_cancel_is_obeyed_by_the_owner_and_seen_by_who_asked(pair: Pair) -> None:
+    record, revision = await pair.commands.give(ID, "cancel")
+    assert (record.state, record.owner, record.attempt) == ("cancelled", "owner", 1)
+    assert revision.reached_by(pair.other.revision)
+    await pair.work
+    with pytest.raises(WrongState, match=f"cannot cancel {ID}: it is cancelled"):
+        await pair.commands.give(ID, "cancel")
+
+
+async def test_an_operation_is_named_by_its_job_too(pair: Pair) -> None:
+    job = (await pair.shows(lambda _: True)).job
+    record, _ = await pair.commands.give(job, "cancel")
+    assert (record.id, record.state) == (ID, "cancelled")
+
+
+async def test_pause_and_resume(pair: Pair) -> None:
+    record, _ = await pair.commands.give(ID, "pause")
+    assert record.state == "paused"
+    await pair.work
+    with pytest.raises(WrongState, match="cannot pause"):
+        await pair.commands.give(ID, "pause")
+    record, revision = await pair.commands.give(ID, "resume")
+    assert (record.state, record.owner, record.attempt) == ("queued", "", 2)
+    await pair.owner.reached(revision, 5.0)
+    async with pair.owner.own(record) as ownership:
+        assert ownership is not None
+        assert ownership.record.attempt == 2
+    await pair.shows(lambda found: found.state == "succeeded")
+
+
+async def test_retry_is_open_to_whoever_takes_it(peers: Peers) -> None:
+    one, two, commands = await fail(peers)
+    record, revision = await commands.give(ID, "retry")
+    assert (record.state, record.owner, record.attempt, record.error) == ("queued", "", 2, "")
+    assert await one.reached(revision, 5.0)
+    async with two.own(record):
+        pass
+    await eventually(lambda: one.fold.record(ID).state == "succeeded")  # type: ignore[union-attr]
+    await agree(one, two)
+
+
+async def test_dismiss_takes_what_failed_off_the_list(peers: Peers) -> None:
+    one, two, commands = await fail(peers)
+    before = two.fold.record(ID)
+    record, revision = await commands.give(ID, "dismiss")
+    assert record.dismissed
+    assert record.updated_at == before.updated_at  # type: ignore[union-attr]
+    assert await one.reached(revision, 5.0)
+    await agree(one, two)
+    for verb in ("dismiss", "retry"):
+        with pytest.raises(WrongState):
+            await commands.give(ID, verb)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry", "dismiss"])
+async def test_what_nobody_knows_is_unknown(peers: Peers, verb: Verb) -> None:
+    commands = Commands(await peers.tracker("one"))
+    with pytest.raises(Unknown, match="no operation 'nothing' is known"):
+        await commands.give("nothing", verb)
+
+
+@pytest.mark.parametrize("verb", ["resume", "retry", "dismiss"])
+async def test_a_state_that_forbids_it_is_told_and_nothing_happens(pair: Pair, verb: Verb) -> None:
+    before = pair.other.revision
+    with pytest.raises(WrongState, match=f"cannot {verb} {ID}: it is running"):
+        await pair.commands.give(ID, verb)
+    assert pair.other.revision == before
+
+
+@pytest.mark.parametrize(("verb", "state"), [("cancel", "cancelled"), ("pause", "paused")])
+async def test_an_owner_that_is_dead_is_not_waited_for(peers: Peers, verb: Verb, state: str) -> None:
+    two = await peers.tracker("two")
+    async with peers.passing("one") as one:
+        await one.open("staging", "m", "n", cause="asked", claim=True)
+    await eventually(lambda: two.fold.record(ID))
+    record, revision = await Commands(two).give(ID, verb)
+    assert (record.state, record.owner, record.attempt) == (state, "one", 1)
+    assert revision.reached_by(two.revision)
+
+
+async def test_an_owner_that_sleeps_is_overruled_and_fenced(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "OWNER_TIMEOUT", 0.2)
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+    record, _ = await one.open("staging", "m", "n", cause="asked")
+    woken = asyncio.Event()
+
+    async def work() -> None:
+        async with one.own(record) as ownership:
+            assert ownership is not None
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await woken.wait()
+                raise
+
+    async with Commands(one).running():
+        task = asyncio.create_task(work())
+        await eventually(lambda: (found := two.fold.record(ID)) is not None and found.state == "running")
+        answer, _ = await Commands(two).give(ID, "cancel")
+        assert answer.state == "cancelled"
+        woken.set()
+        await task
+    await agree(one, two)
+    assert one.fold.record(ID) == answer
+
+
+async def test_a_queued_operation_is_cancelled_without_an_owner(peers: Peers) -> None:
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+    queued, _ = await one.open("staging", "m", "n", cause="asked")
+    await eventually(lambda: two.fold.record(ID))
+    record, revision = await Commands(two).give(ID, "cancel")
+    assert record.state == "cancelled"
+    await one.reached(revision, 5.0)
+    async with one.own(queued) as ownership:
+        assert ownership is None
+
+
+async def test_two_that_cancel_at_once_end_it_once(pair: Pair) -> None:
+    answers = await asyncio.gather(
+        pair.commands.give(ID, "cancel"), Commands(pair.owner).give(ID, "cancel"), return_exceptions=True
+    )
+    assert all(isinstance(answer, WrongState) or answer[0].state == "cancelled" for answer in answers)  # type: ignore[index]
+    await pair.work
+    await agree(pair.owner, pair.other)
+    assert (await pair.shows(lambda _: True)).attempt == 1
+
+
+async def test_a_cancel_of_the_gallery_reaches_the_owner_by_id_and_by_job(peers: Peers) -> None:
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+
+    async def install(record: Record) -> None:
+        async with one.own(record):
+            await asyncio.Event().wait()
+
+    async with Commands(one).running():
+        for by_job in (True, False):
+            record, _ = await one.open("installation", "m", cause="asked", claim=True)
+            task = asyncio.create_task(install(record))
+            await eventually(lambda: one.owned)
+            await two.bus.publish("gallery.any.cancel", b"nonsense")
+            cancel = GalleryCancel(id=record.job if by_job else record.id)
+            await two.bus.publish("gallery.any.cancel", msgspec.json.encode(cancel))
+            await task
+            await eventually(lambda: two.fold.record("installation:m").state == "cancelled")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("payload", "error"),
+    [
+        (b"nonsense", "JSON"),
+        (b'{"verb":"explode","id":"x"}', "explode"),
+        (b'{"verb":"cancel","id":"staging:x@n"}', "not owned here"),
+        (b'{"verb":"dismiss","id":"staging:m@n"}', "the owner has no part in this"),
+    ],
+)
+async def test_what_the_owner_cannot_obey_is_answered(pair: Pair, payload: bytes, error: str) -> None:
+    answer = await pair.other.bus.request(subjects.command("owner"), payload, 5.0)
+    assert error in json.loads(answer)["error"]
+    assert not pair.work.done()

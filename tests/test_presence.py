@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from stagecast import rows, subjects
+from stagecast.fold import FOREIGN_LIFETIME, Mirror
+from stagecast.leases import LIFETIME, PATIENCE
+from stagecast.messages import GalleryEvent, GalleryStatus, NodeRecord, StagingEvent, StagingStatus
+from stagecast.presence import Presence, goodbye
+from stagecast.tracker import Tracker
+from tests.conftest import eventually
+from tests.peers import Peers, agree, gathered
+
+ID = "staging:m@n"
+
+
+@pytest.fixture(params=["memory", "nats"])
+async def peers(request: pytest.FixtureRequest) -> AsyncIterator[Peers]:
+    async with gathered(request) as found:
+        yield found
+
+
+class Clock:
+    """Local monotonic time that only moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def judging(tracker: Tracker, clock: Clock, *, judges: bool = True) -> Presence:
+    return Presence(tracker, judges=judges, monotonic=clock)
+
+
+async def abandoned(peers: Peers, *watchers: Tracker) -> None:
+    """Leave a running operation behind whose owner is gone without a goodbye."""
+    async with peers.passing("owner") as owner:
+        await owner.open("staging", "m", "n", cause="asked", claim=True)
+    await eventually(lambda: all(each.fold.record(ID) is not None for each in watchers))
+
+
+async def test_a_dead_owners_operation_stalls_exactly_once_though_two_judge(peers: Peers) -> None:
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+    await abandoned(peers, one, two)
+    clock = Clock()
+    judges = [judging(each, clock) for each in (one, two)]
+    before = one.revision.sequence
+    for judge in judges:
+        judge.leases.renew("owner", clock.now)
+    await asyncio.gather(*(judge.sweep(clock.now + LIFETIME - 0.01, 0.0) for judge in judges))
+    assert (await one.bus.log.last(_subject(one))).sequence == before  # type: ignore[union-attr]
+    await asyncio.gather(*(judge.sweep(clock.now + LIFETIME, 0.0) for judge in judges))
+    await eventually(lambda: all(each.fold.record(ID).state == "stalled" for each in (one, two)))  # type: ignore[union-attr]
+    await agree(one, two)
+    await asyncio.gather(*(judge.sweep(clock.now + LIFETIME + 1, 0.0) for judge in judges))
+    assert one.revision.sequence == two.revision.sequence == before + 1
+    assert (await one.bus.log.last(_subject(one))).sequence == before + 1  # type: ignore[union-attr]
+
+
+async def test_a_node_that_stays_away_ends_its_operations_once(peers: Peers) -> None:
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+    await abandoned(peers, one, two)
+    clock = Clock()
+    judges = [judging(each, clock) for each in (one, two)]
+    for judge in judges:
+        judge.leases.renew("owner", clock.now)
+    await asyncio.gather(*(judge.sweep(clock.now + PATIENCE, 0.0) for judge in judges))
+    await eventually(lambda: all(each.fold.record(ID).state == "failed" for each in (one, two)))  # type: ignore[union-attr]
+    await agree(one, two)
+    assert one.fold.record(ID).error == "node n stayed away for 120 s"  # type: ignore[union-attr]
+
+
+async def test_an_operation_that_was_mended_can_still_be_judged(peers: Peers) -> None:
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+    await abandoned(peers, one, two)
+    subject, before = _subject(one), one.revision.sequence
+    await one.bus.log.append(subject, b'{"model_id":"m","done":true}')
+    await eventually(lambda: one.revision.sequence == two.revision.sequence == before + 2)
+    clock = Clock()
+    judge = judging(one, clock)
+    judge.leases.leave("owner")
+    await judge.sweep(clock.now, 0.0)
+    await eventually(lambda: two.fold.record(ID).state == "stalled")  # type: ignore[union-attr]
+
+
+async def test_a_foreign_row_of_either_kind_expires_for_all_by_one_word(peers: Peers) -> None:
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+    staging = StagingEvent(model_id="m", status=StagingStatus(model_id="m"))
+    gallery = GalleryEvent(job_id="j", status=GalleryStatus(gallery_element_name="g"))
+    await one.bus.log.append("staging.m.progress", msgspec.json.encode(staging))
+    await one.bus.log.append("gallery.g.progress", msgspec.json.encode(gallery))
+    await eventually(lambda: all(len(rows.listed(each.fold)) == 2 for each in (one, two)))
+    judges = [judging(each, Clock()) for each in (one, two)]
+    last = max(mirror.time for mirror in one.fold.mirrors.values())
+    await asyncio.gather(*(judge.sweep(0.0, last + FOREIGN_LIFETIME) for judge in judges))
+    await eventually(lambda: all(rows.listed(each.fold) == [] for each in (one, two)))
+    await agree(one, two)
+    await asyncio.gather(*(judge.sweep(0.0, last + 9 * FOREIGN_LIFETIME) for judge in judges))
+    assert one.revision.sequence == 4
+
+
+async def test_processes_hear_of_each_other_and_of_their_goodbyes(peers: Peers) -> None:
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+    clock = Clock()
+    here, there = judging(one, clock), judging(two, clock)
+    async with here.running():
+        async with there.running():
+            await eventually(lambda: "two" in here.leases.heard)
+            assert here.is_alive("two")
+        await eventually(lambda: not here.is_alive("two"))
+    assert here.is_alive("one")
+
+
+async def test_a_node_is_alive_while_its_process_is_and_it_has_not_left(peers: Peers) -> None:
+    one = await peers.tracker("one")
+    clock = Clock()
+    here = judging(one, clock)
+    node = NodeRecord(name="n", kind="worker", process="p")
+    await one.say(subjects.node("n"), msgspec.json.encode(node))
+    await eventually(lambda: "n" in one.fold.nodes)
+    here.leases.renew("p", clock.now)
+    assert here.is_node_alive("n")
+    clock.now += LIFETIME
+    assert not here.is_node_alive("n")
+    here.leases.renew("p", clock.now)
+    await one.say(subjects.node("n"), msgspec.json.encode(msgspec.structs.replace(node, left=True)))
+    await eventually(lambda: one.fold.nodes["n"].left)
+    assert not here.is_node_alive("n")
+    assert not here.is_node_alive("nobody")
+
+
+async def test_a_rubbish_beat_is_ignored(peers: Peers) -> None:
+    one = await peers.tracker("one")
+    here = judging(one, Clock())
+    async with here.running():
+        await one.bus.publish(subjects.BEAT, b"nonsense")
+        await one.bus.publish(subjects.BEAT, b'{"process":"p"}')
+        await eventually(lambda: "p" in here.leases.heard)
+
+
+async def test_the_servers_clock_is_what_its_messages_said_plus_what_passed_here(peers: Peers) -> None:
+    one = await peers.tracker("one")
+    clock = Clock()
+    here = judging(one, clock)
+    await one.bus.log.append("staging.m.progress", b'{"model_id":"m"}')
+    await eventually(lambda: one.fold.server_time > 0.0)
+    began = here.server_time()
+    assert began == pytest.approx(one.fold.server_time)
+    clock.now += 60.0
+    assert here.server_time() == pytest.approx(began + 60.0)
+
+
+def test_goodbyes_are_events_of_the_wire() -> None:
+    staging = Mirror("staging:m", "m", "s", 1, 5.0, done=False, status=StagingStatus(model_id="m", bytes_sent=5))
+    event = json.loads(goodbye(staging))
+    assert (event["model_id"], event["done"], event["status"]["bytes_sent"]) == ("m", True, 5)
+    gallery = Mirror("installation:g", "g", "s", 1, 5.0, done=False, status=GalleryStatus(gallery_element_name="g"))
+    event = json.loads(goodbye(gallery))
+    assert (event["job_id"], event["status"]["processed"]) == ("g", True)
+
+
+def _subject(tracker: Tracker) -> str:
+    record = tracker.fold.record(ID)
+    assert record is not None
+    return subjects.operation(record)
