@@ -15,8 +15,8 @@ from tests.test_operations import records
 
 WIRE_FIELDS = {
     "id", "jobID", "name", "fullName", "taskType", "state", "phase", "progress", "currentBytes", "totalBytes",
-    "fileName", "fileIndex", "totalFiles", "nodeName", "nodeID", "owner", "attempt", "isDeletion", "isBackend", "isQueued",
-    "cancellable", "message", "startedAt", "updatedAt",
+    "fileName", "fileIndex", "totalFiles", "nodeName", "nodeID", "owner", "attempt", "isDeletion", "isBackend",
+    "isQueued", "cancellable", "message", "startedAt", "updatedAt",
 }  # fmt: skip
 
 

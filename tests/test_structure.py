@@ -46,7 +46,7 @@ LADDER: Final = (
         },
     ),
     ("verbs", {"FILES": "gallery installed installation", "CONTROL": "router proxy"}),
-    ("hosts", {"BOTH": "work listener backend node loader instances"}),
+    ("hosts", {"BOTH": "work listener loopback backend node loader instances"}),
     (
         "processes",
         {
@@ -61,7 +61,7 @@ LADDER: Final = (
         "composition",
         {
             "BOTH": (
-                "composition child loopback balancer cluster answers client following display options remote "
+                "composition child balancer cluster answers client following display options remote "
                 "demo_vectors demo_model demo_checks demo_view demo_job demo_report demo cli __main__ stagecast"
             ),
         },

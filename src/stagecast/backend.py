@@ -84,14 +84,17 @@ class Backend:
         Raises:
             BackendFailed: it ended, or showed no sign of progress for the recipe's patience.
         """
-        for port in range(1, PORTS + 1):
-            try:
-                return await self._load(recipe, tell)
-            except _PortTaken as error:
-                if port == PORTS:
-                    raise BackendFailed(f"{recipe.name}: {error}, and so were {PORTS - 1} others; retry") from None
+        for port in range(PORTS):
+            if port > 0:
                 await self.stop()
                 await self.launch()
+            with contextlib.suppress(_PortTaken):
+                await self._load(recipe, tell)
+                return
+        raise BackendFailed(
+            f"{recipe.name} got none of {PORTS} ports, the last {self._port}: others listen there; "
+            "see that its command uses {port}, then retry"
+        )
 
     async def wait(self) -> int:
         """Wait for the process to end; return its exit code, or minus the signal's number."""
@@ -108,13 +111,15 @@ class Backend:
         return f"it ended with {_ending(await self.wait())}: {self._tail()}"
 
     async def launch(self) -> None:
-        """Start the process on a port of its own. Raises OSError."""
+        """Start the process on a port of its own. Raises `BackendFailed`."""
         self._port = free_port()
         self._output = _Output(self._log)
         reader, writer = os.pipe()
         try:
             await self._output.attach(reader)
             self._process = await self._spawn(self._port, writer)
+        except OSError as error:
+            raise BackendFailed(f"the backend's process cannot be started: {error}") from error
         finally:
             os.close(writer)
 
@@ -160,27 +165,26 @@ class Backend:
     async def _explain(self, recipe: Recipe, code: int) -> None:
         """Raise the cause of an end before it was ready."""
         if await asyncio.to_thread(_listener, self._port, self.pid) == "another":
-            raise _PortTaken(self._port)
+            raise _PortTaken
         raise BackendFailed(f"{recipe.name} ended with {_ending(code)}: {self._tail()}")
 
     async def _until_healthy(self, path: str) -> None:
-        """Return when our own process answers 200. Raises `_PortTaken` where another one answers."""
-        interval, is_ours = _HEALTH_INTERVALS[0], False
-        # Slower than a loaded machine answers, and every answer counts as a sign of life.
+        interval, longest = _HEALTH_INTERVALS
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
-            while True:
-                status = await _status(session, self.url + path)
-                if status:
-                    self._output.hear()
-                    if not is_ours or status == 200:
-                        listener = await asyncio.to_thread(_listener, self._port, self.pid)
-                        if listener == "another":
-                            raise _PortTaken(self._port)
-                        is_ours = listener == "ours"
-                if status == 200 and is_ours:
-                    return
+            while not await self._is_healthy(session, path):
                 await asyncio.sleep(interval)
-                interval = min(interval * 1.1, _HEALTH_INTERVALS[1])
+                interval = min(interval * 1.1, longest)
+
+    async def _is_healthy(self, session: aiohttp.ClientSession, path: str) -> bool:
+        """Tell whether our own process answers 200. Raises `_PortTaken` where another one answers."""
+        status = await _status(session, self.url + path)
+        if status == 0:
+            return False
+        self._output.hear()
+        listener = await asyncio.to_thread(_listener, self._port, self.pid)
+        if listener == "another":
+            raise _PortTaken
+        return listener == "ours" and status == 200
 
     def _tail(self) -> str:
         return " | ".join(self.lines[-5:]) or "it said nothing"
@@ -209,10 +213,7 @@ async def running(recipe: Recipe, model: str, path: Path, logs: Path) -> AsyncGe
 
     backend = Backend(spawn, logs / f"{model}.log")
     try:
-        try:
-            await backend.launch()
-        except OSError as error:
-            raise BackendFailed(f"{recipe.name} cannot be started: {error}") from error
+        await backend.launch()
         yield backend
     finally:
         await backend.stop()
@@ -285,8 +286,7 @@ async def keep_running(
 
 
 class _PortTaken(Exception):
-    def __init__(self, port: int) -> None:
-        super().__init__(f"port {port} was taken by another process")
+    """Another process listens on the backend's port."""
 
 
 class _Output(asyncio.Protocol):

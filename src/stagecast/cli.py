@@ -176,8 +176,8 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
-async def _until_terminated(work: Coroutine[Any, Any, int | None]) -> int:
-    """Return what ``work`` returns; SIGTERM ends it gently, which is no failure."""
+async def _until_terminated(work: Coroutine[Any, Any, int | None], code: int = 0) -> int:
+    """Return what ``work`` returns; SIGTERM ends it gently, which for work without an end of its own is no failure."""
     task = asyncio.ensure_future(work)
     terminated = asyncio.Event()
 
@@ -190,7 +190,7 @@ async def _until_terminated(work: Coroutine[Any, Any, int | None]) -> int:
         return await task or 0
     except asyncio.CancelledError:
         if terminated.is_set():
-            return 0
+            return code
         raise
 
 

@@ -27,6 +27,8 @@ _logger = logging.getLogger(__name__)
 
 NATS: Final = "nats"
 BALANCER: Final = "balancer"
+LOCK: Final = "cluster.lock"
+"""Held in the data folder for as long as the cluster runs."""
 
 
 class PortTaken(StagecastError):
@@ -241,7 +243,7 @@ def _environment(token: str, api_key: str) -> dict[str, str]:
 def _claimed(data: Path) -> Iterator[None]:
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     (data / "logs").mkdir(exist_ok=True)
-    with (data / "cluster.lock").open("w") as lock:
+    with (data / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

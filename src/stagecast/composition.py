@@ -29,6 +29,7 @@ from stagecast.instances import Instances
 from stagecast.listener import Endpoint, bound, check_open, parse_endpoint, serving
 from stagecast.loader import Loader
 from stagecast.manifest import check_name
+from stagecast.metrics import Metrics
 from stagecast.node import Node
 from stagecast.presence import Presence
 from stagecast.router import Router
@@ -163,16 +164,16 @@ async def _working_node(
         else:
             address = _base_url(settings, parse_endpoint(settings.listen, "--listen"), listening)
         node = await stack.enter_async_context(_node(settings, control, store, "worker", address, labels))
-        working = Worker(
-            node, control.tracker, control.presence, token=settings.token, rate_limit=settings.rate_limit
-        )
+        working = Worker(node, control.tracker, control.presence, token=settings.token, rate_limit=settings.rate_limit)
         await stack.enter_async_context(working.running())
         loader = Loader(
             node, control.tracker, control.announcer, recipes.load(settings.backends), working.stage,
             logs=settings.data / "logs",
         )  # fmt: skip
         await stack.enter_async_context(loader.running())
-        instances = Instances(loader, session, settings.token, control.tracker.caught_up.is_set)
+        instances = Instances(
+            loader, session, Metrics(control.tracker, node), settings.token, control.tracker.caught_up.is_set
+        )
         await stack.enter_async_context(serving(instances, listening))
         yield node
 

@@ -6,13 +6,14 @@ Each step is held to a check; the exit code is 0 only if every one of them held.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import importlib.util
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,12 +22,13 @@ import yaml
 
 from stagecast import demo_job, demo_model, display, operations
 from stagecast.client import Client
-from stagecast.cluster import Cluster, ClusterSettings, cluster
+from stagecast.cluster import LOCK, Cluster, ClusterSettings, cluster
 from stagecast.demo_checks import BALANCER, Judge, Verdict, poll
 from stagecast.demo_report import checks_of
 from stagecast.demo_view import Check, View, summary
 from stagecast.errors import StagecastError
 
+_PREFIX: Final = "stagecast-demo-"
 _UPSTREAM_RATE: Final = 60_000_000
 """Bytes per second that the gallery on this machine gives, so that the installation can be seen."""
 _BALANCER_INTERVAL: Final = 1 / 40
@@ -193,8 +195,17 @@ def _data_folder(given: Path | None) -> Iterator[Path]:
         given.mkdir(parents=True, exist_ok=True)
         yield given.absolute()
         return
-    made = Path(tempfile.mkdtemp(prefix="stagecast-demo-"))
+    _sweep()
+    made = Path(tempfile.mkdtemp(prefix=_PREFIX))
     try:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _sweep() -> None:
+    """Remove what demos left that were killed: a folder whose lock nobody holds."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{LOCK}"):
+        with suppress(OSError), lock.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)

@@ -14,6 +14,7 @@ import msgspec
 
 from stagecast.errors import StagecastError, Unauthorized, Unknown
 from stagecast.loader import Loader
+from stagecast.metrics import Metrics
 from stagecast.proxy import ClientGone, Receive, Scope, Send, forward, read_body
 
 MISDIRECTED = 421
@@ -23,9 +24,10 @@ class Instances:
     """An ASGI application."""
 
     def __init__(
-        self, loader: Loader, session: aiohttp.ClientSession, token: str, is_ready: Callable[[], bool]
+        self, loader: Loader, session: aiohttp.ClientSession, metrics: Metrics, token: str, is_ready: Callable[[], bool]
     ) -> None:
         self._loader = loader
+        self._metrics = metrics
         self._session = session
         self._token = token.encode()
         self._is_ready = is_ready
@@ -41,6 +43,9 @@ class Instances:
             return
         try:
             self._admit(scope)
+            if path == "/metrics":
+                await _send(send, 200, self._metrics.text(), self._metrics.content_type)
+                return
             await self._pass_on(path, scope, receive, send)
         except ClientGone:
             return
@@ -74,7 +79,10 @@ class Instances:
 
 
 async def _answer(send: Send, status: int, body: object) -> None:
-    data = msgspec.json.encode(body)
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    await _send(send, status, msgspec.json.encode(body), "application/json")
+
+
+async def _send(send: Send, status: int, data: bytes, media_type: str) -> None:
+    headers = [(b"content-type", media_type.encode()), (b"content-length", str(len(data)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": data})

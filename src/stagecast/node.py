@@ -36,18 +36,23 @@ class Node:
         self.store = store
         self._tracker = tracker
         self._announcer = announcer
-        self._record = NodeRecord(
-            name=name, kind=kind, process=tracker.process, address=address, labels=labels or {}
-        )
+        self._record = NodeRecord(name=name, kind=kind, process=tracker.process, address=address, labels=labels or {})
+        self._server: FileServer | None = None
         self._digests: dict[str, str] = {}
         self._adopting = asyncio.Lock()
         self._stop = threading.Event()
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of files that were served to others since the start."""
+        return self._server.bytes_sent if self._server else 0
 
     @asynccontextmanager
     async def running(self, host: str, port: int, token: str, advertise: str) -> AsyncGenerator[Node, None]:
         """Hold and serve for as long as the block lasts; the file server listens on ``host:port``."""
         async with AsyncExitStack() as stack:
             server = stack.enter_context(FileServer(self.store, host, port, token))
+            self._server = server
             files = server.url.replace(f"//{host}:", f"//{advertise}:")
             self._announce(files=files)
             tasks = [asyncio.create_task(work()) for work in (self._watch_models, self._watch_disk, self._watch_log)]
@@ -80,9 +85,7 @@ class Node:
     async def _adopt(self, name: str) -> None:
         manifest = await asyncio.to_thread(self.store.recorded, name)
         if manifest is None:
-            self._announcer.say(
-                subjects.holding(self.name, name), Holding(node=self.name, model=name, state="reading")
-            )
+            self._announcer.say(subjects.holding(self.name, name), Holding(node=self.name, model=name, state="reading"))
             self._digests.setdefault(name, "")
             try:
                 manifest = await in_thread(self._stop, self.store.manifest, name, None, self._stop)

@@ -26,7 +26,7 @@ from stagecast.work import in_thread
 
 _logger = logging.getLogger(__name__)
 
-HOLDER_PATIENCE: Final = 30.0
+HOLDER_PATIENCE: Final = 15.0
 """Seconds without any living holder after which a staging fails."""
 
 

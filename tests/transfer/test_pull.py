@@ -424,6 +424,5 @@ def test_a_killed_process_is_gone_on_from_without_moving_much_again(store: Store
             assert_whole(partial, contents)
 
     # What the sender gave to the network is more than either run has received.
-    print("PROBE", server.bytes_sent / manifest.size)
     assert server.bytes_sent <= 1.05 * manifest.size
     assert pulled.bytes_received <= 0.65 * manifest.size

@@ -21,11 +21,11 @@ from stagecast.errors import NotReady, StagecastError
 from stagecast.frontend.docs import readable
 from stagecast.frontend.gate import Gate, error_body
 from stagecast.frontend.installs import Installs
-from stagecast.frontend.metrics import Metrics
 from stagecast.frontend.models_api import ModelsApi, NodesApi
 from stagecast.frontend.openai import OpenAI
 from stagecast.frontend.operations_api import OperationsApi
 from stagecast.frontend.replica import Replica
+from stagecast.metrics import Metrics
 from stagecast.proxy import Receive, Scope, Send
 
 _logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ AnyRequest = Request[Any, Any, Any]
 
 def build(replica: Replica, installs: Installs, session: aiohttp.ClientSession, api_key: str) -> Gate:
     """Return the ASGI application of a replica; ``session`` carries the requests that are passed on to workers."""
-    metrics = Metrics(replica.tracker)
+    metrics = Metrics(replica.tracker, replica.node)
     openai = OpenAI(replica, session)
 
     @get("/healthz", media_type=MediaType.TEXT, include_in_schema=False)
@@ -53,7 +53,7 @@ def build(replica: Replica, installs: Installs, session: aiohttp.ClientSession, 
 
     @get("/metrics", include_in_schema=False)
     async def show_metrics() -> Response[bytes]:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(metrics.text(), media_type=metrics.content_type)
 
     @get("/", include_in_schema=False)
     async def index() -> Response[bytes]:

@@ -9,16 +9,18 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from stagecast.node import Node
 from stagecast.tracker import Tracker
 
 Family = CounterMetricFamily | GaugeMetricFamily
 
 
-class TrackerCollector(Collector):
-    """What the tracker knows, as metrics."""
+class NodeCollector(Collector):
+    """What a process's tracker and node know, as metrics."""
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, tracker: Tracker, node: Node) -> None:
         self._tracker = tracker
+        self._node = node
 
     def collect(self) -> Iterator[Family]:
         """Yield the metric families."""
@@ -27,9 +29,8 @@ class TrackerCollector(Collector):
         yield _gauge("stagecast_degraded", "1 while the log cannot be heard", int(tracker.is_degraded))
         yield _gauge("stagecast_log_sequence", "Sequence of the last folded message", tracker.revision.sequence)
         yield _gauge("stagecast_owned_operations", "Operations that this process owns", len(tracker.owned))
-        listed = GaugeMetricFamily(
-            "stagecast_operations", "Operations that have not ended", labels=["kind", "state"]
-        )
+        yield _counter("stagecast_file_bytes_sent", "Bytes of files served to others", self._node.bytes_sent)
+        listed = GaugeMetricFamily("stagecast_operations", "Operations that have not ended", labels=["kind", "state"])
         for (kind, state), count in Counter((each.kind, each.state) for each in tracker.fold.live()).items():
             listed.add_metric([kind, state], count)
         yield listed
@@ -38,11 +39,13 @@ class TrackerCollector(Collector):
 class Metrics:
     """The registry of one process."""
 
-    def __init__(self, tracker: Tracker) -> None:
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self, tracker: Tracker, node: Node) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
-        self._registry.register(TrackerCollector(tracker))
+        self._registry.register(NodeCollector(tracker, node))
 
     def text(self) -> bytes:
         """Return the metrics in Prometheus's text format."""
