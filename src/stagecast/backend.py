@@ -52,9 +52,7 @@ class Backend:
 
     def __init__(self, spawn: _Spawn, log: Path) -> None:
         self.instance = secrets.token_hex(8)
-        self._spawn = spawn
-        self._log = log
-        self._port = 0
+        self._spawn, self._log, self._port = spawn, log, 0
         self._output = _Output(log)
         self._process: asyncio.subprocess.Process | None = None
 
@@ -98,9 +96,7 @@ class Backend:
 
     async def wait(self) -> int:
         """Wait for the process to end; return its exit code, or minus the signal's number."""
-        if self._process is None:
-            raise BackendFailed("the backend was never started")
-        code = await self._process.wait()
+        code = await self._process.wait() if self._process else 0
         # What it said last may still be in the pipe; a child that it left behind may hold that open.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._output.closed.wait(), 1.0)
@@ -234,15 +230,14 @@ class Deaths:
     has_served: bool = False
 
     def after(self, ready_at: float | None, now: float) -> Deaths:
-        """Return the history with one more end, ``now``, of a backend ready since ``ready_at`` (None: never)."""
+        """Return the history with one more end, ``now``, of a backend that was ready at ``ready_at``, or never."""
         if ready_at is None:
             return Deaths(self.in_a_row + 1, self.failed_loads + 1, self.has_served)
         return Deaths(1 if now - ready_at >= STEADY else self.in_a_row + 1, 0, has_served=True)
 
     def next_delay(self, tries: int = MOST_FAILURES) -> float | None:
         """Return the seconds until the next start, or None: a model that never loaded is not tried for ever."""
-        is_hopeless = not self.has_served and self.failed_loads >= tries
-        return None if is_hopeless else delay(self.in_a_row)
+        return None if not self.has_served and self.failed_loads >= tries else delay(self.in_a_row)
 
 
 def delay(deaths: int) -> float:
@@ -366,7 +361,7 @@ def _signal(group: int, number: signal.Signals) -> None:
 def _listener(port: int, leader: int) -> Literal["nobody", "ours", "another"]:
     """Tell who listens on a port: a recycled port may answer for another model."""
     sockets = _listening_sockets(port)
-    for pid in _family(leader) if sockets else ():
+    for pid in _session(leader) if sockets else ():
         with contextlib.suppress(OSError):
             for descriptor in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
@@ -388,18 +383,13 @@ def _listening_sockets(port: int) -> set[str]:
     return found
 
 
-def _family(leader: int) -> set[int]:
-    """Return the processes of a session or process group, and their descendants (proc(5), ``stat``)."""
-    ancestry: dict[int, set[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                _, parent, group, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-                ancestry[int(entry.name)] = {int(parent), int(group), int(session)}
-    found, new = set[int](), {leader}
-    while new:
-        found |= new
-        new = {pid for pid, kin in ancestry.items() if kin & found} - found
+def _session(leader: int) -> list[int]:
+    """Return the processes of a session: the backend and its children, whatever process groups they made."""
+    found = []
+    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+        with contextlib.suppress(OSError):
+            if os.getsid(pid) == leader:
+                found.append(pid)
     return found
 
 

@@ -82,9 +82,8 @@ async def demo(
     """Show the main job on a real model: install, stage, kill a replica, load, embed; exit 0 if every check held."""
     from stagecast.demo import DemoSettings, run
 
-    return await _until_terminated(
-        run(DemoSettings(rate_limit=rate_limit, keep=keep, port=port, cache=cache, data=data))
-    )
+    settings = DemoSettings(rate_limit=rate_limit, keep=keep, port=port, cache=cache, data=data)
+    return await _until_terminated(run(settings), code=1)
 
 
 @app.command

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from stagecast.errors import BadInput
 
@@ -72,6 +73,44 @@ def bound(endpoint: Endpoint) -> Iterator[socket.socket]:
         yield listening
 
 
+class _Corked:
+    """A transport that sends what one turn of the loop has written with one call.
+
+    uvicorn writes a response's head and body apart. Between the two a process can be killed, or lose its processor, and
+    a load balancer cannot ask another replica once it has seen the head. In one call they leave together or not at all.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._parts: list[bytes] = []
+        self._loop = asyncio.get_running_loop()
+
+    def write(self, data: bytes) -> None:
+        """Send ``data`` at the end of this turn of the loop."""
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        """Send what is left, then close."""
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _flush(self) -> None:
+        if self._parts:
+            data, self._parts = b"".join(self._parts), []
+            if not self._transport.is_closing():
+                self._transport.write(data)
+
+
+class _Protocol(HttpToolsProtocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own form
+        super().connection_made(_Corked(transport))  # type: ignore[arg-type]  # all of a transport that it uses
+
+
 class _Server(uvicorn.Server):
     """uvicorn, with the signals left to whoever runs the process."""
 
@@ -85,7 +124,7 @@ async def serving(application: Any, listening: socket.socket) -> AsyncGenerator[
     """Answer on a bound socket for as long as the block lasts; requests under way get a second to end."""
     config = uvicorn.Config(
         application, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1, loop="none",
-        server_header=False, date_header=True, backlog=1024, timeout_keep_alive=30,
+        http=_Protocol, server_header=False, date_header=True, backlog=1024, timeout_keep_alive=30,
     )  # fmt: skip
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listening]), name="server")

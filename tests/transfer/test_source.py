@@ -38,7 +38,7 @@ def answering(*answers: bytes) -> Iterator[Holder]:
         def serve() -> None:
             for answer in answers:
                 connection, _ = listener.accept()
-                with connection, contextlib.suppress(ConnectionError):
+                with connection, contextlib.suppress(OSError):
                     connection.recv(65536)
                     connection.sendall(answer)
                     connection.shutdown(socket.SHUT_WR)
