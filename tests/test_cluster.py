@@ -21,7 +21,7 @@ from stagecast.bus.nats import connect
 from stagecast.child import ChildFailed
 from stagecast.cluster import Cluster, ClusterSettings, PortTaken, cluster
 from stagecast.errors import Busy, Unknown
-from stagecast.loopback import free_port, is_free
+from stagecast.loopback import is_free
 from tests.conftest import eventually
 
 pytestmark = pytest.mark.system
@@ -214,9 +214,3 @@ async def test_a_taken_port_is_said_before_anything_starts(running: Cluster, tmp
     with pytest.raises(PortTaken, match="choose another one with --port"):
         async with cluster(settings(tmp_path / "other", port=running.port)):
             pass
-
-
-def test_free_ports_are_free_and_never_given_twice() -> None:
-    ports = [free_port() for _ in range(20)]
-    assert len(set(ports)) == 20
-    assert all(map(is_free, ports))

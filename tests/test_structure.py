@@ -46,12 +46,12 @@ LADDER: Final = (
         },
     ),
     ("verbs", {"FILES": "gallery installed installation", "CONTROL": "router proxy"}),
-    ("hosts", {"BOTH": "work listener loopback backend node loader instances"}),
+    ("hosts", {"BOTH": "work listener loopback backend node loader metrics instances"}),
     (
         "processes",
         {
             "FRONTEND": (
-                "frontend frontend.docs frontend.gate frontend.metrics frontend.view frontend.events frontend.replica "
+                "frontend frontend.docs frontend.gate frontend.view frontend.events frontend.replica "
                 "frontend.installs frontend.operations_api frontend.models_api frontend.openai frontend.application"
             ),
             "WORKER": "worker",
@@ -85,6 +85,7 @@ class Place(NamedTuple):
     rank: int
 
 
+NOWHERE: Final = Place(-1, "", -1)
 HEIGHTS: Final = {row: height for height, (row, _) in enumerate(LADDER)}
 PLACES: Final = {
     module: Place(height, column, rank)
@@ -144,9 +145,9 @@ def test_every_module_has_a_place_and_every_place_a_module() -> None:
     assert PLACES.keys() - MODULES.keys() == set(), "these are gone: take them out of LADDER"
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
+@pytest.mark.parametrize("module", sorted(MODULES.keys() & PLACES.keys()))
 def test_imports_go_down_the_ladder(module: str) -> None:
-    wrong = {other: objection(PLACES[module], PLACES[other]) for other in ours(module)}
+    wrong = {other: objection(PLACES[module], PLACES[other]) for other in ours(module) & PLACES.keys()}
     assert {other: why for other, why in wrong.items() if why} == {}
 
 
@@ -158,7 +159,7 @@ def test_there_is_no_cycle() -> None:
     assert left == {}
 
 
-@pytest.mark.parametrize("module", [name for name in PLACES if PLACES[name].row == HEIGHTS["pure"]])
+@pytest.mark.parametrize("module", [name for name in MODULES if PLACES.get(name, NOWHERE).row == HEIGHTS["pure"]])
 def test_the_pure_row_does_nothing_but_compute(module: str) -> None:
     assert {name.partition(".")[0] for name in imported(module)} & IMPURE == set()
 

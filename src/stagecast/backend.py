@@ -321,9 +321,8 @@ class _Output(asyncio.Protocol):
         self.hear()
         with contextlib.suppress(OSError):
             self._write(data)
-        *whole, self._rest = re.split(rb"[\r\n]+", self._rest + data)
-        if len(self._rest) > _LINE * 4:
-            whole, self._rest = [*whole, self._rest], b""
+        *whole, rest = re.split(rb"[\r\n]+", self._rest + data)
+        self._rest = rest[: _LINE * 4]
         self._keep(whole)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -24,6 +24,7 @@ from stagecast.tracker import Tracker
 _logger = logging.getLogger(__name__)
 
 KEPT_IN_MEMORY: Final = 10_000
+RETRY_INTERVAL: Final = 0.5
 Key = tuple[str, int]
 
 
@@ -34,12 +35,16 @@ class History:
         self._tracker = tracker
         self._kept: dict[Key, Record] = {}
         self._lost: dict[Key, Record] = {}
-        self._written: set[Key] = set()
+        self._due: dict[Key, Record] = {}
+        self._woken = asyncio.Event()
         self.caught_up = asyncio.Event()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[History, None]:
         """Follow and write for as long as the block lasts."""
+        self._tracker.hearers.append(self._hear)
+        for slot in self._ended():
+            self._hear(slot.record)
         tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._write())]
         try:
             yield self
@@ -47,12 +52,13 @@ class History:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._tracker.hearers.remove(self._hear)
 
     def newest(
         self, *, kind: Kind | None = None, model: str | None = None, before: float | None = None, limit: int = 100
     ) -> list[Record]:
         """Return ended operations, newest first; ``before`` is a time in seconds since 1970."""
-        known = self._lost | self._kept | {_key(slot.record): slot.record for slot in self._ended()}
+        known = self._due | self._lost | self._kept | {_key(slot.record): slot.record for slot in self._ended()}
         found = [
             record
             for record in known.values()
@@ -70,16 +76,21 @@ class History:
     def _ended(self) -> list[Slot]:
         return [slot for slot in self._tracker.fold.slots.values() if operations.is_ended(slot.record)]
 
+    def _hear(self, record: Record) -> None:
+        if operations.is_ended(record) and _key(record) not in self._kept:
+            self._due[_key(record)] = record
+            self._woken.set()
+
     async def _follow(self) -> None:
         async with aclosing(self._tracker.bus.history.follow()) as heard:
             async for each in heard:
                 if isinstance(each, Entry):
                     self._keep(each)
                 elif isinstance(each, Anew):
-                    self._written.clear()
                     self._lost, self._kept = self._lost | self._kept, {}
                 else:
                     self.caught_up.set()
+                    self._woken.set()
 
     def _keep(self, entry: Entry) -> None:
         try:
@@ -88,30 +99,30 @@ class History:
             _logger.warning("history: cannot read %s", entry.subject)
             return
         self._kept[_key(record)] = record
-        self._lost.pop(_key(record), None)
+        for waiting in (self._lost, self._due):
+            waiting.pop(_key(record), None)
         while len(self._kept) > KEPT_IN_MEMORY:
             self._kept.pop(next(iter(self._kept)))
 
     async def _write(self) -> None:
         await self.caught_up.wait()
         while True:
-            seen = self._tracker.revision
+            await self._woken.wait()
+            self._woken.clear()
             # What a log that came back empty has lost is written again, like an end that was just seen.
-            for record in [*self._lost.values(), *(slot.record for slot in self._ended())]:
+            for record in [*self._lost.values(), *self._due.values()]:
                 await self._record(record)
-            await self._tracker.changed(seen)
 
     async def _record(self, record: Record) -> None:
-        key = _key(record)
-        if key in self._written or key in self._kept:
-            return
         subject = subjects.history(record.job, record.attempt)
-        try:
-            with suppress(AppendConflict):
-                await self._tracker.bus.history.append(subject, msgspec.json.encode(record), expected=0)
-            self._written.add(key)
-        except BusUnavailable as error:
-            _logger.debug("history of %s is written later: %s", record.id, error.message)
+        while _key(record) not in self._kept:
+            try:
+                with suppress(AppendConflict):
+                    await self._tracker.bus.history.append(subject, msgspec.json.encode(record), expected=0)
+            except BusUnavailable:
+                await asyncio.sleep(RETRY_INTERVAL)
+            else:
+                break
 
 
 def _key(record: Record) -> Key:

@@ -44,6 +44,8 @@ class Tracker:
         self.malformed = 0
         self.owned: dict[str, Ownership] = {}
         self.caught_up = asyncio.Event()
+        self.hearers: list[Callable[[Record], None]] = []
+        """Called with each record that an operation comes to have, also those that are soon outranked."""
         self._clock = clock
         self._interval = interval
         self._incoming = self.fold
@@ -246,6 +248,9 @@ class Tracker:
             self._count_malformed(entry)
         if change.displaced is not None and self.caught_up.is_set():
             self._spawn(self._mend(change.displaced, entry.sequence))
+        if change.what == "operation":
+            for hear in self.hearers:
+                hear(self._incoming.slots[change.id].record)
         if self._incoming is self.fold:
             self._tell_owner(change)
             self._notify()

@@ -96,7 +96,7 @@ def test_every_file_arrives_and_every_byte_is_reported_once(store: Store, good: 
 
         pulled = caller.pull(holder(good))
 
-        assert caller.done == pulled.bytes_received == pulled.bytes_verified == good.bytes_sent == SIZE
+        assert caller.done == pulled.bytes_received == pulled.bytes_verified == SIZE
         assert pulled.holders == {"good": SIZE}
         assert caller.entered == sorted(set(caller.entered))
         assert caller.entered[-1] == 3

@@ -1,0 +1,122 @@
+"""The page, pressed and watched in a real browser: through a real balancer, while the replica behind it is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from stagecast.cluster import Cluster, ClusterSettings, cluster
+from tests.system.chromium import BROWSER, Complaint, Page, browsing
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.chromium,
+    pytest.mark.skipif(BROWSER is None, reason="there is no chromium on this machine: apt install chromium"),
+]
+
+RATE: Final = 3_000_000
+FILES: Final = {f"part-{number}.bin": 3_000_000 for number in range(4)}
+STAGING: Final = "staging:owl@worker-1"
+
+WATCH: Final = """(() => {
+  const find = (selector) => document.querySelector(selector);
+  const look = () => {
+    const row = find(`#operations > [data-operation-id="staging:owl@worker-1"]`);
+    const ended = find(`#recent > [data-operation-id="staging:owl@worker-1"]`);
+    const now = {
+      place: row ? "operations" : ended ? `recent, ${ended.dataset.state}` : "nowhere",
+      progress: row && row.dataset.progress !== "" ? Number(row.dataset.progress) : null,
+      connection: find("#connection").dataset.state,
+      replica: find("#replica").textContent,
+    };
+    if (JSON.stringify(now) !== JSON.stringify(window.seen.at(-1))) window.seen.push(now);
+  };
+  window.seen = [];
+  look();
+  new MutationObserver(look).observe(document, { subtree: true, childList: true, attributes: true, characterData: true });
+})()"""
+"""Keeps every state that the page ever showed in ``window.seen``, however short: it looks after each change."""
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Cluster]:
+    model = tmp_path / "data" / "models" / "owl"
+    model.mkdir(parents=True)
+    for name, size in FILES.items():
+        (model / name).write_bytes(os.urandom(size))
+    async with cluster(ClusterSettings(data=tmp_path / "data", replicas=2, workers=1, rate_limit=RATE)) as running:
+        yield running
+
+
+@pytest.fixture
+async def page(running: Cluster, tmp_path: Path) -> AsyncIterator[Page]:
+    async with browsing(tmp_path / "profile") as page:
+        await page.open(f"{running.url}/")
+        await page.until("document.querySelector('#connection').dataset.state === 'live'")
+        yield page
+
+
+def runs(values: Iterable[Any]) -> list[Any]:
+    """Return the values without immediate repetitions."""
+    return [value for value, _ in itertools.groupby(values)]
+
+
+async def stage(page: Page) -> None:
+    await page.press("[data-model=owl] .stage button")
+    await page.until("window.seen.at(-1).place === 'operations'")
+
+
+async def test_a_staging_is_seen_whole_while_the_replica_behind_the_page_is_killed(
+    running: Cluster, page: Page
+) -> None:
+    await page.until("document.querySelector('[data-model=owl] [name=target]').length === 2")
+    await page.evaluate(WATCH)
+    await stage(page)
+    await page.until("window.seen.at(-1).progress > 20")
+    killed = await page.evaluate("document.querySelector('#replica').textContent")
+    await running.kill(killed)
+    await page.until(f"window.seen.at(-1).replica !== '{killed}' && window.seen.at(-1).connection === 'live'")
+    assert await page.evaluate("window.seen.at(-1).place") == "operations", "it ended before the page was back"
+    await page.until("window.seen.at(-1).place === 'recent, succeeded'", timeout=15)
+    seen = await page.evaluate("window.seen")
+
+    assert runs(each["place"] for each in seen) == ["nowhere", "operations", "recent, succeeded"]
+    progress = runs(each["progress"] for each in seen if each["progress"] is not None)
+    assert progress == sorted(progress)
+    assert len(progress) >= 5
+    assert runs(each["connection"] for each in seen) == ["live", "reconnecting", "live"]
+    other = ({"replica-1", "replica-2"} - {killed}).pop()
+    assert runs(each["replica"] for each in seen) == [killed, other]
+    assert await page.evaluate("document.querySelector('[data-node=worker-1]').innerText.includes('owl')") or (
+        await page.until("document.querySelector('[data-node=worker-1]').innerText.includes('owl')")
+    )
+    assert not [each for each in page.complaints if not is_of_the_kill(each)]
+
+
+async def test_a_replica_that_is_told_to_end_lets_the_page_go_at_once(running: Cluster, page: Page) -> None:
+    told = await page.evaluate("document.querySelector('#replica').textContent")
+    await page.evaluate(WATCH)
+    child = running.children[told]
+    async with asyncio.timeout(3):
+        await child.stop()
+    await page.until(f"window.seen.at(-1).replica !== '{told}' && window.seen.at(-1).connection === 'live'", timeout=3)
+    assert page.complaints == []
+
+
+async def test_a_transgression_would_have_been_noticed(page: Page) -> None:
+    await page.evaluate("document.head.append(Object.assign(document.createElement('style'), { textContent: 'b{}' }))")
+    await page.evaluate("document.head.append(Object.assign(document.createElement('script'), { src: '/page/none.js' }))")
+    await page.evaluate("setTimeout(() => { throw new Error('thrown'); }), console.error('said')")
+    await page.until("new Promise((resolve) => setTimeout(resolve, 100, true))")
+    assert {each.source for each in page.complaints} >= {"security", "network", "exception", "console"}
+
+
+def is_of_the_kill(complaint: Complaint) -> bool:
+    """Tell whether it is the browser's word on a connection that broke, which no script can prevent."""
+    return complaint.source == "network" and "/api/" in complaint.address
