@@ -95,7 +95,7 @@ async def test_a_post_is_repeated_only_if_nothing_was_done(replica: ReplicaStand
 
 async def test_nobody_there_is_said_plainly() -> None:
     async with Client(f"http://127.0.0.1:{free_port()}", patience=0.2) as client:
-        with pytest.raises(Unreachable, match="no replica answers at http://127.0.0.1"):
+        with pytest.raises(Unreachable, match=r"no replica answers at http://127\.0\.0\.1"):
             await client.operations()
         with pytest.raises(Unreachable):
             await client.load("m")

@@ -253,6 +253,7 @@ async def test_a_tick_whose_acknowledgement_was_lost_is_followed_by_the_next(bus
     ownership, recorder = await owning(bus)
     recorder.losses = 1
     await ticking(ownership, lambda: len(recorder.records) >= 3, lambda: ownership.advance(1))
+    await ownership.change(phase="verifying")
     assert await standing(bus) == ownership.record
     assert ownership.stopped_by is None
 

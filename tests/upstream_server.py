@@ -14,7 +14,8 @@ _STEP = 64 * 1024
 class UpstreamServer:
     """Serves ``contents`` by their request target, exactly as it crosses the wire. Switches may be set at any time.
 
-    ``sent`` counts the body bytes that were handed to the kernel, by target; ``requests`` what was asked.
+    ``sent`` counts the body bytes that were handed to the kernel, by target; ``requests`` what was asked. ``rate`` is
+    in bytes per second and connection, 0 for no limit.
     """
 
     def __init__(self, contents: Mapping[str, bytes]) -> None:
@@ -32,6 +33,7 @@ class UpstreamServer:
         self.cut_after: list[int] = []
         self.hang_after: int | None = None
         self.head_status = 200
+        self.rate = 0
         self.hanging = threading.Event()
         self.release = threading.Event()
         self._http = _Http(self)
@@ -129,3 +131,5 @@ class _Handler(BaseHTTPRequestHandler):
             part = content[start : min(start + _STEP, cut)]
             self.wfile.write(part)
             self.upstream.sent[self.path] += len(part)
+            if self.upstream.rate:
+                self.upstream.release.wait(len(part) / self.upstream.rate)

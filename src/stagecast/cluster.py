@@ -54,7 +54,7 @@ class ClusterSettings:
     """What to start. ``port`` 0 takes a free one; ``models`` defaults to ``data/models``.
 
     ``rate_limit`` is what each worker pulls at most, in bytes per second, 0 for no limit. ``program`` is what
-    ``serve`` and ``worker`` are arguments of.
+    ``serve`` and ``worker`` are arguments of. ``wait_budget``: see `ReplicaSettings`, whose default stands for None.
     """
 
     data: Path
@@ -63,6 +63,7 @@ class ClusterSettings:
     workers: int = 2
     port: int = 0
     rate_limit: int = 0
+    wait_budget: float | None = None
     backends: Path | None = None
     galleries: tuple[str, ...] = ()
     api_key: str = field(default="", repr=False)
@@ -146,7 +147,8 @@ class Cluster:
         settings = self.settings
         models = ("--models", str((settings.models or self.data / "models").expanduser().absolute()))
         galleries = tuple(word for gallery in settings.galleries for word in ("--galleries", gallery))
-        return self._process("serve", f"replica-{number}", self.data / "frontend", (*models, *galleries))
+        budget = ("--wait-budget", str(settings.wait_budget)) if settings.wait_budget is not None else ()
+        return self._process("serve", f"replica-{number}", self.data / "frontend", (*models, *galleries, *budget))
 
     def _worker(self, number: int) -> Program:
         name = f"worker-{number}"

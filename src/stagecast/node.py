@@ -152,7 +152,7 @@ class Node:
         while True:
             seen = self._tracker.revision
             for record in list(self._tracker.fold.live()):
-                if record.kind == "deletion" and record.node == self.name and record.state != "running":
+                if record.kind == "deletion" and record.node == self.name and record.owner != self._tracker.process:
                     await self._delete(record)
             await self._tracker.changed(seen)
 

@@ -174,10 +174,12 @@ class Tracker:
     async def _claim(self, record: Record) -> Ownership | None:
         while True:
             held, sequence = await self.standing(record.id, record.kind, record.model, record.node)
-            if held is None or operations.is_ended(held) or held.attempt > record.attempt:
+            if held is None or operations.is_ended(held) or held.state == "paused" or held.attempt > record.attempt:
                 return None
             if held.owner == self.process and held.state == "running":
                 return self._ownership(held, sequence)
+            if held.owner != record.owner:
+                return None
             claimed = operations.claimed(held, self.process, self._clock())
             with suppress(AppendConflict):
                 revision = await self.write(claimed, sequence)

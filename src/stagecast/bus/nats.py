@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -64,6 +64,7 @@ _HISTORY = StreamConfig(
     discard=DiscardPolicy.OLD,
 )
 
+_Result = TypeVar("_Result")
 _Gone = (NatsError, APIError, OSError, TimeoutError, asyncio.TimeoutError)
 
 
@@ -83,7 +84,8 @@ class NatsLog:
             raise BusUnavailable("not connected")
         headers = {_EXPECTED: str(expected)} if expected is not None else None
         try:
-            acknowledged = await self._stream.publish(subject, payload, stream=self._name, headers=headers)
+            publishing = self._stream.publish(subject, payload, stream=self._name, headers=headers)
+            acknowledged = await _cancellable(publishing)
         except APIError as error:
             if error.err_code == _WRONG_LAST_SEQUENCE and expected is not None:
                 raise AppendConflict(subject, expected) from None
@@ -95,7 +97,7 @@ class NatsLog:
     async def last(self, subject: str) -> Entry | None:
         """See `stagecast.bus.Log.last`."""
         try:
-            message = await self._stream.get_last_msg(self._name, subject)
+            message = await _cancellable(self._stream.get_last_msg(self._name, subject))
         except NotFoundError:
             return None
         except _Gone as error:
@@ -125,7 +127,7 @@ class NatsLog:
     async def ensure(self) -> StreamInfo:
         """Return the stream's state, having made the stream if it was not there."""
         try:
-            info = await self._stream.stream_info(self._name)
+            info = await _cancellable(self._stream.stream_info(self._name))
         except NotFoundError:
             return await self._stream.add_stream(self._config)
         if set(info.config.subjects or ()) != set(self._config.subjects or ()):
@@ -154,7 +156,7 @@ class NatsLog:
         subscription = await self._client.subscribe(inbox, cb=hear, pending_msgs_limit=-1, pending_bytes_limit=-1)
         self._wakes.add(queue)
         try:
-            await self._stream.add_consumer(self._name, _consumer(inbox, held))
+            await _cancellable(self._stream.add_consumer(self._name, _consumer(inbox, held)))
             caught_up = held >= target
             if caught_up:
                 yield CaughtUp(target)
@@ -234,7 +236,7 @@ class NatsBus:
     async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
         """See `stagecast.bus.Bus.request`."""
         try:
-            reply = await self._client.request(subject, payload, timeout=timeout)
+            reply = await _cancellable(self._client.request(subject, payload, timeout=timeout))
         except NoRespondersError:
             raise NobodyListens(subject) from None
         except _Gone as error:
@@ -351,6 +353,20 @@ def _position(reply: str) -> tuple[int, int, float, int]:
 def _identity(info: StreamInfo) -> str:
     created = info.created.isoformat() if info.created else ""
     return hashlib.blake2s(created.encode(), digest_size=4).hexdigest()
+
+
+async def _cancellable(work: Awaitable[_Result]) -> _Result:
+    """Await the client, and do not lose a cancellation that comes together with its answer.
+
+    The client waits by `asyncio.wait_for`, which before Python 3.12 then returns the answer as if nothing had been.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    try:
+        return await work
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 def _describe(error: BaseException) -> str:

@@ -40,7 +40,8 @@ class Installs:
         record, revision = await self._tracker.open(
             "installation", source.model, cause="api", parameters=parameters, claim=True
         )
-        self._perform(record)
+        if record.owner == self._tracker.process:
+            self._perform(record)
         await self._tracker.reached(revision, 2.0)
         return self._tracker.fold.record(record.id) or record, revision
 
