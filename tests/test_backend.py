@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import http.server
 import os
 import signal
@@ -9,49 +8,18 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-import aiohttp
 import pytest
 
-from stagecast import backend
-from stagecast.backend import Backend, Deaths, State, keep_running, running
+from stagecast import backend, output
+from stagecast.backend import running
 from stagecast.errors import BackendFailed
 from stagecast.loopback import free_port, is_free
 from stagecast.recipes import Recipe
 from tests.conftest import eventually
-
-SERVER = """
-import http.server, os, signal, subprocess, sys
-port, mode = int(sys.argv[1]), sys.argv[2]
-polls = 0
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        global polls
-        if self.path == "/die":
-            print("out of luck", flush=True)
-            os._exit(3)
-        polls += 1
-        self.send_response(503 if mode == "slow" and polls < 10 else 200)
-        self.end_headers()
-        self.wfile.write(os.environ.get("ANSWER", "").encode())
-
-    def log_message(self, *arguments):
-        pass
-
-if mode == "crash":
-    sys.exit("no such tensor: lm_head\\nand a last line")
-if mode == "hang":
-    signal.pause()
-if mode == "stubborn":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-if mode == "parent":
-    print(subprocess.Popen(["sleep", "1000"]).pid, flush=True)
-if mode == "noisy":
-    print("loading\\n" * 100 + "step 1\\rstep 2\\n" + "x" * 2_000_000 + "\\nlast \\u00e9", flush=True)
-http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
-"""
+from tests.model_server import SERVER, die, get, is_gone, server_recipe, silent
 
 WORKER = """
 import asyncio, pathlib, sys, uvloop
@@ -73,13 +41,7 @@ with asyncio.Runner(loop_factory={"uvloop": uvloop.new_event_loop, "asyncio": No
 
 @pytest.fixture
 def server(tmp_path: Path) -> Callable[..., Recipe]:
-    path = tmp_path / "server.py"
-    path.write_text(SERVER)
-
-    def recipe(mode: str = "serve", **options: object) -> Recipe:
-        return Recipe(name="server", command=("{python}", str(path), "{port}", mode), **options)  # type: ignore[arg-type]
-
-    return recipe
+    return partial(server_recipe, tmp_path)
 
 
 class _Answers(http.server.BaseHTTPRequestHandler):
@@ -100,27 +62,6 @@ def stranger() -> Iterator[int]:
         yield listening.server_port
         listening.shutdown()
         thread.join()
-
-
-def is_gone(pid: int) -> bool:
-    """Tell whether a process has ended, waited for or not."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    return True
-
-
-def silent(line: str) -> None:
-    pass
-
-
-async def get(url: str) -> tuple[int, str]:
-    async with aiohttp.ClientSession() as session, session.get(url) as response:
-        return response.status, await response.text()
-
-
-async def die(started: Backend) -> None:
-    with contextlib.suppress(aiohttp.ClientError):
-        await get(f"{started.url}/die")
 
 
 async def test_a_backend_gets_ready_serves_and_is_gone_after_its_block(
@@ -202,13 +143,13 @@ async def test_answers_are_progress_however_long_it_loads(
 async def test_all_that_it_says_is_logged_and_its_last_line_told(
     server: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "LOG_LIMIT", 1_000_000)
+    monkeypatch.setattr(output, "LOG_LIMIT", 1_000_000)
     recipe = server("noisy")
     async with running(recipe, "m", tmp_path, tmp_path) as started:
         await started.until_ready(recipe, silent)
         await eventually(lambda: started.last_line == "last é")
         assert started.lines[-3:] == ("step 2", "x" * 300, "last é")
-        assert len(started.lines) == backend.KEPT_LINES
+        assert len(started.lines) == output.KEPT_LINES
     kept = [(tmp_path / name).stat().st_size for name in ("m.log", "m.log.1")]
     assert max(kept) < 1_200_000
 
@@ -343,74 +284,3 @@ async def test_it_never_outlives_a_worker_that_is_killed(
     worker.kill()
     await worker.communicate()
     await eventually(lambda: is_gone(pid), timeout=2.0)
-
-
-def test_the_delay_doubles_up_to_half_a_minute() -> None:
-    assert [backend.delay(deaths) for deaths in range(9)] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
-    assert backend.delay(10**9) == 30.0
-
-
-def test_deaths_are_forgotten_after_serving_steadily_and_only_then() -> None:
-    thrice = Deaths().after(0.0, 1.0).after(2.0, 3.0).after(None, 4.0)
-    assert thrice.next_delay() == 2.0
-    assert thrice.after(100.0, 159.9).next_delay() == 4.0
-    assert thrice.after(100.0, 160.0).next_delay() == 0.5
-
-
-def test_what_never_got_ready_is_given_up() -> None:
-    deaths = Deaths()
-    delays = []
-    for _ in range(5):
-        deaths = deaths.after(None, 1000.0)
-        delays.append(deaths.next_delay())
-    assert delays == [0.5, 1.0, 2.0, 4.0, None]
-
-
-def test_what_has_served_is_never_given_up() -> None:
-    deaths = Deaths().after(0.0, 1.0)
-    for _ in range(20):
-        deaths = deaths.after(None, 1000.0)
-    assert deaths.next_delay() == 30.0
-
-
-async def test_one_that_dies_is_reported_and_started_again(server: Callable[..., Recipe], tmp_path: Path) -> None:
-    recipe = server()
-    said: list[tuple[State, str]] = []
-    started: list[Backend] = []
-
-    async def run(ready: Callable[[], None]) -> str:
-        async with running(recipe, "m", tmp_path, tmp_path) as one:
-            await one.until_ready(recipe, silent)
-            started.append(one)
-            ready()
-            return await one.ended()
-
-    keeper = asyncio.create_task(keep_running(run, lambda state, detail: said.append((state, detail))))
-    await eventually(lambda: len(started) == 1)
-    await die(started[0])
-    await eventually(lambda: len(started) == 2)
-    assert said == [
-        ("loading", ""),
-        ("ready", ""),
-        ("restarting", "it ended with exit code 3: out of luck; next try in 0.5 s"),
-        ("loading", ""),
-        ("ready", ""),
-    ]
-    keeper.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await keeper
-    assert all(is_gone(one.pid) for one in started)
-
-
-async def test_one_that_cannot_load_is_given_up_with_its_cause(server: Callable[..., Recipe], tmp_path: Path) -> None:
-    recipe = server("crash")
-    said: list[tuple[State, str]] = []
-
-    async def run(ready: Callable[[], None]) -> str:
-        async with running(recipe, "m", tmp_path, tmp_path) as one:
-            await one.until_ready(recipe, silent)
-            return await one.ended()
-
-    await keep_running(run, lambda state, detail: said.append((state, detail)), tries=2)
-    assert [state for state, _ in said] == ["loading", "restarting", "loading", "failed"]
-    assert "no such tensor" in said[-1][1]

@@ -46,7 +46,7 @@ LADDER: Final = (
         },
     ),
     ("verbs", {"FILES": "gallery installed installation", "CONTROL": "router proxy"}),
-    ("hosts", {"BOTH": "work listener loopback backend node loader metrics instances"}),
+    ("hosts", {"BOTH": "work listener loopback listening output backend supervision node loader metrics instances"}),
     (
         "processes",
         {

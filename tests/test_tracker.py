@@ -321,8 +321,8 @@ async def test_malformed_events_are_dropped_counted_and_logged_once(
 ) -> None:
     one = await peers.tracker("one")
     caplog.set_level(logging.WARNING)
-    for payload in (b"nonsense", b'{"done":true}', b'{"model_id":5}'):
-        await one.bus.log.append("staging.x.progress", payload)
+    for name, payload in {"x": b"nonsense", "y": b'{"done":true}', "z": b'{"model_id":5}'}.items():
+        await one.bus.log.append(f"staging.{name}.progress", payload)
     await eventually(lambda: one.malformed == 3)
     assert listed(one) == b"[]"
     assert [record.message for record in caplog.records if "malformed" in record.message] == [

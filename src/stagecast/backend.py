@@ -8,40 +8,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import secrets
 import signal
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import aiohttp
 
-from stagecast.errors import BackendFailed, StagecastError
+from stagecast.errors import BackendFailed
 from stagecast.leash import leashed
+from stagecast.listening import listener
 from stagecast.loopback import HOST, free_port
+from stagecast.output import Output
 from stagecast.recipes import Recipe
 
 TICK: Final = 1.0
 """Seconds between two signs of life while a backend loads."""
 GRACE: Final = 5.0
 """Seconds that a backend has to end by itself after SIGTERM."""
-KEPT_LINES: Final = 50
-LOG_LIMIT: Final = 16 * 1024 * 1024
-"""Bytes after which a log file makes room for a new one; the one before it is kept."""
 PORTS: Final = 3
 """Ports to try while each is taken by somebody else before the backend listens on it."""
-FIRST_DELAY: Final = 0.5
-LONGEST_DELAY: Final = 30.0
-STEADY: Final = 60.0
-"""Seconds of serving after which a backend's earlier deaths are forgotten."""
-MOST_FAILURES: Final = 5
-"""Starts in a row that never got ready, after which a backend is given up."""
 
-_LINE: Final = 300
 _HEALTH_INTERVALS: Final = (0.1, 1.0)
 _Spawn = Callable[[int, int], Awaitable[asyncio.subprocess.Process]]
 """Starts the process for (port, descriptor of its output)."""
@@ -53,7 +42,7 @@ class Backend:
     def __init__(self, spawn: _Spawn, log: Path) -> None:
         self.instance = secrets.token_hex(8)
         self._spawn, self._log, self._port = spawn, log, 0
-        self._output = _Output(log)
+        self._output = Output(log)
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -109,7 +98,7 @@ class Backend:
     async def launch(self) -> None:
         """Start the process on a port of its own. Raises `BackendFailed`."""
         self._port = free_port()
-        self._output = _Output(self._log)
+        self._output = Output(self._log)
         reader, writer = os.pipe()
         try:
             await self._output.attach(reader)
@@ -160,7 +149,7 @@ class Backend:
 
     async def _explain(self, recipe: Recipe, code: int) -> None:
         """Raise the cause of an end before it was ready."""
-        if await asyncio.to_thread(_listener, self._port, self.pid) == "another":
+        if await asyncio.to_thread(listener, self._port, self.pid) == "another":
             raise _PortTaken
         raise BackendFailed(f"{recipe.name} ended with {_ending(code)}: {self._tail()}")
 
@@ -177,10 +166,10 @@ class Backend:
         if status == 0:
             return False
         self._output.hear()
-        listener = await asyncio.to_thread(_listener, self._port, self.pid)
-        if listener == "another":
+        found = await asyncio.to_thread(listener, self._port, self.pid)
+        if found == "another":
             raise _PortTaken
-        return listener == "ours" and status == 200
+        return found == "ours" and status == 200
 
     def _tail(self) -> str:
         return " | ".join(self.lines[-5:]) or "it said nothing"
@@ -215,133 +204,8 @@ async def running(recipe: Recipe, model: str, path: Path, logs: Path) -> AsyncGe
         await backend.stop()
 
 
-State = Literal["loading", "ready", "restarting", "failed"]
-
-
-@dataclass(frozen=True)
-class Deaths:
-    """How a model's backends have ended so far. Pure.
-
-    ``in_a_row``: since one last served steadily; ``failed_loads``: starts in a row that never got ready.
-    """
-
-    in_a_row: int = 0
-    failed_loads: int = 0
-    has_served: bool = False
-
-    def after(self, ready_at: float | None, now: float) -> Deaths:
-        """Return the history with one more end, ``now``, of a backend that was ready at ``ready_at``, or never."""
-        if ready_at is None:
-            return Deaths(self.in_a_row + 1, self.failed_loads + 1, self.has_served)
-        return Deaths(1 if now - ready_at >= STEADY else self.in_a_row + 1, 0, has_served=True)
-
-    def next_delay(self, tries: int = MOST_FAILURES) -> float | None:
-        """Return the seconds until the next start, or None: a model that never loaded is not tried for ever."""
-        return None if not self.has_served and self.failed_loads >= tries else delay(self.in_a_row)
-
-
-def delay(deaths: int) -> float:
-    """Return the seconds to wait before a start that follows ``deaths`` deaths in a row."""
-    return 0.0 if deaths == 0 else min(FIRST_DELAY * 2.0 ** min(deaths - 1, 16), LONGEST_DELAY)
-
-
-async def keep_running(
-    run: Callable[[Callable[[], None]], Awaitable[str]],
-    report: Callable[[State, str], None],
-    *,
-    tries: int = MOST_FAILURES,
-) -> None:
-    """Start a backend again whenever it ends, with back-off; return when it is given up.
-
-    ``run(ready)`` runs one backend to its end, calls ``ready`` once it serves, and returns or raises (a
-    `StagecastError`) how it ended. ``report`` gets each state with its detail: the cause, the time of the next try.
-    """
-    loop, deaths = asyncio.get_running_loop(), Deaths()
-    ready_at: float | None = None
-
-    def ready() -> None:
-        nonlocal ready_at
-        ready_at = loop.time()
-        report("ready", "")
-
-    while True:
-        ready_at = None
-        report("loading", "")
-        try:
-            ending = await run(ready)
-        except StagecastError as error:
-            ending = error.message
-        deaths = deaths.after(ready_at, loop.time())
-        pause = deaths.next_delay(tries)
-        if pause is None:
-            report("failed", ending)
-            return
-        report("restarting", f"{ending}; next try in {pause:g} s")
-        await asyncio.sleep(pause)
-
-
 class _PortTaken(Exception):
     """Another process listens on the backend's port."""
-
-
-class _Output(asyncio.Protocol):
-    """What a process says: all of it goes to a log file, its last lines are kept.
-
-    Read for as long as the process lives, whatever becomes of the log: a full pipe would stop the process.
-    """
-
-    def __init__(self, log: Path) -> None:
-        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self.closed = asyncio.Event()
-        self._log = log
-        self._rest = b""
-        self._transport: asyncio.BaseTransport | None = None
-        self.hear()
-
-    async def attach(self, reader: int) -> None:
-        """Read from a pipe, and own it."""
-        loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.connect_read_pipe(lambda: self, os.fdopen(reader, "rb", buffering=0))
-
-    def detach(self) -> None:
-        """Stop reading."""
-        if self._transport is not None:
-            self._transport.close()
-
-    def hear(self) -> None:
-        """Note a sign of life."""
-        self._heard_at = asyncio.get_running_loop().time()
-
-    def silence(self) -> float:
-        """Return the seconds since the last sign of life."""
-        return asyncio.get_running_loop().time() - self._heard_at
-
-    def data_received(self, data: bytes) -> None:
-        """Keep what it said; a progress bar that returns to its line's start counts as lines."""
-        self.hear()
-        with contextlib.suppress(OSError):
-            self._write(data)
-        *whole, rest = re.split(rb"[\r\n]+", self._rest + data)
-        self._rest = rest[: _LINE * 4]
-        self._keep(whole)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Note that nothing more will come."""
-        del exc
-        self._keep([self._rest])
-        self.closed.set()
-
-    def _keep(self, lines: list[bytes]) -> None:
-        texts = (line.decode("utf-8", "replace").strip()[:_LINE] for line in lines)
-        self.lines.extend(text for text in texts if text)
-
-    def _write(self, data: bytes) -> None:
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
-            log.write(data)
-            size = log.tell()
-        if size > LOG_LIMIT:
-            self._log.replace(self._log.with_name(f"{self._log.name}.1"))
 
 
 async def _status(session: aiohttp.ClientSession, url: str) -> int:
@@ -355,41 +219,6 @@ async def _status(session: aiohttp.ClientSession, url: str) -> int:
 def _signal(group: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, number)
-
-
-def _listener(port: int, leader: int) -> Literal["nobody", "ours", "another"]:
-    """Tell who listens on a port: a recycled port may answer for another model."""
-    sockets = _listening_sockets(port)
-    for pid in _session(leader) if sockets else ():
-        with contextlib.suppress(OSError):
-            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-                with contextlib.suppress(OSError):
-                    if str(descriptor.readlink()) in sockets:
-                        return "ours"
-    # Looked at again, because ours may have ended since the first look.
-    return "another" if sockets & _listening_sockets(port) else "nobody"
-
-
-def _listening_sockets(port: int) -> set[str]:
-    """Return the sockets that listen on a port, as /proc/<pid>/fd names them (proc(5))."""
-    found = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                    found.add(f"socket:[{fields[9]}]")
-    return found
-
-
-def _session(leader: int) -> list[int]:
-    """Return the processes of a session: the backend and its children, whatever process groups they made."""
-    found = []
-    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
-        with contextlib.suppress(OSError):
-            if os.getsid(pid) == leader:
-                found.append(pid)
-    return found
 
 
 def _ending(code: int) -> str:

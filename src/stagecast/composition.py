@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import signal
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -52,22 +51,20 @@ class _Control:
 
 
 async def run_replica(settings: ReplicaSettings) -> None:
-    """Run one replica until SIGTERM or SIGINT; without NATS, alone and with a worker inside.
+    """Run one replica until cancelled; without NATS, alone and with a worker inside.
 
     Raises:
         BadInput: an option cannot be meant.
         BusError: NATS cannot be reached, or cannot be used.
     """
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(replica(settings))
-        await _until_told()
+    async with replica(settings):
+        await asyncio.Event().wait()
 
 
 async def run_worker(settings: WorkerSettings) -> None:
-    """Run one worker until SIGTERM or SIGINT. Raises what `run_replica` raises."""
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(worker(settings))
-        await _until_told()
+    """Run one worker until cancelled. Raises what `run_replica` raises."""
+    async with worker(settings):
+        await asyncio.Event().wait()
 
 
 @asynccontextmanager
@@ -204,11 +201,3 @@ def _base_url(settings: NodeSettings, endpoint: Endpoint, listening: socket.sock
 def _advertised(settings: NodeSettings, endpoint: Endpoint) -> str:
     host = settings.advertise or (socket.gethostname() if endpoint.is_wildcard else endpoint.host)
     return f"[{host}]" if ":" in host else host
-
-
-async def _until_told() -> None:
-    told = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    await told.wait()

@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Final
 
 from stagecast import backend, recipes, subjects
 from stagecast.announcer import Announcer
@@ -16,14 +16,12 @@ from stagecast.errors import BackendFailed, StagecastError
 from stagecast.messages import Instance, Placement
 from stagecast.node import Node
 from stagecast.recipes import Recipe
+from stagecast.supervision import State, keep_running
 from stagecast.tracker import Tracker
 
 _logger = logging.getLogger(__name__)
 
 Stage = Callable[[str, str], Awaitable[None]]
-
-MOST_DEATHS: Final = 5
-"""Deaths in a row, without ever having run steadily, after which a backend is given up."""
 
 
 class Loader:
@@ -82,36 +80,30 @@ class Loader:
     async def _keep(self, model: str) -> None:
         """Keep a backend of the model running, with back-off, until it is given up or no longer wanted.
 
-        One that was never ready is given up at once, with its cause; one that has served is started again.
+        One that was never ready is given up at once, so that another node is tried; one that has served is not.
         """
         self._report(model, "loading")
-        deaths, loop = 0, asyncio.get_running_loop()
         try:
             await self._stage(model, "placement")
-            while True:
-                began = loop.time()
-                died = await self._run(model, has_served=deaths > 0)
-                deaths = 1 if loop.time() - began >= backend.STEADY else deaths + 1
-                if deaths > MOST_DEATHS:
-                    raise BackendFailed(f"the backend died {deaths} times in a row; {died}")
-                _logger.warning("backend of %s: %s", model, died)
-                self._report(model, "restarting", error=died)
-                await asyncio.sleep(backend.delay(deaths))
         except StagecastError as error:
-            _logger.warning("backend of %s is given up: %s", model, error.message)
-            self._report(model, "failed", error=error.message)
+            self._note(model, "failed", error.message)
+        else:
+            await keep_running(partial(self._run, model), partial(self._note, model), tries=1)
 
-    async def _run(self, model: str, *, has_served: bool) -> str:
+    async def _run(self, model: str, ready: Callable[[], None]) -> str:
         """Load the model and serve it until its process ends; return how it did. Raises `StagecastError`."""
         async with AsyncExitStack() as stack:
             try:
-                return await (await self._load(model, stack)).ended()
-            except StagecastError as error:
-                if not has_served:
-                    raise
-                return error.message
+                started = await self._load(model, stack)
+                ready()
+                return await started.ended()
             finally:
                 self._ready.pop(model, None)
+
+    def _note(self, model: str, state: State, detail: str) -> None:
+        if state in ("restarting", "failed"):
+            _logger.warning("backend of %s: %s; %s", model, state, detail)
+            self._report(model, state, error=detail)
 
     async def _load(self, model: str, stack: AsyncExitStack) -> Backend:
         """Start a backend as an operation that people see, and return it once it is ready."""
@@ -127,9 +119,7 @@ class Loader:
             try:
                 await ownership.change(phase="loading", total_files=len(manifest.files))
                 recipe = recipes.choose(self._recipes, model, [file.path for file in manifest.files])
-                started = await stack.enter_async_context(
-                    backend.running(recipe, model, store.path(model), self._logs)
-                )
+                started = await stack.enter_async_context(backend.running(recipe, model, store.path(model), self._logs))
                 self._report(model, "loading", started.instance)
                 await started.until_ready(recipe, ownership.tell)
             except StagecastError as error:

@@ -15,7 +15,9 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, another one with each call."""
+    """Return a port that nobody listens on, another one than the last few thousand calls gave."""
+    if len(_given) > len(_PORTS) // 2:
+        _given.clear()
     port = next(port for port in random.sample(_PORTS, len(_PORTS)) if port not in _given and is_free(port))
     _given.add(port)
     return port

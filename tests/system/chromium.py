@@ -156,5 +156,7 @@ def _complaints(method: str, said: dict[str, Any]) -> list[Complaint]:
         details = said["exceptionDetails"]
         return [Complaint("exception", str(details.get("exception", details)), details.get("url", ""))]
     if method == "Runtime.consoleAPICalled" and said["type"] in {"warning", "error", "assert"}:
-        return [Complaint("console", " ".join(str(each.get("description", each.get("value"))) for each in said["args"]), "")]
+        return [
+            Complaint("console", " ".join(str(each.get("description", each.get("value"))) for each in said["args"]), "")
+        ]
     return []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import yaml
 
 from stagecast.client import Client
 from stagecast.cluster import Cluster, ClusterSettings, cluster
@@ -56,6 +57,17 @@ def lay_out_random(folder: Path, sizes: Mapping[str, int]) -> dict[str, bytes]:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
     return contents
+
+
+def write_backends(path: Path, **options: tuple[str, ...]) -> Path:
+    """Write the file that says with which options a stand-in serves each model; return its path."""
+    server = Path(__file__).parent / "backend_stand_in.py"
+    recipes = [
+        {"name": model, "match": model, "command": ["{python}", str(server), "--port", "{port}", *words]}
+        for model, words in options.items()
+    ]
+    path.write_text(yaml.safe_dump({"backends": recipes}))
+    return path
 
 
 async def until_ended(client: Client, *rows: Row) -> list[Row]:
@@ -114,5 +126,3 @@ def _environment(folder: Path) -> bytes:
         return (folder / "environ").read_bytes()
     except OSError:
         return b""
-
-

@@ -111,7 +111,9 @@ async def test_a_replica_that_is_told_to_end_lets_the_page_go_at_once(running: C
 
 async def test_a_transgression_would_have_been_noticed(page: Page) -> None:
     await page.evaluate("document.head.append(Object.assign(document.createElement('style'), { textContent: 'b{}' }))")
-    await page.evaluate("document.head.append(Object.assign(document.createElement('script'), { src: '/page/none.js' }))")
+    await page.evaluate(
+        "document.head.append(Object.assign(document.createElement('script'), { src: '/page/none.js' }))"
+    )
     await page.evaluate("setTimeout(() => { throw new Error('thrown'); }), console.error('said')")
     await page.until("new Promise((resolve) => setTimeout(resolve, 100, true))")
     assert {each.source for each in page.complaints} >= {"security", "network", "exception", "console"}

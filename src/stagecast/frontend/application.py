@@ -100,10 +100,23 @@ def _answer_refusal(request: AnyRequest, error: HTTPException) -> Response[bytes
     said: dict[str, object] = {"code": codes.get(error.status_code, "refused"), "message": error.detail}
     if error.status_code == 404:
         said["message"] = f"there is nothing at {request.url.path}; see /api/docs"
+    elif error.status_code == 400:
+        said["message"] = f"{request.method} {request.url.path} does not take that: {_causes(error)}; see /api/docs"
     if error.extra:
         said["detail"] = error.extra
     body = msgspec.json.encode({"error": said}, enc_hook=str)
     return Response(body, status_code=error.status_code, media_type=MediaType.JSON)
+
+
+def _causes(error: HTTPException) -> str:
+    """Return why a request cannot be read. What litestar knows of it lies in ``extra``, and calls a body ``data``."""
+    if not isinstance(error.extra, list):
+        return error.detail
+    found = {str(each.get("key", "")): str(each.get("message", "")) for each in error.extra if isinstance(each, dict)}
+    return "; ".join(
+        "the body is missing" if message == "'data'" else f"{'body' if key == 'data' else key}: {message}"
+        for key, message in found.items()
+    )
 
 
 def _answer_surprise(request: AnyRequest, error: Exception) -> Response[bytes]:

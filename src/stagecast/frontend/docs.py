@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
-from typing import Any
+from typing import Any, Final
+
+_HEAD: Final = (
+    '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    '<meta name="color-scheme" content="light dark"><title>{title} API</title>'
+    '<link rel="icon" type="image/svg+xml" href="/page/favicon.svg"><link rel="stylesheet" href="/page/page.css">'
+)
+_INTRODUCTION: Final = (
+    '<p>{description} For programs: <a href="/api/openapi.json">/api/openapi.json</a>. An error reads '
+    '<code>{{"error": {{"code": …, "message": …}}}}</code>. Below <code>/v1</code> a replica answers as '
+    "OpenAI's API does.</p>"
+)
 
 
 def readable(schema: Mapping[str, Any]) -> str:
     """Return an HTML page that lists every call of an OpenAPI description: what it takes, what it gives."""
+    info = {name: escape(schema["info"].get(name, "")) for name in ("title", "description")}
     calls = "".join(
         _call(method, path, call)
         for path, item in sorted(schema.get("paths", {}).items())
@@ -16,47 +29,62 @@ def readable(schema: Mapping[str, Any]) -> str:
         if isinstance(call, Mapping)
     )
     types = "".join(_type(name, each) for name, each in sorted(schema["components"].get("schemas", {}).items()))
-    title = escape(schema["info"]["title"])
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title} API</title>'
-        f'<link rel="stylesheet" href="/page/page.css"><main><section><h1>{title} API</h1>'
-        f"<p>{escape(schema['info'].get('description', ''))}</p>"
-        '<p>For programs: <a href="/api/openapi.json">/api/openapi.json</a>. '
-        "Below <code>/v1</code> this replica answers as OpenAI's API does.</p>"
-        f"{calls}<h2>Types</h2>{types}</section></main></html>"
+        f'<!doctype html><html lang="en"><head>{_HEAD.format(**info)}</head><body>'
+        f'<header><h1><img src="/page/favicon.svg" alt="" width="24" height="24">{info["title"]} API</h1>'
+        f'<p class="whereabouts"><a href="/">The page</a></p></header><main class="reference">'
+        f'<section class="column"><h2>Calls</h2>{_INTRODUCTION.format(**info)}<ul class="list">{calls}</ul></section>'
+        f'<section class="column"><h2>Types</h2><ul class="list">{types}</ul></section></main></body></html>'
     )
 
 
 def _call(method: str, path: str, call: Mapping[str, Any]) -> str:
-    takes = "".join(
-        f"<li><code>{escape(each['name'])}</code> ({escape(each['in'])}): {escape(each.get('description') or '')}</li>"
-        for each in call.get("parameters", ())
-    )
-    takes += "".join(f"<li>body: {name}</li>" for name in _references(call.get("requestBody", {})))
-    gives = ", ".join(
-        f"{status} {' or '.join(_references(answer))}".strip() for status, answer in call.get("responses", {}).items()
-    )
-    return (
-        f"<h3><code>{escape(method.upper())} {escape(path)}</code></h3><p>{escape(call.get('summary') or '')}. "
-        f"{escape(call.get('description') or '')}</p><ul>{takes}<li>answers: {gives}</li></ul>"
-    )
+    takes = [(f"<code>{escape(each['name'])}</code>", _parameter(each)) for each in call.get("parameters", ())]
+    body = " or ".join(_kinds(call.get("requestBody", {})))
+    gives = [
+        (f"answers {status}", " or ".join(_kinds(answer)) or escape(answer.get("description", "")))
+        for status, answer in call.get("responses", {}).items()
+        if status < "300"
+    ]
+    said = f"{escape(call.get('summary') or '')}. {escape(call.get('description') or '')}"
+    facts = _facts([*takes, *([("body", body)] if body else []), *gives])
+    return f"<li><h3><code>{escape(method.upper())} {escape(path)}</code></h3><p>{said}</p>{facts}</li>"
+
+
+def _parameter(each: Mapping[str, Any]) -> str:
+    said = f": {escape(each['description'])}" if each.get("description") else ""
+    return f"{_kind(each.get('schema', {}))}, in the {escape(each['in'])}{said}"
 
 
 def _type(name: str, each: Mapping[str, Any]) -> str:
-    fields = "".join(f"<li><code>{escape(field)}</code></li>" for field in each.get("properties", {}))
-    anchor = escape(name)
-    return f'<h3 id="{anchor}">{anchor}</h3><p>{escape(each.get("description") or "")}</p><ul>{fields}</ul>'
+    fields = [(f"<code>{escape(field)}</code>", _kind(kind)) for field, kind in each.get("properties", {}).items()]
+    anchor, said = escape(name), escape(each.get("description") or "")
+    return f'<li><h3 id="{anchor}">{anchor}</h3><p>{said}</p>{_facts(fields)}</li>'
 
 
-def _references(part: Any) -> Iterator[str]:
-    """Yield a link for each type that a part of the description refers to."""
-    if isinstance(part, Mapping):
-        for key, value in part.items():
-            if key == "$ref":
-                name = escape(str(value).rpartition("/")[2])
-                yield f'<a href="#{name}">{name}</a>'
-            else:
-                yield from _references(value)
-    elif isinstance(part, list):
-        for each in part:
-            yield from _references(each)
+def _facts(facts: Iterable[tuple[str, str]]) -> str:
+    return f"<dl>{''.join(f'<dt>{name}</dt><dd>{fact}</dd>' for name, fact in facts)}</dl>"
+
+
+def _kinds(part: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the types of a body, each as HTML."""
+    for content in part.get("content", {}).values():
+        if "schema" in content:
+            yield _kind(content["schema"])
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    """Return a type as HTML: ``integer``, ``list of <a …>Row</a>``, ``"queued" | "running"``."""
+    if "$ref" in schema:
+        name = escape(str(schema["$ref"]).rpartition("/")[2])
+        return f'<a href="#{name}">{name}</a>'
+    if "oneOf" in schema:
+        return " or ".join(map(_kind, schema["oneOf"]))
+    if "enum" in schema or "const" in schema:
+        return escape(" | ".join(map(json.dumps, schema.get("enum", [schema.get("const")]))))
+    if "items" in schema:
+        return f"list of {_kind(schema['items'])}"
+    if isinstance(schema.get("additionalProperties"), Mapping):
+        return f"object of {_kind(schema['additionalProperties'])}"
+    kind = schema.get("type", "anything")
+    return escape(kind if isinstance(kind, str) else " or ".join(kind))

@@ -1,8 +1,11 @@
-// The models: who holds them, where they run, and the two ways to ask for more: stage one, install one.
+// The models: who holds them, where they run, and the ways to ask for more: stage, load, install.
 
 import * as format from "./format.js";
 import { tone } from "./nodes.js";
 import { Rows, setChips, setText } from "./rows.js";
+
+const ACCEPTED = "Accepted. It shows among the operations.";
+const READ_WITHIN = 6000;
 
 export class Models {
   #replica;
@@ -35,8 +38,9 @@ export class Models {
     event.preventDefault();
     const { name } = this.#rows.itemOf(event.target);
     const target = event.target.elements.target.value;
-    const wish = { nodes: target ? [target] : "all" };
-    send(this.#replica, event.target, `/api/models/${encodeURIComponent(name)}/stage`, wish);
+    const verb = event.submitter?.value ?? "stage";
+    const wish = verb === "load" ? { node: target || null } : { nodes: target ? [target] : "all" };
+    send(this.#replica, event.target, `/api/models/${encodeURIComponent(name)}/${verb}`, wish);
   }
 }
 
@@ -58,23 +62,28 @@ export function bindInstallForm(form, replica) {
 
 /** Posts, and says in the form's own `verdict` what came of it. */
 async function send(replica, form, path, wish) {
-  const button = form.querySelector("button");
-  if (button.getAttribute("aria-disabled") === "true") return;
-  button.setAttribute("aria-disabled", "true");
+  if (form.querySelector("button").getAttribute("aria-disabled") === "true") return;
+  setBusy(form, true);
   say(form, "working", "Asking…");
   try {
     await replica.post(path, wish);
-    say(form, "good", "Accepted. It shows among the operations.");
+    say(form, "good", ACCEPTED);
+    setTimeout(() => form.elements.verdict.value === ACCEPTED && say(form, "good", ""), READ_WITHIN);
   } catch (error) {
     say(form, "bad", error.message);
   } finally {
-    button.setAttribute("aria-disabled", "false");
+    setBusy(form, false);
   }
 }
 
 function say(form, verdictTone, text) {
   form.elements.verdict.dataset.tone = verdictTone;
   form.elements.verdict.value = text;
+}
+
+/** For a request under way: focus stays where it is, which `disabled` would not allow. */
+function setBusy(form, busy) {
+  for (const button of form.querySelectorAll("button")) button.setAttribute("aria-disabled", String(busy));
 }
 
 // A person may have chosen already: the choice stays as long as that worker does.
@@ -92,7 +101,7 @@ function fill(slots, model, element) {
   setText(slots.size, `${format.bytes(model.bytes)} in ${format.plural(fileCount(model.files), "file")}`);
   setText(slots.digest, model.digest ? shortDigest(model.digest) : "");
   slots.digest.title = model.digest ?? "";
-  slots.target.setAttribute("aria-label", `Where to stage ${model.name}`);
+  slots.target.setAttribute("aria-label", `Workers for ${model.name}`);
   setChips(slots.instances, (model.instances ?? []).map(instanceChip));
   setChips(slots.holders, (model.holders ?? []).map(holderChip));
 }

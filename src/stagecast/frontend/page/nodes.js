@@ -4,8 +4,9 @@ import * as format from "./format.js";
 import { Rows, setChips, setIcon, setText } from "./rows.js";
 
 const LIFE = {
-  true: { word: "Alive", icon: "succeeded", state: "alive" },
-  false: { word: "Not seen", icon: "stalled", state: "dead" },
+  alive: { word: "Alive", icon: "succeeded" },
+  draining: { word: "Draining", icon: "paused" },
+  dead: { word: "Not seen", icon: "stalled" },
 };
 const NEARLY_FULL = 0.9;
 
@@ -41,14 +42,15 @@ export function tone(state) {
 }
 
 function fill(slots, node, element) {
-  const { word, icon, state } = LIFE[Boolean(node.alive)];
+  const state = !node.alive ? "dead" : node.draining ? "draining" : "alive";
+  const { word, icon } = LIFE[state];
   element.dataset.node = node.name;
   element.dataset.state = state;
   setIcon(slots.icon, icon);
   setText(slots.word, word);
   setText(slots.name, node.name);
   setText(slots.kind, node.kind);
-  setText(slots.address, node.address ?? "");
+  setText(slots.address, (node.address ?? "").replace(/^http:\/\//, ""));
   const labels = Object.entries(node.labels ?? {});
   setChips(slots.labels, labels.map(([key, value]) => ({ text: `${key}=${value}` })));
   setChips(slots.holdings, holdings(node));

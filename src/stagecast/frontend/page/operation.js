@@ -69,11 +69,23 @@ export function filePlace(row) {
   return row.totalFiles > 0 && row.fileIndex > 0 ? `file ${row.fileIndex} of ${row.totalFiles}` : "";
 }
 
+/** What the rest of the row does not say yet: a message while bytes move only repeats them, a failure has its error. */
+export function remark(row) {
+  const said = row.state === "failed" || (row.state === "running" && row.phase === "transferring" && row.totalBytes > 0);
+  return said ? "" : (row.message ?? "");
+}
+
 /** The buttons an operation has, as the API's own verbs. */
 export function verbs(row) {
   if (row.state === "failed") return ["retry", "dismiss"];
   if (isEnded(row)) return [];
-  return [...(row.state === "paused" ? ["resume"] : []), ...(row.cancellable ? ["cancel"] : [])];
+  return [...pausing(row), ...(row.cancellable ? ["cancel"] : [])];
+}
+
+// Only what moves bytes is worth pausing, and only an owner of ours listens.
+function pausing(row) {
+  if (row.state === "paused") return ["resume"];
+  return row.state === "running" && row.owner && movesBytes(row) ? ["pause"] : [];
 }
 
 /** "Staging of minilm to worker-1 failed: disk full." */
@@ -91,9 +103,12 @@ export function seconds(row) {
 
 /** Over the whole time, for what moves bytes between machines; null elsewhere. */
 export function meanRate(row) {
-  const moves = row.taskType === "staging" || row.taskType === "installation";
   const elapsed = seconds(row);
-  return moves && elapsed > 0 && row.currentBytes > 0 ? row.currentBytes / elapsed : null;
+  return movesBytes(row) && elapsed > 0 && row.currentBytes > 0 ? row.currentBytes / elapsed : null;
+}
+
+function movesBytes(row) {
+  return row.taskType === "staging" || row.taskType === "installation";
 }
 
 /** The API's order: start time, then id. */

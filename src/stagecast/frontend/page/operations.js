@@ -5,9 +5,10 @@ import * as format from "./format.js";
 import { isOlder } from "./revision.js";
 import { Rows, setIcon, setText } from "./rows.js";
 
-const LABELS = { cancel: "Cancel", resume: "Resume", retry: "Retry", dismiss: "Dismiss" };
+const LABELS = { cancel: "Cancel", pause: "Pause", resume: "Resume", retry: "Retry", dismiss: "Dismiss" };
 const UNDER_WAY = {
   cancel: "Cancelling…",
+  pause: "Pausing…",
   resume: "Resuming…",
   retry: "Retrying…",
   dismiss: "Dismissing…",
@@ -111,7 +112,7 @@ function fill(slots, { row, pending, refusal }, element) {
   setText(slots.name, row.name);
   setText(slots.task, operation.task(row));
   setText(slots.circumstances, operation.circumstances(row));
-  setText(slots.message, row.message ?? "");
+  setText(slots.message, operation.remark(row));
   setText(slots.error, row.state === "failed" ? row.error || "No cause was given." : "");
   setText(slots.refusal, refusal);
   fillProgress(slots, row, element);

@@ -10,7 +10,7 @@ export class Refresh {
   #timer;
   #last = -Infinity;
 
-  /** `load()` is async; when it fails, what is shown stays, and the next turn tries again. */
+  /** `load()` is async; when it fails, what is shown stays, and it is tried again in a second. */
   constructor(load) {
     this.#load = load;
   }
@@ -32,6 +32,7 @@ export class Refresh {
     try {
       await this.#load();
     } catch (error) {
+      this.#wanted = true;
       console.warn("A refresh failed; what was shown stays.", error);
     } finally {
       this.#running = false;
