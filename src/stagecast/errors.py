@@ -27,6 +27,7 @@
     ├── Fenced                    409   another process owns the operation now
     ├── ReplicaBehind             503
     ├── BackendFailed             502
+    │   └── BackendUnreached            nobody took the connection: nothing was sent, and another may be asked
     ├── ModelLoading              503
     └── NotReady                  503
 
@@ -280,6 +281,10 @@ class BackendFailed(StagecastError):
 
     code = "backend_failed"
     status = 502
+
+
+class BackendUnreached(BackendFailed):
+    """Nobody took the connection: nothing was sent, so another instance may be asked."""
 
 
 class ModelLoading(StagecastError):

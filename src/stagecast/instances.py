@@ -12,7 +12,7 @@ from collections.abc import Callable
 import aiohttp
 import msgspec
 
-from stagecast.errors import StagecastError, Unauthorized, Unknown
+from stagecast.errors import BackendUnreached, StagecastError, Unauthorized, Unknown
 from stagecast.loader import Loader
 from stagecast.metrics import Metrics
 from stagecast.proxy import ClientGone, Receive, Scope, Send, forward, read_body
@@ -59,16 +59,19 @@ class Instances:
             raise Unknown("path", path)
         base = self._loader.url(instance)
         if base is None:
-            said = {"code": "wrong_instance", "message": f"instance {instance} does not run here (any more)"}
-            await _answer(send, MISDIRECTED, {"error": said})
+            await _misdirect(instance, send)
             return
         body = await read_body(receive)
         query = scope["query_string"].decode("latin-1")
         url = f"{base}/{inner}" + (f"?{query}" if query else "")
-        await forward(
-            self._session, scope["method"], url, scope["headers"], body, receive, send,
-            drop=frozenset({b"authorization"}),
-        )  # fmt: skip
+        try:
+            await forward(
+                self._session, scope["method"], url, scope["headers"], body, receive, send,
+                drop=frozenset({b"authorization"}),
+            )  # fmt: skip
+        except BackendUnreached:
+            # It died a moment ago and nobody has seen that yet.
+            await _misdirect(instance, send)
 
     def _admit(self, scope: Scope) -> None:
         if not self._token:
@@ -76,6 +79,11 @@ class Instances:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         if not hmac.compare_digest(given, b"Bearer " + self._token):
             raise Unauthorized
+
+
+async def _misdirect(instance: str, send: Send) -> None:
+    said = {"code": "wrong_instance", "message": f"instance {instance} does not run here (any more)"}
+    await _answer(send, MISDIRECTED, {"error": said})
 
 
 async def _answer(send: Send, status: int, body: object) -> None:

@@ -13,7 +13,14 @@ from cyclopts.config import Env
 from stagecast.client import DEFAULT_URL
 from stagecast.errors import InvalidQuantity
 from stagecast.quantities import parse_rate
-from stagecast.settings import DEFAULT_LISTEN, NodeSettings, ReplicaSettings, WorkerSettings, default_name
+from stagecast.settings import (
+    DEFAULT_LISTEN,
+    DEFAULT_WORKER_LISTEN,
+    NodeSettings,
+    ReplicaSettings,
+    WorkerSettings,
+    default_name,
+)
 
 if TYPE_CHECKING:
     from cyclopts import App, ArgumentCollection
@@ -87,7 +94,9 @@ class Reach:
 class NodeOptions:
     """What ``serve`` and ``worker`` have in common."""
 
-    listen: Annotated[str, Parameter(help="HOST:PORT; port 0 takes a free one.")] = DEFAULT_LISTEN
+    listen: Annotated[
+        str, Parameter(help="HOST:PORT; port 0 takes a free one. [default: 127.0.0.1:8080, a worker's 127.0.0.1:8081]")
+    ] = ""
     files_listen: Annotated[
         str, Parameter(help="HOST:PORT where pieces are served. [default: a free port of LISTEN's host]")
     ] = ""
@@ -96,9 +105,9 @@ class NodeOptions:
         default_factory=lambda: NodeSettings().data
     )
     models: Models = None
-    name: Annotated[str, Parameter(help="This process's name, its own in the cluster.")] = field(
-        default_factory=default_name
-    )
+    name: Annotated[
+        str, Parameter(help="This node's name in the cluster. [default: this host's, a worker's with -worker behind]")
+    ] = ""
     token: Annotated[str, Parameter(help="The cluster's own secret; better given by STAGECAST_TOKEN.")] = ""
     allow_unauthenticated: Annotated[
         bool, Parameter(help="Listen outside loopback without a secret, which is refused otherwise.")
@@ -108,12 +117,17 @@ class NodeOptions:
 
     def replica(self, *, nats: str, api_key: str, galleries: tuple[str, ...], wait_budget: float) -> ReplicaSettings:
         """Return these as a replica's settings."""
-        return ReplicaSettings(**vars(self), nats=nats, api_key=api_key, galleries=galleries, wait_budget=wait_budget)
+        own = self._own(DEFAULT_LISTEN, default_name())
+        return ReplicaSettings(**own, nats=nats, api_key=api_key, galleries=galleries, wait_budget=wait_budget)
 
     def worker(self, *, nats: str, labels: Sequence[str]) -> WorkerSettings:
         """Return these as a worker's settings; labels are ``KEY=VALUE``."""
         pairs = (label.partition("=") for label in labels)
-        return WorkerSettings(**vars(self), nats=nats, labels=tuple((key, value) for key, _, value in pairs))
+        own = self._own(DEFAULT_WORKER_LISTEN, f"{default_name()}-worker")
+        return WorkerSettings(**own, nats=nats, labels=tuple((key, value) for key, _, value in pairs))
+
+    def _own(self, listen: str, name: str) -> dict[str, Any]:
+        return vars(self) | {"listen": self.listen or listen, "name": self.name or name}
 
 
 Labels = Annotated[

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from stagecast.errors import BackendFailed, BadInput
+from stagecast.errors import BackendFailed, BackendUnreached, BadInput
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -63,7 +63,8 @@ async def forward(
     is meant for us and not for the client: then nothing goes out and False is returned, so another try is possible.
 
     Raises:
-        BackendFailed: the upstream could not be reached, or ended before its response began.
+        BackendUnreached: the upstream took no connection.
+        BackendFailed: it ended before its response began.
         ClientGone: the client left; the upstream was let go.
     """
     outgoing = [
@@ -102,6 +103,8 @@ async def _exchange(
             async for chunk in response.content.iter_any():
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+    except aiohttp.ClientConnectorError as error:
+        raise BackendUnreached(f"{url} did not answer: {error}") from error
     except (aiohttp.ClientError, OSError) as error:
         if started:
             raise ClientGone from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DEFAULT_LISTEN = "127.0.0.1:8080"
+DEFAULT_WORKER_LISTEN = "127.0.0.1:8081"
 
 
 def default_name() -> str:

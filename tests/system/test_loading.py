@@ -45,7 +45,7 @@ async def test_fifty_requests_on_three_replicas_make_one_load(running: Cluster, 
     answers = await asyncio.gather(*map(ask, range(50)))
     assert all(answers[number] == answers[number % 5] for number in range(50))
     assert len({answer[0][0] for answer in answers}) == 1, "more than one process has answered"
-    assert [row.state for row in await client.history(kind="loading", model="together")] == ["succeeded"]
+    assert await loads(client, "together") == ["succeeded"]
     assert [instance.state for instance in await instances(client, "together")] == ["ready"]
 
 
@@ -78,10 +78,8 @@ async def test_a_client_that_leaves_does_not_stop_the_load(data: Path, client: C
     asking.cancel()
     await asyncio.wait([asking])
     (data / "gate").touch()
-    async with asyncio.timeout(20):
-        while [each.state for each in await instances(client, "gated")] != ["ready"]:
-            await asyncio.sleep(0.02)
-    assert [row.state for row in await client.history(kind="loading", model="gated")] == ["succeeded"]
+    assert await loads(client, "gated") == ["succeeded"]
+    assert [each.state for each in await instances(client, "gated")] == ["ready"]
 
 
 async def test_a_streaming_response_arrives_chunk_by_chunk(
@@ -113,10 +111,8 @@ async def test_a_model_that_cannot_load_says_why_and_is_not_tried_for_ever(
         with pytest.raises(ApiError, match="tensor wte has the wrong shape") as failed:
             await client.embeddings("broken", ["a cat"])
         assert (failed.value.status, failed.value.code) == (502, "backend_failed")
-        assert "worker-1: " in failed.value.message
-        assert "worker-2: " in failed.value.message
     assert (data / "starts").read_text().count("started") == len(running.workers)
-    assert {row.state for row in await client.history(kind="loading", model="broken")} == {"failed"}
+    assert await loads(client, "broken") == ["failed"] * len(running.workers)
 
 
 async def test_a_request_that_has_waited_long_enough_hears_where_the_load_stands(
@@ -151,3 +147,16 @@ async def instances(client: Client, model: str) -> list[RunningInstance]:
     """Return the backends that serve a model, or are about to."""
     [found] = [each for each in await client.models() if each.name == model]
     return found.instances
+
+
+async def loads(client: Client, model: str) -> list[str]:
+    """Return how each load of a model has ended, once none is under way any more."""
+    async with asyncio.timeout(20):
+        while not (ended := await client.history(kind="loading", model=model)) or await _is_loading(client, model):
+            await asyncio.sleep(0.02)
+    return [row.state for row in ended]
+
+
+async def _is_loading(client: Client, model: str) -> bool:
+    shown = (await client.operations()).operations
+    return any((row.task_type, row.name) == ("loading", model) and row.state == "running" for row in shown)

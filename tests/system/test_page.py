@@ -39,7 +39,8 @@ WATCH: Final = """(() => {
   };
   window.seen = [];
   look();
-  new MutationObserver(look).observe(document, { subtree: true, childList: true, attributes: true, characterData: true });
+  const everything = { subtree: true, childList: true, attributes: true, characterData: true };
+  new MutationObserver(look).observe(document, everything);
 })()"""
 """Keeps every state that the page ever showed in ``window.seen``, however short: it looks after each change."""
 

@@ -32,9 +32,10 @@ def readable(schema: Mapping[str, Any]) -> str:
     return (
         f'<!doctype html><html lang="en"><head>{_HEAD.format(**info)}</head><body>'
         f'<header><h1><img src="/page/favicon.svg" alt="" width="24" height="24">{info["title"]} API</h1>'
-        f'<p class="whereabouts"><a href="/">The page</a></p></header><main class="reference">'
-        f'<section class="column"><h2>Calls</h2>{_INTRODUCTION.format(**info)}<ul class="list">{calls}</ul></section>'
-        f'<section class="column"><h2>Types</h2><ul class="list">{types}</ul></section></main></body></html>'
+        f'<p class="whereabouts"><a href="/">Back to the operations</a></p></header><main class="reference">'
+        f'<section class="across">{_INTRODUCTION.format(**info)}</section>'
+        f'<section><div class="title"><h2>Calls</h2></div><ul class="list">{calls}</ul></section>'
+        f'<section><div class="title"><h2>Types</h2></div><ul class="list">{types}</ul></section></main></body></html>'
     )
 
 
@@ -68,9 +69,8 @@ def _facts(facts: Iterable[tuple[str, str]]) -> str:
 
 def _kinds(part: Mapping[str, Any]) -> Iterator[str]:
     """Yield the types of a body, each as HTML."""
-    for content in part.get("content", {}).values():
-        if "schema" in content:
-            yield _kind(content["schema"])
+    for media, content in part.get("content", {}).items():
+        yield _kind(content["schema"]) if content.get("schema") else escape(media)
 
 
 def _kind(schema: Mapping[str, Any]) -> str:

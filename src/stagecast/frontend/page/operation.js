@@ -43,15 +43,21 @@ export function circumstances(row) {
   return parts.join(" · ");
 }
 
-/** 0–100, finer than the API's whole number where bytes are known; null if nothing is known yet. */
+/** 0–100, finer than the API's whole number where bytes are known; null if nothing can be known yet. */
 export function progress(row) {
+  if (isUncounted(row)) return null;
   if (row.totalBytes > 0) return Math.min(100, (100 * (row.currentBytes ?? 0)) / row.totalBytes);
   if (row.progress > 0 || row.state !== "running") return row.progress ?? 0;
   return null;
 }
 
+// A backend that starts says only that it is not ready yet.
+function isUncounted(row) {
+  return row.phase === "loading" && row.state === "running" && !row.currentBytes;
+}
+
 export function amount(row) {
-  if (!(row.totalBytes > 0)) return "";
+  if (!(row.totalBytes > 0) || isUncounted(row)) return "";
   return `${format.bytes(row.currentBytes ?? 0)} of ${format.bytes(row.totalBytes)}`;
 }
 
@@ -69,10 +75,12 @@ export function filePlace(row) {
   return row.totalFiles > 0 && row.fileIndex > 0 ? `file ${row.fileIndex} of ${row.totalFiles}` : "";
 }
 
-/** What the rest of the row does not say yet: a message while bytes move only repeats them, a failure has its error. */
+/** What the rest of the row does not say: the note in a message of ours, the whole message of a foreign publisher. */
 export function remark(row) {
-  const said = row.state === "failed" || (row.state === "running" && row.phase === "transferring" && row.totalBytes > 0);
-  return said ? "" : (row.message ?? "");
+  const message = row.message ?? "";
+  if (!row.owner && row.state === "running") return message;
+  const [, standing, note] = /: (\w+) \((.+)\)$/.exec(message) ?? [];
+  return (standing === row.phase || standing === row.state) && note !== row.state ? note : "";
 }
 
 /** The buttons an operation has, as the API's own verbs. */
