@@ -11,9 +11,11 @@ import pytest
 
 from stagecast import commands as module
 from stagecast import subjects
+from stagecast.bus.memory import MemoryBus
 from stagecast.commands import Commands
 from stagecast.errors import Unknown, WrongState
-from stagecast.messages import GalleryCancel, Record, Verb
+from stagecast.fold import Mirror
+from stagecast.messages import GalleryCancel, GalleryStatus, Record, Verb
 from stagecast.tracker import Tracker
 from tests.conftest import eventually
 from tests.peers import Peers, agree, gathered
@@ -235,3 +237,20 @@ async def test_what_the_owner_cannot_obey_is_answered(pair: Pair, payload: bytes
     answer = await pair.other.bus.request(subjects.command("owner"), payload, 5.0)
     assert error in json.loads(answer)["error"]
     assert not pair.work.done()
+
+
+async def test_a_foreign_installation_is_asked_to_cancel_on_its_own_subject() -> None:
+    bus = MemoryBus()
+    heard: list[tuple[str, bytes]] = []
+    await bus.subscribe("gallery.*.cancel", lambda subject, payload: heard.append((subject, payload)))
+    tracker = Tracker(bus, "a")
+    mirror = Mirror("installation:m", "job.1", "m", "s", 1, 5.0, done=False, status=GalleryStatus(cancellable=True))
+    await Commands(tracker).give_foreign(mirror, "cancel")
+    assert heard == [("gallery.job-1.cancel", b'{"id":"job.1"}')]
+
+
+@pytest.mark.parametrize("verb", ["pause", "retry", "dismiss"])
+async def test_nothing_else_can_be_asked_of_a_foreign_publisher(verb: Verb) -> None:
+    mirror = Mirror("installation:m", "job", "m", "s", 1, 5.0, done=False, status=GalleryStatus())
+    with pytest.raises(WrongState):
+        await Commands(Tracker(MemoryBus(), "a")).give_foreign(mirror, verb)

@@ -158,12 +158,14 @@ async def test_the_servers_clock_is_what_its_messages_said_plus_what_passed_here
 
 
 def test_goodbyes_are_events_of_the_wire() -> None:
-    staging = Mirror("staging:m", "m", "s", 1, 5.0, done=False, status=StagingStatus(model_id="m", bytes_sent=5))
+    sent = StagingStatus(model_id="m", bytes_sent=5)
+    staging = Mirror("staging:m", "m", "m", "s", 1, 5.0, done=False, status=sent)
     event = json.loads(goodbye(staging))
     assert (event["model_id"], event["done"], event["status"]["bytes_sent"]) == ("m", True, 5)
-    gallery = Mirror("installation:g", "g", "s", 1, 5.0, done=False, status=GalleryStatus(gallery_element_name="g"))
+    element = GalleryStatus(gallery_element_name="g")
+    gallery = Mirror("installation:g", "job-g", "g", "s", 1, 5.0, done=False, status=element)
     event = json.loads(goodbye(gallery))
-    assert (event["job_id"], event["status"]["processed"]) == ("g", True)
+    assert (event["job_id"], event["status"]["processed"]) == ("job-g", True)
 
 
 def _subject(tracker: Tracker) -> str:

@@ -89,19 +89,19 @@ def test_what_changed_has_ended_rows_too_oldest_change_first_each_with_its_place
 
 @pytest.mark.parametrize(("progress", "shown"), [(-5.0, 0), (50.9, 50), (100.0, 100), (250.0, 100), (float("nan"), 0)])
 def test_what_a_foreign_publisher_says_of_its_progress_is_kept_in_bounds(progress: float, shown: int) -> None:
-    mirror = Mirror("staging:m", "m", "s", 1, 5.0, done=False, status=StagingStatus(progress=progress))
+    mirror = Mirror("staging:m", "job-m", "m", "s", 1, 5.0, done=False, status=StagingStatus(progress=progress))
     assert rows.mirror_row(mirror).progress == shown
 
 
 def test_a_foreign_deletion_is_a_deletion() -> None:
-    mirror = Mirror("installation:m", "m", "s", 1, 5.0, done=False, status=GalleryStatus(deletion=True))
+    mirror = Mirror("installation:m", "job-m", "m", "s", 1, 5.0, done=False, status=GalleryStatus(deletion=True))
     row = rows.mirror_row(mirror)
     assert (row.task_type, row.is_deletion) == ("deletion", True)
 
 
 def test_a_foreign_installation_yields_to_ours() -> None:
     ours = a_record(kind="installation", node="")
-    mirror = Mirror("installation:m", "m", "s", 2, 5.0, done=False, status=GalleryStatus(progress=99.0))
+    mirror = Mirror("installation:m", "job-m", "m", "s", 2, 5.0, done=False, status=GalleryStatus(progress=99.0))
     fold = Fold(slots={ours.id: Slot(ours, 1)}, mirrors={mirror.id: mirror})
     assert rows.listed(fold) == [rows.row(ours)]
     assert [row for _, row in rows.changed(fold, 0)] == [rows.row(ours)]

@@ -14,8 +14,9 @@ from typing import Final
 import msgspec
 
 from stagecast import operations, subjects
-from stagecast.errors import AppendConflict, BusError, StagecastError, Unknown
-from stagecast.messages import Command, CommandReply, GalleryCancel, NodeVerb, Record, Verb
+from stagecast.errors import AppendConflict, BusError, StagecastError, Unknown, WrongState
+from stagecast.fold import Mirror
+from stagecast.messages import Command, CommandReply, GalleryCancel, GalleryStatus, NodeVerb, Record, Verb
 from stagecast.revision import Revision
 from stagecast.tracker import Tracker
 
@@ -57,6 +58,17 @@ class Commands:
                 await self._tracker.reached(revision, OWNER_TIMEOUT)
                 return self._tracker.fold.record(record.id) or record, revision
 
+    async def give_foreign(self, mirror: Mirror, verb: Verb) -> None:
+        """Ask a foreign publisher to cancel its installation; nothing else can be asked of it (WIRE section 2).
+
+        Raises:
+            WrongState: it takes no such command.
+        """
+        if verb != "cancel" or mirror.done or not isinstance(mirror.status, GalleryStatus):
+            raise WrongState(mirror.id, "another system's", verb)
+        wanted = msgspec.json.encode(GalleryCancel(id=mirror.job))
+        await self._tracker.bus.publish(subjects.gallery_cancel(mirror.job), wanted)
+
     async def give_node(self, name: str, verb: NodeVerb) -> None:
         """Make a node drain, or end its drain.
 
@@ -69,9 +81,7 @@ class Commands:
             raise Unknown("node", name, [each.name for each in self._tracker.fold.nodes.values() if not each.left])
         command = msgspec.json.encode(Command(verb=verb, id=name))
         await self._tracker.bus.request(subjects.command(node.process), command, OWNER_TIMEOUT)
-        await self._tracker.until(
-            lambda: self._tracker.fold.nodes[name].draining == (verb == "drain"), OWNER_TIMEOUT
-        )
+        await self._tracker.until(lambda: self._tracker.fold.nodes[name].draining == (verb == "drain"), OWNER_TIMEOUT)
 
     async def _ask_owner(self, record: Record, verb: Verb) -> Revision | None:
         if not record.owner or record.state != "running":

@@ -48,6 +48,7 @@ class Mirror:
     """The last event of a publisher that speaks WIRE sections 1 or 2 only. ``done`` ones stay, to be told once."""
 
     id: str
+    job: str
     model: str
     subject: str
     sequence: int
@@ -97,6 +98,11 @@ class Fold:
         if slot is not None:
             return slot.record
         return next((slot.record for slot in self.slots.values() if slot.record.job == operation), None)
+
+    def mirror(self, operation: str) -> Mirror | None:
+        """Return a foreign operation by its id or its job."""
+        found = (mirror for mirror in self.mirrors.values() if operation in {mirror.id, mirror.job})
+        return next(found, None)
 
     def live(self) -> Iterator[Record]:
         """Yield the records of all operations that have not ended."""
@@ -191,16 +197,18 @@ def _decode(entry: Entry, message: type[_Message]) -> _Message:
 
 def _mirror(event: broadcast.Event, entry: Entry) -> Mirror | None:
     if isinstance(event, StagingEvent):
-        model, done = event.model_id, event.done
+        job = model = event.model_id
+        done = event.done
         id_ = f"staging:{model}"
         status: StagingStatus | GalleryStatus = event.status or StagingStatus(model_id=model)
     elif isinstance(event, GalleryEvent):
         status = event.status or GalleryStatus()
-        model = status.gallery_element_name or event.job_id
+        job = event.job_id
+        model = status.gallery_element_name or job
         done = status.processed or status.cancelled
         id_ = f"installation:{model}"
     else:
         return None
     if not model:
         return None
-    return Mirror(id_, model, entry.subject, entry.sequence, entry.time, done, status)
+    return Mirror(id_, job, model, entry.subject, entry.sequence, entry.time, done, status)

@@ -111,5 +111,5 @@ def goodbye(mirror: Mirror) -> bytes:
     """Return the event that ends a foreign operation's row: its ``done``, or for an installation ``processed``."""
     if isinstance(mirror.status, GalleryStatus):
         status = msgspec.structs.replace(mirror.status, processed=True)
-        return msgspec.json.encode(GalleryEvent(job_id=mirror.model, status=status))
+        return msgspec.json.encode(GalleryEvent(job_id=mirror.job, status=status))
     return msgspec.json.encode(StagingEvent(model_id=mirror.model, status=mirror.status, done=True))

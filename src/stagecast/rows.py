@@ -102,7 +102,7 @@ def mirror_row(mirror: Mirror) -> Row:
     deletion = gallery.deletion if gallery else False
     return Row(
         id=mirror.id,
-        job_id=mirror.id,
+        job_id=mirror.job,
         name=mirror.model,
         full_name=mirror.model,
         task_type="staging" if staging else "deletion" if deletion else "installation",

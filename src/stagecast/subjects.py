@@ -52,6 +52,11 @@ def operation(record: Record) -> str:
     return f"{KIND_PREFIX[record.kind]}.{distinct(record.model, record.id)}.progress"
 
 
+def gallery_cancel(job: str) -> str:
+    """Return where an installation is cancelled (WIRE section 2)."""
+    return f"gallery.{token(job)}.cancel"
+
+
 def node(name: str) -> str:
     """Return where a node speaks of itself."""
     return f"stagecast.node.{distinct(name)}"

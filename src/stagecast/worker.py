@@ -33,9 +33,7 @@ HOLDER_PATIENCE: Final = 15.0
 class Worker:
     """Stages and loads for one node."""
 
-    def __init__(
-        self, node: Node, tracker: Tracker, presence: Presence, *, token: str, rate_limit: int = 0
-    ) -> None:
+    def __init__(self, node: Node, tracker: Tracker, presence: Presence, *, token: str, rate_limit: int = 0) -> None:
         self._node = node
         self._tracker = tracker
         self._presence = presence

@@ -29,7 +29,7 @@ class ScriptFailed(Exception):
 
 
 class Complaint(NamedTuple):
-    """What the browser's console shows in yellow or red. ``source`` is CDP's: ``network``, ``security``, …"""
+    """What the browser's console shows in red. ``source`` is CDP's: ``network``, ``security``, …, or our own."""
 
     source: str
     text: str
@@ -104,6 +104,8 @@ class Page:
                 answer.set_exception(RuntimeError(f"the browser refused: {said['error']['message']}"))
             else:
                 answer.set_result(said["result"])
+        for answer in self._answers.values():
+            answer.set_exception(ConnectionResetError("the browser has gone"))
 
 
 @asynccontextmanager
@@ -149,13 +151,13 @@ def _text(path: Path) -> str:
 
 
 def _complaints(method: str, said: dict[str, Any]) -> list[Complaint]:
-    if method == "Log.entryAdded" and said["entry"]["level"] in {"warning", "error"}:
+    if method == "Log.entryAdded" and said["entry"]["level"] == "error":
         entry = said["entry"]
         return [Complaint(entry["source"], entry["text"], entry.get("url", ""))]
     if method == "Runtime.exceptionThrown":
         details = said["exceptionDetails"]
         return [Complaint("exception", str(details.get("exception", details)), details.get("url", ""))]
-    if method == "Runtime.consoleAPICalled" and said["type"] in {"warning", "error", "assert"}:
+    if method == "Runtime.consoleAPICalled" and said["type"] in {"error", "assert"}:
         return [
             Complaint("console", " ".join(str(each.get("description", each.get("value"))) for each in said["args"]), "")
         ]

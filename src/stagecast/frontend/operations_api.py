@@ -57,7 +57,7 @@ class OperationsApi(Controller):
             return Response(b"", status_code=304, headers=headers, media_type=MediaType.JSON)  # type: ignore[arg-type]
         return Response(replica.view.body, headers=headers, media_type=MediaType.JSON)  # type: ignore[arg-type]
 
-    @get("/stream", summary="Server-sent events: a snapshot, then each change")
+    @get("/stream", media_type="text/event-stream", summary="Server-sent events: a snapshot, then each change")
     async def stream(self, request: Asked, replica: Replica) -> Stream:
         """Send ``snapshot``, then ``operation`` per change; ``Last-Event-ID`` resumes on any replica."""
         after = await events.begin(replica.tracker, request.headers.get("last-event-id", ""))
@@ -85,7 +85,7 @@ class OperationsApi(Controller):
         record = replica.fold.record(operation) or replica.history.find(operation)
         if record is not None:
             return rows.row(record)
-        mirror = replica.fold.mirrors.get(operation)
+        mirror = replica.fold.mirror(operation)
         if mirror is None:
             raise Unknown("operation", operation)
         return rows.mirror_row(mirror)
@@ -97,6 +97,10 @@ class OperationsApi(Controller):
             wanted: Verb = msgspec.convert(verb, Verb)
         except msgspec.ValidationError:
             raise Unknown("command", verb, ["cancel", "pause", "resume", "retry", "dismiss"]) from None
+        mirror = replica.fold.mirror(operation)
+        if mirror is not None and replica.fold.record(operation) is None:
+            await replica.commands.give_foreign(mirror, wanted)
+            return rows.mirror_row(mirror)
         record, _ = await replica.commands.give(operation, wanted)
         return rows.row(record)
 

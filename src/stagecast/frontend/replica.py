@@ -167,9 +167,7 @@ class Replica:
             for name in nodes:
                 wish = placement.withdrawn(wish, name, self.tracker.now())
             try:
-                at = await self.tracker.say(
-                    subject, msgspec.json.encode(wish), expected=entry.sequence if entry else 0
-                )
+                at = await self.tracker.say(subject, msgspec.json.encode(wish), expected=entry.sequence if entry else 0)
                 await self.tracker.reached(at, 2.0)
             except AppendConflict:
                 await asyncio.sleep(0)

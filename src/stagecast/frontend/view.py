@@ -39,9 +39,7 @@ class View:
         """The list as JSON."""
         fold, is_degraded = self._tracker.fold, self._tracker.is_degraded
         if self._held is None or self._held[0] is not fold or self._held[1:] != (fold.revision, is_degraded):
-            listed = OperationList(
-                operations=rows.listed(fold), revision=str(fold.revision), degraded=is_degraded
-            )
+            listed = OperationList(operations=rows.listed(fold), revision=str(fold.revision), degraded=is_degraded)
             self._body = _encoder.encode(listed)
             self._held = (fold, fold.revision, is_degraded)
         return self._body
