@@ -318,3 +318,37 @@ async def test_a_bus_that_is_away_keeps_transitions_waiting_and_drops_ticks(bus:
     await eventually(change.done)
     assert (await standing(bus)) == ownership.record
     assert ownership.record.phase == "verifying"
+
+
+async def test_what_is_counted_again_after_a_crash_is_never_shown_as_less(bus: Bus) -> None:
+    ownership, recorder = await owning(bus)
+    await ownership.change(bytes_total=100, bytes_done=30, floor=45)
+    attempt = ownership.record.attempt
+    ownership.advance(10)
+    await ownership.change(phase="transferring")
+    ownership.advance(20)
+    await ownership.change(phase="verifying")
+    assert [(record.attempt, record.bytes_done) for record in recorder.records] == [
+        (attempt, 45),
+        (attempt, 45),
+        (attempt, 60),
+    ]
+
+
+async def test_bytes_that_were_lost_make_a_new_attempt(bus: Bus) -> None:
+    ownership, recorder = await owning(bus)
+    await ownership.change(bytes_total=100, bytes_done=50)
+    await ownership.change(bytes_done=20)
+    first, second = recorder.records
+    assert (second.attempt, second.bytes_done) == (first.attempt + 1, 20)
+    assert await standing(bus) == second
+
+
+async def test_each_completed_file_goes_out_however_soon_after_a_tick(bus: Bus) -> None:
+    ownership, recorder = await owning(bus, interval=60.0)
+    names = [f"file-{number}" for number in range(20)]
+    ownership.advance(1)
+    for number, name in enumerate(names, 1):
+        ownership.complete(number, name)
+    await ticking(ownership, lambda: len(recorder.records) >= 20, lambda: None)
+    assert [record.file_name for record in recorder.records if record.file_name] == names

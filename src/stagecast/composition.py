@@ -169,7 +169,7 @@ async def _working_node(
         )  # fmt: skip
         await stack.enter_async_context(loader.running())
         instances = Instances(
-            loader, session, Metrics(control.tracker, node), settings.token, control.tracker.caught_up.is_set
+            loader, session, Metrics(control.tracker, node), settings.token, node.surveyed.is_set
         )
         await stack.enter_async_context(serving(instances, listening))
         yield node

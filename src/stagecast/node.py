@@ -12,6 +12,7 @@ from typing import Final, Literal
 from stagecast import subjects
 from stagecast.announcer import Announcer
 from stagecast.errors import Interrupted, StagecastError, Unknown
+from stagecast.manifest import Manifest
 from stagecast.messages import Holding, NodeRecord, Record
 from stagecast.store import Store
 from stagecast.tracker import Tracker
@@ -38,6 +39,8 @@ class Node:
         self._announcer = announcer
         self._record = NodeRecord(name=name, kind=kind, process=tracker.process, address=address, labels=labels or {})
         self._server: FileServer | None = None
+        self.surveyed = asyncio.Event()
+        """Set once the fold has every model that lies here, if only as one that is being read in."""
         self._digests: dict[str, str] = {}
         self._adopting = asyncio.Lock()
         self._stop = threading.Event()
@@ -79,31 +82,55 @@ class Node:
             names = await asyncio.to_thread(self.store.names)
             for name in sorted(self._digests.keys() - set(names)):
                 self._say_gone(name)
-            for name in names:
-                await self._adopt(name)
+            # Announced before the first of them is hashed, which may take long: none is unknown meanwhile.
+            unread = [name for name in names if not await self._say_recorded(name)]
+            for name in unread:
+                self._digests.setdefault(name, "")
+                self._say(Holding(node=self.name, model=name, state="reading"))
+            await self._survey()
+            for name in unread:
+                await self._read_in(name)
 
-    async def _adopt(self, name: str) -> None:
+    async def _survey(self) -> None:
+        if not self.surveyed.is_set():
+            await self._tracker.until(lambda: all(map(self._is_known, self._digests)))
+            self.surveyed.set()
+
+    def _is_known(self, name: str) -> bool:
+        holding = self._tracker.fold.holdings.get((self.name, name))
+        return holding is not None and holding.state != "gone"
+
+    async def _say_recorded(self, name: str) -> bool:
+        """Announce a model whose files are as they were recorded; tell whether they are."""
         manifest = await asyncio.to_thread(self.store.recorded, name)
-        if manifest is None:
-            self._announcer.say(subjects.holding(self.name, name), Holding(node=self.name, model=name, state="reading"))
-            self._digests.setdefault(name, "")
-            try:
-                manifest = await in_thread(self._stop, self.store.manifest, name, None, self._stop)
-            except Interrupted:
-                return
-            except (StagecastError, OSError) as error:
-                _logger.warning("%s cannot be adopted: %s", name, error)
-                self._say_gone(name)
-                return
-        self._digests[name] = manifest.digest
-        held = Holding(
-            node=self.name, model=name, digest=manifest.digest, size=manifest.size, files=len(manifest.files)
-        )
-        self._announcer.say(subjects.holding(self.name, name), held)
+        if manifest is not None:
+            self._say_held(manifest)
+        return manifest is not None
+
+    async def _read_in(self, name: str) -> None:
+        try:
+            self._say_held(await in_thread(self._stop, self.store.manifest, name, None, self._stop))
+        except Interrupted:
+            return
+        except (StagecastError, OSError) as error:
+            _logger.warning("%s cannot be adopted: %s", name, error)
+            self._say_gone(name)
+
+    def _say_held(self, manifest: Manifest) -> None:
+        self._digests[manifest.model] = manifest.digest
+        self._say(
+            Holding(
+                node=self.name, model=manifest.model, digest=manifest.digest, size=manifest.size,
+                files=len(manifest.files),
+            )
+        )  # fmt: skip
+
+    def _say(self, holding: Holding) -> None:
+        self._announcer.say(subjects.holding(self.name, holding.model), holding)
 
     def _say_gone(self, name: str) -> None:
         self._digests.pop(name, None)
-        self._announcer.say(subjects.holding(self.name, name), Holding(node=self.name, model=name, state="gone"))
+        self._say(Holding(node=self.name, model=name, state="gone"))
 
     def _announce(self, **changes: object) -> None:
         space = self.store.space()

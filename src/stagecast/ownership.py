@@ -60,6 +60,7 @@ class Ownership:
         self._awake = False
         self._is_settled = False
         self._bytes_done = record.bytes_done
+        self._floor = 0
         self._file: tuple[int, str] = (record.file_index, record.file_name)
         self._note = record.note
         self._whole: deque[tuple[int, str]] = deque()
@@ -69,7 +70,7 @@ class Ownership:
     @property
     def bytes_done(self) -> int:
         """Bytes reported so far, the ones that were there before included."""
-        return self._bytes_done
+        return max(self._bytes_done, self._floor)
 
     def advance(self, count: int) -> None:
         """Count ``count`` more bytes. Callable from any thread; costs well under a microsecond once awake."""
@@ -90,14 +91,18 @@ class Ownership:
         self._note = note
         self.advance(0)
 
-    async def change(self, **fields: object) -> None:
+    async def change(self, *, bytes_done: int | None = None, floor: int = 0, **fields: object) -> None:
         """Write a transition: new values for fields of the record. Returns once the log has it.
+
+        ``bytes_done`` is where `advance` counts on from. ``floor`` is what is on the disk already, but will be counted
+        again while it is checked: less is not shown. Where that is less than the record says, bytes were lost since,
+        and the work is a new attempt, for within one progress never falls (law L2).
 
         Raises:
             Fenced: somebody else owns the operation now, or has ended it.
         """
-        if "bytes_done" in fields:
-            self._bytes_done = int(str(fields.pop("bytes_done")))
+        if bytes_done is not None:
+            self._bytes_done, self._floor = bytes_done, floor
             self._samples.clear()
         if "phase" in fields:
             self._note = ""
@@ -158,26 +163,30 @@ class Ownership:
     def _current(self, **fields: object) -> Record:
         index, name = self._file
         values: dict[str, object] = {
-            "bytes_done": self._bytes_done,
+            "bytes_done": self.bytes_done,
             "file_index": index,
             "file_name": name,
             "note": self._note,
             **fields,
         }
-        return operations.succeeding(self.record, self._clock(), **values)
+        following = operations.succeeding(self.record, self._clock(), **values)
+        if following.bytes_done < self.record.bytes_done:
+            return msgspec.structs.replace(following, attempt=following.attempt + 1, seq=0)
+        return following
 
     def _ticked(self) -> Record:
         return self._current(rate=self._rate(time.monotonic()))
 
     def _rate(self, now: float) -> float | None:
         """Return bytes per second over the window, or None where too little was seen to say."""
-        self._samples.append((now, self._bytes_done))
+        done = self.bytes_done
+        self._samples.append((now, done))
         while len(self._samples) > 2 and self._samples[0][0] < now - RATE_WINDOW:
             self._samples.popleft()
         began, at_start = self._samples[0]
-        if now - began < 0.2 or self._bytes_done <= at_start:
+        if now - began < 0.2 or done <= at_start:
             return None
-        return (self._bytes_done - at_start) / (now - began)
+        return (done - at_start) / (now - began)
 
     async def _write(self, make: Callable[[], Record], *, retry: bool) -> None:
         async with self._writing:

@@ -106,11 +106,12 @@ class Worker:
         needed = manifest.size
         with ExitStack() as stack:
             partial = await in_thread(ownership.stop, stack.enter_context, store.partial(manifest))
-            present = partial.verified_bytes
+            present = partial.verified_bytes + sum(partial.written(piece) for piece in partial.missing())
             stack.enter_context(store.reserve(needed - present, present))
             await ownership.change(
-                phase="transferring", bytes_total=needed, bytes_done=present, total_files=len(manifest.files)
-            )
+                phase="transferring", bytes_total=needed, bytes_done=partial.verified_bytes, floor=present,
+                total_files=len(manifest.files),
+            )  # fmt: skip
             try:
                 await in_thread(
                     ownership.stop, pull, manifest, partial, lambda: self._holders(model, manifest.digest),

@@ -49,6 +49,8 @@ def build(replica: Replica, installs: Installs, session: aiohttp.ClientSession, 
     async def readyz() -> str:
         if not (replica.tracker.caught_up.is_set() and replica.history.caught_up.is_set()):
             raise NotReady("the log has not been read yet")
+        if not replica.node.surveyed.is_set():
+            raise NotReady("the models folder has not been read yet")
         return "ready"
 
     @get("/metrics", include_in_schema=False)
