@@ -168,9 +168,7 @@ async def _working_node(
             logs=settings.data / "logs",
         )  # fmt: skip
         await stack.enter_async_context(loader.running())
-        instances = Instances(
-            loader, session, Metrics(control.tracker, node), settings.token, node.surveyed.is_set
-        )
+        instances = Instances(loader, session, Metrics(control.tracker, node), settings.token, node.surveyed.is_set)
         await stack.enter_async_context(serving(instances, listening))
         yield node
 

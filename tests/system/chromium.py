@@ -16,6 +16,8 @@ from typing import Any, Final, NamedTuple
 
 import aiohttp
 
+from stagecast.leash import leashed
+
 BROWSER: Final = shutil.which("chromium")
 _FLAGS: Final = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -64,10 +66,11 @@ class Page:
 
     async def until(self, condition: str, timeout: float = 10.0) -> Any:
         """Return the value of JavaScript once it is true, looking every 20 ms. Raises `TimeoutError`."""
-        look = f"const look = () => {{ const value = {condition}; value ? resolve(value) : setTimeout(look, 20); }}"
+        look = f"const value = {condition}; value ? resolve(value) : setTimeout(look, 20);"
+        script = f"const look = () => {{ try {{ {look} }} catch (error) {{ reject(error); }} }}; look();"
         try:
             async with asyncio.timeout(timeout):
-                return await self.evaluate(f"new Promise((resolve) => {{ {look}; look(); }})")
+                return await self.evaluate(f"new Promise((resolve, reject) => {{ {script} }})")
         except TimeoutError:
             shown = await self.evaluate("document.body.innerText")
             raise TimeoutError(f"{condition}: not within {timeout} s; the page shows:\n{shown}") from None
@@ -131,7 +134,7 @@ async def browsing(folder: Path) -> AsyncGenerator[Page, None]:
 async def _running(folder: Path) -> AsyncGenerator[None, None]:
     assert BROWSER is not None
     process = await asyncio.create_subprocess_exec(
-        BROWSER, *_FLAGS, f"--user-data-dir={folder}", "about:blank",
+        *leashed((BROWSER, *_FLAGS, f"--user-data-dir={folder}", "about:blank")),
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:

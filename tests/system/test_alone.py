@@ -44,8 +44,10 @@ async def serving(data: Path) -> AsyncGenerator[tuple[Process, str], None]:
             await process.wait()
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
-async def test_all_of_it_works_in_one_process_that_ends_when_told(tmp_path: Path, ending: signal.Signals) -> None:
+@pytest.mark.parametrize(("ending", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+async def test_all_of_it_works_in_one_process_that_ends_when_told(
+    tmp_path: Path, ending: signal.Signals, code: int
+) -> None:
     async with serving(tmp_path) as (process, url), Client(url) as client, aiohttp.ClientSession() as http:
         [staged] = await until_ended(client, *await client.stage("owl"))
         assert (staged.id, staged.state) == ("staging:owl@here", "succeeded")
@@ -57,6 +59,6 @@ async def test_all_of_it_works_in_one_process_that_ends_when_told(tmp_path: Path
             assert (await stream.content.readany()).startswith(b"retry: ")
             process.send_signal(ending)
             async with asyncio.timeout(3):
-                assert await process.wait() == 0
+                assert await process.wait() == code
         assert not is_alive(backend)
     assert "Traceback" not in (tmp_path / "log").read_text()

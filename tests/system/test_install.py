@@ -57,13 +57,16 @@ async def running(data: Path, upstream: UpstreamServer) -> AsyncIterator[Cluster
         yield running
 
 
-async def test_its_progress_shows_on_another_replica(running: Cluster) -> None:
+async def test_its_progress_shows_on_another_replica(
+    running: Cluster, upstream: UpstreamServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = running.replicas[:2]
     async with Client(one.url) as asking, Client(other.url) as watching:
         row = await asking.install("seen")
         [shown] = await until_percent(watching, 20, row)
         assert (shown.id, shown.state, shown.owner.partition("/")[0]) == ("installation:seen", "running", one.name)
         assert 0 < shown.current_bytes < shown.total_bytes == SIZE
+        monkeypatch.setattr(upstream, "rate", 0)
         [ended] = await until_ended(watching, row)
     assert (ended.state, ended.current_bytes) == ("succeeded", SIZE)
     assert contents_of(running.data / "models" / "seen") == CONTENTS
@@ -80,6 +83,7 @@ async def test_another_replica_cancels_it_within_two_seconds(running: Cluster) -
         assert (await asking.operation(row.job_id)).state == "cancelled"
     models = running.data / "models"
     assert not (models / "unwanted").exists()
+    assert list((models / ".stagecast").iterdir()) == []
 
 
 async def test_another_replica_goes_on_when_the_owner_is_killed(

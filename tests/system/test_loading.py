@@ -118,7 +118,7 @@ async def test_a_model_that_cannot_load_says_why_and_is_not_tried_for_ever(
 async def test_a_request_that_has_waited_long_enough_hears_where_the_load_stands(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
-    lay_out_random(tmp_path / "models" / "big", {"weights.bin": 30 * MB})
+    lay_out_random(tmp_path / "models" / "big", {"weights.bin": 20 * MB})
     backends = write_backends(tmp_path / "backends.yaml", big=())
     options = {"replicas": 1, "workers": 1, "rate_limit": 10 * MB, "wait_budget": 1.0}
     async with deployment(tmp_path, backends=backends, **options) as running:
@@ -130,11 +130,11 @@ async def test_a_request_that_has_waited_long_enough_hears_where_the_load_stands
         assert said["error"].pop("message").startswith("big is loading")
         assert said["error"] == {"type": "model_loading", "code": "model_loading"}
         loading = said["loading"]
-        assert 0 < loading.pop("bytes_sent") < 30 * MB
+        assert 0 < loading.pop("bytes_sent") < 20 * MB
         assert 0 < loading.pop("progress") < 100
         assert 0 < loading.pop("eta_seconds", 2.0) < 10
         assert loading == {
-            "model": "big", "state": "transferring", "node": "worker-1", "total_bytes": 30 * MB,
+            "model": "big", "state": "transferring", "node": "worker-1", "total_bytes": 20 * MB,
             "file_index": 1, "total_files": 1,
         }  # fmt: skip
         async with Client(running.url) as client, asyncio.timeout(20):

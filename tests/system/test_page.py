@@ -72,7 +72,7 @@ def runs(values: Iterable[Any]) -> list[Any]:
 async def test_a_staging_is_seen_whole_while_the_replica_behind_the_page_is_killed(
     running: Cluster, page: Page
 ) -> None:
-    await page.until("document.querySelector('[data-model=owl] [name=target]').length === 2")
+    await page.until("document.querySelector('[data-model=owl] [name=target]')?.length === 2")
     await page.evaluate(WATCH)
     await page.press("[data-model=owl] button[value=stage]")
     await page.until("window.seen.at(-1).place === 'operations'")

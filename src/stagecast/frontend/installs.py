@@ -8,13 +8,15 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
 from stagecast import gallery, installation
-from stagecast.errors import Unknown
+from stagecast.draft import Draft
+from stagecast.errors import Interrupted, Unknown
 from stagecast.frontend.replica import Replica
 from stagecast.gallery import Source
 from stagecast.manifest import Manifest
 from stagecast.messages import Record
 from stagecast.ownership import Ownership
 from stagecast.revision import Revision
+from stagecast.store import Store
 from stagecast.transfer import RateLimit
 from stagecast.work import in_thread
 
@@ -94,12 +96,18 @@ class Installs:
             await self._replica.node.settled()
 
     async def _download(self, ownership: Ownership, source: Source) -> Manifest:
-        return await in_thread(
-            ownership.stop, installation.install, source, self._replica.node.store,
-            advance=ownership.advance, stop=ownership.stop, limit=self._limit,
-            entered=lambda index: ownership.enter(index + 1, source.files[index].path),
-            completed=lambda index: ownership.complete(index + 1, source.files[index].path),
-        )  # fmt: skip
+        store = self._replica.node.store
+        try:
+            return await in_thread(
+                ownership.stop, installation.install, source, store,
+                advance=ownership.advance, stop=ownership.stop, limit=self._limit,
+                entered=lambda index: ownership.enter(index + 1, source.files[index].path),
+                completed=lambda index: ownership.complete(index + 1, source.files[index].path),
+            )  # fmt: skip
+        except (asyncio.CancelledError, Interrupted):
+            if ownership.stopped_by == "cancel":
+                await asyncio.shield(asyncio.to_thread(_discard, store, source.model))
+            raise
 
     def _resolve(self, parameters: dict[str, str], stop: threading.Event) -> Source:
         """Return what is meant, from the index that was named, else from the first configured one that has it."""
@@ -109,3 +117,8 @@ class Installs:
             with suppress(Unknown):
                 return gallery.resolve(reference, index, name, sha256, stop=stop)
         return gallery.resolve(reference, indexes[-1] if indexes else "", name, sha256, stop=stop)
+
+
+def _discard(store: Store, model: str) -> None:
+    with Draft(store.models, model) as draft:
+        draft.discard()
