@@ -34,7 +34,7 @@ def open_partial(models: Path, manifest: Manifest = MANIFEST) -> Partial:
 
 
 def folder_of(models: Path, manifest: Manifest = MANIFEST) -> Path:
-    return models / ".stagecast" / manifest.digest
+    return models / ".stagecast" / f"partial-{manifest.digest[:16]}-{manifest.model}"
 
 
 def crash(partial: Partial) -> None:

@@ -44,8 +44,12 @@ class Leases:
     def look(self, now: float) -> None:
         """Note that the judge is awake at ``now``; after a nap everybody gets a fresh lease."""
         if now - self.looked > NAP:
-            self.heard = dict.fromkeys(self.heard, now)
+            self.forgive(now)
         self.looked = now
+
+    def forgive(self, now: float) -> None:
+        """Begin everybody's lease anew: nobody could be heard until ``now``."""
+        self.heard = dict.fromkeys(self.heard, now)
 
     def silence(self, process: str, now: float) -> float:
         """Return for how many seconds a process was not heard. One never heard of begins its lease now."""

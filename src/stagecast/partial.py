@@ -1,9 +1,9 @@
 """What has arrived of a model that is not whole yet.
 
-Lies in ``<models>/.stagecast/<manifest digest>``: ``manifest.json``, ``files/<path>``, ``lock``, and ``status``, which
-holds one number of 4 bytes, little endian, per piece in the order of `pieces_of`: the bytes of the piece written so
-far, or 0xFFFFFFFF once it is verified. A byte is on the disk before ``status`` counts it, so after ``kill -9`` nothing
-that was verified moves again, and a piece that was cut off goes on where it stopped.
+Lies in ``<models>/.stagecast/partial-<start of the digest>-<model>``: ``manifest.json``, ``files/<path>``, ``lock``,
+and ``status``, which holds one number of 4 bytes, little endian, per piece in the order of `pieces_of`: the bytes of
+the piece written so far, or 0xFFFFFFFF once it is verified. A byte is on the disk before ``status`` counts it, so after
+``kill -9`` nothing that was verified moves again, and a piece that was cut off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from stagecast.pieces import Piece, pieces_of
 from stagecast.publication import WORKSHOP, publish, throw_away, was_published
 
 VERIFIED: Final = 0xFFFFFFFF
+PREFIX: Final = "partial-"
 SYNC_EVERY: Final = 128 * 1024 * 1024
 """Bytes that are verified before one fdatasync settles them; after a loss of power so many are hashed again."""
 _CHUNK: Final = 1024 * 1024
@@ -65,7 +66,7 @@ class Partial:
         self._models = models
         self._record = record
         self._node = node
-        self._folder = models / WORKSHOP / manifest.digest
+        self._folder = models / WORKSHOP / f"{PREFIX}{manifest.digest[:16]}-{manifest.model}"
         self._file_lock = Lock(self._folder / "lock")
         self._guard = threading.Lock()
         self._pieces = list(pieces_of(manifest))

@@ -36,17 +36,28 @@ class Presence:
         self._judges = judges
         self._monotonic = monotonic
         self._clock = clock
-        self._was_connected = True
+        self._deaf_since: float | None = None
         self._ahead = float("-inf")
 
     def is_alive(self, process: str) -> bool:
         """Tell whether a process holds its lease; this one always does."""
-        return process == self._tracker.process or self.leases.is_alive(process, self._monotonic())
+        return process == self._tracker.process or self.leases.is_alive(process, self.now())
 
     def is_node_alive(self, name: str) -> bool:
         """Tell whether a node's process holds its lease and the node has not left."""
         node = self._tracker.fold.nodes.get(name)
         return node is not None and not node.left and self.is_alive(node.process)
+
+    def now(self) -> float:
+        """Return the time that leases run by: local and monotonic, and still while the log cannot be heard (law L8)."""
+        if self._tracker.is_degraded:
+            if self._deaf_since is None:
+                self._deaf_since = self._monotonic()
+            return self._deaf_since
+        if self._deaf_since is not None:
+            self._deaf_since = None
+            self.leases.forgive(self._monotonic())
+        return self._monotonic()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Presence, None]:
@@ -97,14 +108,11 @@ class Presence:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP)
-            now, is_connected = self._monotonic(), not self._tracker.is_degraded
-            if is_connected and not self._was_connected:
-                self.leases.looked = float("-inf")
-            self._was_connected = is_connected
-            self.leases.look(now)
-            server_now = self.server_time()
-            if self._judges and is_connected:
-                await self.sweep(now, server_now)
+            now, server_now = self.now(), self.server_time()
+            if not self._tracker.is_degraded:
+                self.leases.look(now)
+                if self._judges:
+                    await self.sweep(now, server_now)
 
 
 def goodbye(mirror: Mirror) -> bytes:

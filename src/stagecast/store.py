@@ -18,7 +18,7 @@ from stagecast.disk import Disk, Reservation, Space, naming_full_disk
 from stagecast.durable import Lock
 from stagecast.errors import Interrupted, InvalidManifest, InvalidName, Unknown, WrongState
 from stagecast.manifest import Manifest, check_name, decode, encode
-from stagecast.partial import Partial, read_status
+from stagecast.partial import PREFIX, Partial, read_status
 from stagecast.pieces import pieces_of
 from stagecast.records import Record, Records, identity_of
 
@@ -141,9 +141,9 @@ class Store:
         self._put(Record(manifest, tuple(found.values())))
 
     def partials(self) -> list[PartialState]:
-        """Return the models that are not whole yet, sorted; the name is "?" where nobody can tell any more."""
+        """Return the models that are not whole yet, sorted; name and digest are "?" where nobody can tell any more."""
         folders = (self.models / publication.WORKSHOP).iterdir()
-        return sorted(_state(folder) for folder in folders if len(folder.name) == 64 and folder.is_dir())
+        return sorted(_state(folder) for folder in folders if folder.name.startswith(PREFIX) and folder.is_dir())
 
     def remove(self, name: str) -> int:
         """Delete a model; return how many bytes that was. Raises `Unknown`."""
@@ -214,8 +214,8 @@ def _state(folder: Path) -> PartialState:
     try:
         manifest = decode((folder / "manifest.json").read_bytes())
     except (OSError, InvalidManifest):
-        return PartialState("?", folder.name, 0, 0)
+        return PartialState("?", "?", 0, 0)
     pieces = list(pieces_of(manifest))
     marks = read_status(folder / "status", pieces)
     done = sum(min(mark, piece.length) for mark, piece in zip(marks, pieces, strict=True))
-    return PartialState(manifest.model, folder.name, done, manifest.size)
+    return PartialState(manifest.model, manifest.digest, done, manifest.size)

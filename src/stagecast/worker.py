@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Final
 
+import msgspec
+
 from stagecast import operations
 from stagecast.errors import Interrupted, StagecastError, TransferFailed
 from stagecast.manifest import Manifest
@@ -145,7 +147,9 @@ class Worker:
             digest = ownership.record.parameters.get("digest") or self._digest(model)
             for holder in self._holders(model, digest) if digest else []:
                 try:
-                    return await in_thread(ownership.stop, fetch_manifest, holder, digest, self._token)
+                    manifest = await in_thread(ownership.stop, fetch_manifest, holder, digest, self._token)
+                    # Equal files may have other names elsewhere: a digest says what a model is, not what it is called.
+                    return msgspec.structs.replace(manifest, model=model)
                 except StagecastError as error:
                     causes = [error.message]
             if any(copy.state == "reading" for copy in self._tracker.fold.copies(model)):

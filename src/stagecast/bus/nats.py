@@ -109,6 +109,7 @@ class NatsLog:
         """See `stagecast.bus.Log.follow`."""
         identity, held = "", 0
         while True:
+            is_lost = False
             try:
                 info = await self.ensure()
                 if _identity(info) != identity or info.state.last_seq < held:
@@ -119,8 +120,10 @@ class NatsLog:
                         held = heard.sequence
                         yield heard
             except _Gone as error:
+                # A server that hangs is found here, seconds before its connection is given up.
+                is_lost = True
                 _logger.debug("log %s: %s", self._name, _describe(error))
-            if not self._client.is_connected:
+            if is_lost or not self._client.is_connected:
                 yield Lost()
             await self._until_connected()
 
@@ -171,13 +174,15 @@ class NatsLog:
                 await subscription.unsubscribe()
 
     async def _in_order(self, queue: asyncio.Queue[Msg | None]) -> AsyncGenerator[tuple[Entry, int], None]:
+        """Yield deliveries and how many are to come, up to a gap or a change of the connection.
+
+        Raises:
+            TimeoutError: not even a heartbeat came.
+        """
         delivered = 0
         while True:
-            try:
-                async with asyncio.timeout(3 * HEARTBEAT):
-                    message = await queue.get()
-            except TimeoutError:
-                return
+            async with asyncio.timeout(3 * HEARTBEAT):
+                message = await queue.get()
             if message is None:
                 return
             if not message.reply.startswith("$JS.ACK."):
