@@ -177,6 +177,17 @@ async def test_the_stream_goes_on_elsewhere_where_it_broke(replica: ReplicaStand
     assert (sent[0], sent[-1]) == (None, "a-1")
 
 
+async def test_a_stream_never_begins_before_what_the_client_has_been_told(
+    replica: ReplicaStandIn, client: Client
+) -> None:
+    replica.script.append(answering(LIST, Stagecast_Revision="a-7"))
+    await client.operations()
+    replica.streams.put_nowait(streaming("data: 1\n\n", ends=False))
+    async with aclosing(client.stream()) as stream:
+        await anext(stream)
+    assert replica.requests[-1].headers["Stagecast-Min-Revision"] == "a-7"
+
+
 async def test_a_silent_stream_is_opened_again(
     replica: ReplicaStandIn, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,74 @@ async def test_a_node_is_alive_while_its_process_is_and_it_has_not_left(peers: P
     assert not here.is_node_alive("nobody")
 
 
+async def test_leases_stand_still_while_the_log_cannot_be_heard(peers: Peers) -> None:
+    one = await peers.tracker("one")
+    clock = Clock()
+    here = judging(one, clock)
+    here.leases.renew("p", clock.now)
+    clock.now += LIFETIME - 1
+    one.is_degraded = True
+    assert here.is_alive("p")
+    clock.now += 100 * LIFETIME
+    assert here.is_alive("p"), "nobody can say who was silent"
+    assert here.now() == 1000.0 + LIFETIME - 1
+
+
+async def test_everybody_gets_a_fresh_lease_when_the_log_is_back(peers: Peers) -> None:
+    one = await peers.tracker("one")
+    clock = Clock()
+    here = judging(one, clock)
+    here.leases.renew("p", clock.now)
+    here.leases.renew("gone", clock.now)
+    here.leases.leave("gone")
+    one.is_degraded = True
+    assert here.is_alive("p")
+    clock.now += 100 * LIFETIME
+    one.is_degraded = False
+    assert here.is_alive("p")
+    assert not here.is_alive("gone"), "who said goodbye stays dead"
+    clock.now += LIFETIME - 0.01
+    assert here.is_alive("p")
+    clock.now += 0.01
+    assert not here.is_alive("p"), "its fresh lease is no longer than any other"
+
+
+async def test_a_lease_that_ran_out_before_the_loss_stays_so_during_it(peers: Peers) -> None:
+    one = await peers.tracker("one")
+    clock = Clock()
+    here = judging(one, clock)
+    here.leases.renew("p", clock.now)
+    clock.now += LIFETIME
+    one.is_degraded = True
+    clock.now += LIFETIME
+    assert not here.is_alive("p")
+
+
+async def test_nothing_is_judged_while_the_log_cannot_be_heard(
+    peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stagecast.presence.SWEEP", 0.001)
+    one = await peers.tracker("one")
+    await abandoned(peers, one)
+    clock = Clock()
+    here = judging(one, clock)
+    here.leases.renew("owner", clock.now)
+    before = one.revision
+    async with here.running():
+        one.is_degraded = True
+        here.now()
+        clock.now += 100 * PATIENCE
+        looked = here.leases.looked
+        assert not await one.changed(before, 0.05)
+        assert here.leases.looked == looked
+        one.is_degraded = False
+        await eventually(lambda: here.leases.looked == clock.now)
+        assert here.is_alive("owner")
+        clock.now += LIFETIME
+        here.leases.looked = clock.now
+        await eventually(lambda: one.fold.record(ID).state == "stalled")  # type: ignore[union-attr]
+
+
 async def test_a_rubbish_beat_is_ignored(peers: Peers) -> None:
     one = await peers.tracker("one")
     here = judging(one, Clock())

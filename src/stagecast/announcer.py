@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final
 
@@ -15,6 +15,8 @@ from stagecast.revision import Revision
 from stagecast.tracker import Tracker
 
 RETRY_INTERVAL: Final = 0.2
+LAST_WORDS: Final = 1.0
+"""Seconds that the log gets, at the end, to take what is not written yet."""
 
 
 class Announcer:
@@ -42,11 +44,14 @@ class Announcer:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Announcer, None]:
-        """Write for as long as the block lasts."""
+        """Write for as long as the block lasts, and then what was said in it last."""
         tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._watch_identity())]
         try:
             yield self
         finally:
+            if self._standing != self._wanted:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.settled(), LAST_WORDS)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -228,7 +228,9 @@ class Client:
 
     @asynccontextmanager
     async def _opened_stream(self, last: str) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
+        # A snapshot must not be older than what this client has been told: a retried operation would look ended in it.
+        seen = {"Stagecast-Min-Revision": self.revision} if self.revision else {}
+        headers = {"Accept": "text/event-stream"} | seen | ({"Last-Event-ID": last} if last else {})
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=SILENCE)
         url = _url(self.url, "/api/operations/stream")
         async with self._pool.get(url, headers=headers, timeout=timeout) as response:

@@ -79,11 +79,11 @@ async def replica(settings: ReplicaSettings) -> AsyncGenerator[str, None]:
         bus = await stack.enter_async_context(_bus(settings))
         control = await stack.enter_async_context(_control(bus, settings.name, judges=True))
         store = Store(settings.models_folder, settings.data, settings.name)
-        session = await stack.enter_async_context(_session())
+        session = await stack.enter_async_context(_session(keeps_connections=True))
         if settings.nats:
             node = await stack.enter_async_context(_node(settings, control, store, "replica", url, {}))
         else:
-            node = await stack.enter_async_context(_working_node(settings, control, store, session, None, {}))
+            node = await stack.enter_async_context(_working_node(settings, control, store, None, {}))
         history = await stack.enter_async_context(History(control.tracker).running())
         parts = Replica(
             name=settings.name, tracker=control.tracker, presence=control.presence, history=history,
@@ -109,10 +109,7 @@ async def worker(settings: WorkerSettings) -> AsyncGenerator[str, None]:
         bus = await stack.enter_async_context(_bus(settings))
         control = await stack.enter_async_context(_control(bus, settings.name, judges=False))
         store = Store(settings.models_folder, settings.data, settings.name)
-        session = await stack.enter_async_context(_session())
-        await stack.enter_async_context(
-            _working_node(settings, control, store, session, listening, dict(settings.labels))
-        )
+        await stack.enter_async_context(_working_node(settings, control, store, listening, dict(settings.labels)))
         url = _base_url(settings, endpoint, listening)
         _logger.info("worker %s answers at %s", settings.name, url)
         yield url
@@ -149,8 +146,7 @@ async def _node(
 
 @asynccontextmanager
 async def _working_node(
-    settings: NodeSettings, control: _Control, store: Store, session: aiohttp.ClientSession,
-    listening: socket.socket | None, labels: dict[str, str],
+    settings: NodeSettings, control: _Control, store: Store, listening: socket.socket | None, labels: dict[str, str],
 ) -> AsyncGenerator[Node, None]:  # fmt: skip
     """Run a node that stages and loads. Without a socket of its own it listens on a free port of loopback."""
     async with AsyncExitStack() as stack:
@@ -168,6 +164,7 @@ async def _working_node(
             logs=settings.data / "logs",
         )  # fmt: skip
         await stack.enter_async_context(loader.running())
+        session = await stack.enter_async_context(_session(keeps_connections=False))
         instances = Instances(loader, session, Metrics(control.tracker, node), settings.token, node.surveyed.is_set)
         await stack.enter_async_context(serving(instances, listening))
         yield node
@@ -183,11 +180,14 @@ async def _bus(settings: NodeSettings) -> AsyncGenerator[Bus, None]:
 
 
 @asynccontextmanager
-async def _session() -> AsyncGenerator[aiohttp.ClientSession, None]:
+async def _session(*, keeps_connections: bool) -> AsyncGenerator[aiohttp.ClientSession, None]:
     """Yield the client that passes requests on. No limit on connections, nor on time: a generation may take long."""
     timeout = aiohttp.ClientTimeout(total=None, connect=10)
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=timeout, auto_decompress=False, trust_env=False
+        connector=aiohttp.TCPConnector(limit=0, force_close=not keeps_connections),
+        timeout=timeout,
+        auto_decompress=False,
+        trust_env=False,
     ) as session:
         yield session
 

@@ -21,7 +21,10 @@ MISDIRECTED = 421
 
 
 class Instances:
-    """An ASGI application."""
+    """An ASGI application.
+
+    ``session`` makes a new connection for each request: only so it is certain that a dead backend was sent nothing.
+    """
 
     def __init__(
         self, loader: Loader, session: aiohttp.ClientSession, metrics: Metrics, token: str, is_ready: Callable[[], bool]

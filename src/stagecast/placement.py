@@ -25,11 +25,8 @@ def choose(candidates: Iterable[Candidate], size: int, refused: Iterable[str] = 
 
     One that has the files goes first, then the one with the fewest models, then the one with the most free disk.
     """
-    able = [
-        candidate
-        for candidate in candidates
-        if candidate.name not in set(refused) and (candidate.has_files or candidate.free >= size)
-    ]
+    out = frozenset(refused)
+    able = [each for each in candidates if each.name not in out and (each.has_files or each.free >= size)]
     best = min(able, key=lambda each: (not each.has_files, each.loaded, -each.free, each.name), default=None)
     return best.name if best else None
 

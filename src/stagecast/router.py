@@ -83,7 +83,7 @@ class Router:
         """Tell whether the model is somewhere in the cluster, or on its way."""
         fold = self._tracker.fold
         return (
-            bool(fold.holders(model))
+            bool(fold.copies(model))
             or bool(self.targets(model))
             or any(record.model == model and record.kind != "deletion" for record in fold.live())
         )
@@ -178,7 +178,8 @@ class Router:
 
     def _candidates(self, model: str) -> list[Candidate]:
         fold = self._tracker.fold
-        holders = {holding.node for holding in fold.holders(model)}
+        # One that still reads the files in has them, too: a load waits for that.
+        holders = {holding.node for holding in fold.copies(model)}
         loaded = Counter(name for held in fold.placements.values() for name in held.nodes)
         return [
             Candidate(name, name in holders, loaded[name], node.disk_free)

@@ -79,22 +79,30 @@ class Worker:
             seen = self._tracker.revision
             for record in list(self._tracker.fold.live()):
                 if record.kind == "staging" and record.node == self._node.name and self._is_mine_to_do(record):
-                    self._stagings[record.id] = asyncio.create_task(self._perform(record), name=record.id)
+                    self._begin(record)
             await self._tracker.changed(seen)
+
+    def _begin(self, record: Record) -> None:
+        task = self._stagings.get(record.id)
+        if task is None or task.done():
+            self._stagings[record.id] = asyncio.create_task(self._perform(record), name=record.id)
 
     def _is_mine_to_do(self, record: Record) -> bool:
         """Tell whether a staging waits for this process: queued, or left behind by an earlier one of this node."""
-        task = self._stagings.get(record.id)
-        if task is not None and not task.done():
-            return False
         return record.state in {"queued", "stalled"} or (
             record.state == "running" and record.owner != self._tracker.process
         )
 
     async def _perform(self, record: Record) -> None:
-        async with self._tracker.own(record) as ownership:
-            if ownership is not None:
-                await self._stage(ownership)
+        while True:
+            async with self._tracker.own(record) as ownership:
+                if ownership is not None:
+                    await self._stage(ownership)
+            # A retry that came before this task has ended is its own to see: the log says nothing more of it.
+            latest = self._tracker.fold.record(record.id)
+            if latest is None or latest == record or not self._is_mine_to_do(latest):
+                return
+            record = latest
 
     async def _stage(self, ownership: Ownership) -> None:
         model, store = ownership.record.model, self._node.store

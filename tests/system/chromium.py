@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -133,9 +134,12 @@ async def browsing(folder: Path) -> AsyncGenerator[Page, None]:
 @asynccontextmanager
 async def _running(folder: Path) -> AsyncGenerator[None, None]:
     assert BROWSER is not None
+    # Chromium leaves folders in TMPDIR, and a socket whose path must be short.
+    scratch = tempfile.mkdtemp(prefix="c")
     process = await asyncio.create_subprocess_exec(
         *leashed((BROWSER, *_FLAGS, f"--user-data-dir={folder}", "about:blank")),
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
+        env=os.environ | {"TMPDIR": scratch},
     )  # fmt: skip
     try:
         # Its second line is written last: with the line break the file is whole.
@@ -147,6 +151,7 @@ async def _running(folder: Path) -> AsyncGenerator[None, None]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+        await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
 
 def _text(path: Path) -> str:

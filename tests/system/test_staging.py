@@ -24,6 +24,7 @@ MODELS = {
     "agreed": {"a.bin": 30 * MB},
     "late": {"a.bin": 30 * MB},
     "wanted": {"a.bin": 30 * MB},
+    "small": {"a.bin": 1000},
 }
 
 
@@ -108,6 +109,27 @@ async def test_who_starts_or_cancels_sees_it_wherever_the_next_poll_lands(runnin
     models = running.data / "worker-2" / "models"
     assert not (models / "wanted").exists()
     assert list((models / ".stagecast").iterdir()) == []
+
+
+async def test_a_retry_right_after_a_cancel_is_taken_up(client: Client) -> None:
+    [row] = await client.stage("wanted", ["worker-2"])
+    for _ in range(20):
+        await client.command(row.id, "cancel")
+        row = await client.command(row.id, "retry")
+        async with asyncio.timeout(5):
+            while (await client.operation(row.id)).state == "queued":
+                await asyncio.sleep(0.01)
+    assert (await client.command(row.id, "cancel")).state == "cancelled"
+
+
+async def test_a_deletion_answers_when_the_files_are_gone_however_often(running: Cluster, client: Client) -> None:
+    path = running.data / "worker-1" / "models" / "small"
+    for _ in range(10):
+        [ended] = await until_ended(client, *await client.stage("small", ["worker-1"]))
+        assert ended.state == "succeeded"
+        assert path.exists()
+        await client.remove("small", "worker-1")
+        assert not path.exists()
 
 
 async def _polled(client: Client, replicas: int) -> list[list[object]]:

@@ -83,7 +83,7 @@ def build(replica: Replica, installs: Installs, session: aiohttp.ClientSession, 
             StagecastError: _answer_error, HTTPException: _answer_refusal, Exception: _answer_surprise,
         },
         openapi_config=OpenAPIConfig(
-            title="Stagecast", version="1", path="/api", render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+            title="Stagecast", version="1", path="/api/openapi.json", render_plugins=[JsonRenderPlugin(path="/")],
             description="Operations, models and nodes of a Stagecast cluster; any replica answers for all of it.",
         ),
         logging_config=None,

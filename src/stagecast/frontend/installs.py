@@ -79,21 +79,29 @@ class Installs:
             self._tasks[record.id] = asyncio.create_task(self._install(record), name=record.id)
 
     async def _install(self, record: Record) -> None:
-        async with self._tracker.own(record) as ownership:
-            if ownership is None:
+        while True:
+            async with self._tracker.own(record) as ownership:
+                if ownership is not None:
+                    await self._bring(ownership)
+            # A retry that came before this task has ended is its own to see: the log says nothing more of it.
+            latest = self._tracker.fold.record(record.id)
+            if latest is None or latest == record or not self._is_free(latest):
                 return
-            store = self._replica.node.store
-            await ownership.change(phase="planning")
-            source = await in_thread(ownership.stop, self._resolve, record.parameters, ownership.stop)
-            source = await in_thread(ownership.stop, installation.measure, source, stop=ownership.stop)
-            present = await asyncio.to_thread(installation.staged_bytes, source, store)
-            await ownership.change(
-                phase="transferring", bytes_done=present, bytes_total=source.size or 0, total_files=len(source.files)
-            )
-            manifest = await self._download(ownership, source)
-            await ownership.change(phase="publishing", bytes_total=manifest.size, bytes_done=manifest.size)
-            await self._replica.node.adopt()
-            await self._replica.node.settled()
+            record = latest
+
+    async def _bring(self, ownership: Ownership) -> None:
+        store = self._replica.node.store
+        await ownership.change(phase="planning")
+        source = await in_thread(ownership.stop, self._resolve, ownership.record.parameters, ownership.stop)
+        source = await in_thread(ownership.stop, installation.measure, source, stop=ownership.stop)
+        present = await asyncio.to_thread(installation.staged_bytes, source, store)
+        await ownership.change(
+            phase="transferring", bytes_done=present, bytes_total=source.size or 0, total_files=len(source.files)
+        )
+        manifest = await self._download(ownership, source)
+        await ownership.change(phase="publishing", bytes_total=manifest.size, bytes_done=manifest.size)
+        await self._replica.node.adopt()
+        await self._replica.node.settled()
 
     async def _download(self, ownership: Ownership, source: Source) -> Manifest:
         store = self._replica.node.store

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import msgspec
 from litestar import Controller, Response, delete, get, post
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody, QueryParameter
 
 from stagecast import rows
 from stagecast.errors import BadInput
@@ -168,12 +169,12 @@ class ModelsApi(Controller):
     tags = ["models"]  # noqa: RUF012  # litestar's own form
 
     @get("/", summary="All models, who holds them, what serves them")
-    async def list_models(self, replica: Replica) -> Models:
+    async def list_models(self, replica: NamedDependency[Replica]) -> Models:
         """Return the models that a node holds or reads in."""
         return Models(models=[describe(replica, name) for name in replica.fold.models()])
 
     @get("/{name:str}", summary="One model with the files of its manifest")
-    async def show(self, replica: Replica, name: str) -> ModelDetail:
+    async def show(self, replica: NamedDependency[Replica], name: FromPath[str]) -> ModelDetail:
         """Return one model; the manifest comes from this disk, or from a holder."""
         model = describe(replica, name)
         manifest = await asyncio.to_thread(replica.manifest, name) if model.digest else None
@@ -187,7 +188,9 @@ class ModelsApi(Controller):
         )  # fmt: skip
 
     @post("/{name:str}/stage", status_code=202, summary="Stage a model onto workers")
-    async def stage(self, replica: Replica, name: str, data: StageRequest) -> Response[Started | Planned]:
+    async def stage(
+        self, replica: NamedDependency[Replica], name: FromPath[str], data: JSONBody[StageRequest]
+    ) -> Response[Started | Planned]:
         """Return the operations, or with ``dry_run`` the plan. The workers do the work, not the request."""
         replica.holdings(name)
         nodes = replica.targets(data.nodes)
@@ -199,7 +202,7 @@ class ModelsApi(Controller):
         return Response(Started(operations=[rows.row(record) for record in records], revision=str(revision)))
 
     @post("/install", status_code=202, summary="Install a model from a gallery, a URL or a path")
-    async def install(self, installs: Installs, data: InstallRequest) -> Started:
+    async def install(self, installs: NamedDependency[Installs], data: JSONBody[InstallRequest]) -> Started:
         """Return the operation; a replica pulls and verifies the files."""
         reference = data.ref or data.url or (data.name if data.gallery else "")
         if not reference:
@@ -209,7 +212,9 @@ class ModelsApi(Controller):
         return Started(operations=[rows.row(record)], revision=str(revision))
 
     @post("/{name:str}/load", status_code=202, summary="Ask for a model to be loaded")
-    async def load(self, replica: Replica, name: str, data: LoadRequest | None = None) -> Placed:
+    async def load(
+        self, replica: NamedDependency[Replica], name: FromPath[str], data: JSONBody[LoadRequest | None] = None
+    ) -> Placed:
         """Return the wish; a worker makes it true."""
         replica.holdings(name)
         placement = await replica.router.place(name, data.node if data else None)
@@ -218,9 +223,9 @@ class ModelsApi(Controller):
     @delete("/{name:str}", status_code=200, summary="Delete a model's files where they are")
     async def remove(
         self,
-        replica: Replica,
-        name: str,
-        node: Annotated[str | None, Parameter(description="Only on this node")] = None,
+        replica: NamedDependency[Replica],
+        name: FromPath[str],
+        node: Annotated[str | None, QueryParameter(description="Only on this node")] = None,
     ) -> Removed:
         """Answer when the files are gone."""
         ended = await replica.delete(name, node)
@@ -235,19 +240,19 @@ class NodesApi(Controller):
     tags = ["nodes"]  # noqa: RUF012  # litestar's own form
 
     @get("/", summary="All nodes and what is on them")
-    async def list_nodes(self, replica: Replica) -> Nodes:
+    async def list_nodes(self, replica: NamedDependency[Replica]) -> Nodes:
         """Return every node that has not left."""
         found = [node for node in replica.fold.nodes.values() if not node.left]
         return Nodes(nodes=[_node(replica, node.name) for node in sorted(found, key=lambda node: node.name)])
 
     @post("/{name:str}/drain", status_code=200, summary="Place nothing new on a node")
-    async def drain(self, replica: Replica, name: str) -> NodeState:
+    async def drain(self, replica: NamedDependency[Replica], name: FromPath[str]) -> NodeState:
         """Return the node once it drains."""
         await replica.commands.give_node(name, "drain")
         return _node(replica, name)
 
     @post("/{name:str}/resume", status_code=200, summary="End a node's drain")
-    async def resume(self, replica: Replica, name: str) -> NodeState:
+    async def resume(self, replica: NamedDependency[Replica], name: FromPath[str]) -> NodeState:
         """Return the node once it takes new work again."""
         await replica.commands.give_node(name, "undrain")
         return _node(replica, name)

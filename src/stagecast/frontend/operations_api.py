@@ -7,8 +7,9 @@ from typing import Annotated, Final
 import msgspec
 from litestar import Controller, Request, Response, get, post
 from litestar.datastructures import State
+from litestar.di import NamedDependency
 from litestar.enums import MediaType
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
 from stagecast import revision, rows
@@ -43,9 +44,9 @@ class OperationsApi(Controller):
     async def list_operations(
         self,
         request: Asked,
-        replica: Replica,
-        after: Annotated[str, Parameter(description="A revision: answer once there is a later one")] = "",
-        wait: Annotated[float, Parameter(description="Seconds to wait for that, at most 60")] = 0.0,
+        replica: NamedDependency[Replica],
+        after: Annotated[str, QueryParameter(description="A revision: answer once there is a later one")] = "",
+        wait: Annotated[float, QueryParameter(description="Seconds to wait for that, at most 60")] = 0.0,
     ) -> Response[OperationList]:
         """Return the list as every replica shows it at this revision."""
         known = revision.parse(after)
@@ -58,7 +59,7 @@ class OperationsApi(Controller):
         return Response(replica.view.body, headers=headers, media_type=MediaType.JSON)  # type: ignore[arg-type]
 
     @get("/stream", media_type="text/event-stream", summary="Server-sent events: a snapshot, then each change")
-    async def stream(self, request: Asked, replica: Replica) -> Stream:
+    async def stream(self, request: Asked, replica: NamedDependency[Replica]) -> Stream:
         """Send ``snapshot``, then ``operation`` per change; ``Last-Event-ID`` resumes on any replica."""
         after = await events.begin(replica.tracker, request.headers.get("last-event-id", ""))
         frames = events.stream(replica.tracker, replica.view, replica.name, after)
@@ -67,7 +68,12 @@ class OperationsApi(Controller):
 
     @get("/history", summary="Ended operations, newest first")
     async def history(
-        self, replica: Replica, kind: Kind | None = None, model: str | None = None, limit: int = 100, before: str = ""
+        self,
+        replica: NamedDependency[Replica],
+        kind: FromQuery[Kind | None] = None,
+        model: FromQuery[str | None] = None,
+        limit: FromQuery[int] = 100,
+        before: FromQuery[str] = "",
     ) -> Ended:
         """Return what has ended; ``before`` is an RFC 3339 time, for paging."""
         if not 1 <= limit <= HISTORY_LIMIT:
@@ -80,7 +86,7 @@ class OperationsApi(Controller):
         return Ended(operations=[rows.row(record) for record in found])
 
     @get("/{operation:str}", summary="One operation by its id or job, also after its end")
-    async def show(self, replica: Replica, operation: str) -> Row:
+    async def show(self, replica: NamedDependency[Replica], operation: FromPath[str]) -> Row:
         """Return one row."""
         record = replica.fold.record(operation) or replica.history.find(operation)
         if record is not None:
@@ -91,7 +97,7 @@ class OperationsApi(Controller):
         return rows.mirror_row(mirror)
 
     @post("/{operation:str}/{verb:str}", status_code=200, summary="cancel, pause, resume, retry or dismiss")
-    async def command(self, replica: Replica, operation: str, verb: str) -> Row:
+    async def command(self, replica: NamedDependency[Replica], operation: FromPath[str], verb: FromPath[str]) -> Row:
         """Return the row once the operation's owner has taken the command up."""
         try:
             wanted: Verb = msgspec.convert(verb, Verb)

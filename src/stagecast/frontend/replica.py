@@ -173,9 +173,13 @@ class Replica:
                 await asyncio.sleep(0)
 
     async def _until_ended(self, records: list[Record]) -> None:
+        def has_ended(opened: Record) -> bool:
+            # The fold may not have this run yet, but still the end of an earlier one.
+            held = self.fold.record(opened.id)
+            return held is not None and held.attempt >= opened.attempt and operations.is_ended(held)
+
         def ended() -> int:
-            found = [self.fold.record(record.id) for record in records]
-            return sum(record is not None and operations.is_ended(record) for record in found)
+            return sum(map(has_ended, records))
 
         done = -1
         while (count := ended()) < len(records):

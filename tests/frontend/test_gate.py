@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from stagecast.bus.memory import MemoryBus
+from stagecast.errors import BadInput, ModelLoading, NotReady, Unauthorized
+from stagecast.frontend import gate
+from stagecast.frontend.gate import Gate, error_body
+from stagecast.proxy import Receive, Scope, Send
+from stagecast.revision import Revision
+from stagecast.tracker import Tracker
+from tests.alone import Alone, alone
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Alone]:
+    async with alone(tmp_path_factory.mktemp("guarded"), api_key="key") as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/operations", "/api/nodes", "/api/docs", "/api/openapi.json", "/api/nothing", "/v1/models", "/metrics"]
+)
+async def test_without_the_key_nothing_is_said(guarded: Alone, path: str) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic key"}, {"Authorization": "key"}):
+        answer = await guarded.get(path, headers=headers)
+        said = answer.json["error"]
+        assert (answer.status, said["code"], said["message"]) == (401, "unauthorized", "unauthorized")
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("value", ["Bearer key", "bearer key", "Bearer  key "])
+async def test_with_the_key_everything_is(guarded: Alone, value: str) -> None:
+    for path in ("/api/operations", "/v1/models", "/metrics", "/api/openapi.json"):
+        assert (await guarded.get(path, headers={"Authorization": value})).status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/page/page.css"])
+async def test_the_page_and_health_are_for_everybody(guarded: Alone, path: str) -> None:
+    assert (await guarded.get(path)).status == 200
+
+
+async def test_an_error_of_v1_has_openai_s_shape_also_at_the_gate(guarded: Alone) -> None:
+    assert (await guarded.get("/v1/models")).json == {
+        "error": {"message": "unauthorized", "type": "invalid_request_error", "param": None, "code": "unauthorized"}
+    }
+
+
+async def test_every_answer_says_who_gave_it_and_of_the_api_at_which_revision(here: Alone) -> None:
+    for path in ("/api/operations", "/api/nodes", "/api/nothing", "/api/operations/nope"):
+        answer = await here.get(path)
+        assert (answer.headers["stagecast-replica"], answer.headers["stagecast-revision"]) == (
+            "here",
+            str(here.peer.revision),
+        )
+    answer = await here.get("/healthz")
+    assert answer.headers["stagecast-replica"] == "here"
+    assert "stagecast-revision" not in answer.headers
+
+
+async def test_a_revision_that_is_reached_is_answered_at_once(here: Alone) -> None:
+    now = str(here.peer.revision)
+    assert (await here.get("/api/operations", params={"min_revision": now})).json["revision"] == now
+    assert (await here.get("/api/operations", headers={"Stagecast-Min-Revision": now})).status == 200
+    quoted = await here.get("/api/operations", params={"min_revision": f'"{now}"'})
+    assert quoted.status == 200
+
+
+async def test_a_revision_on_its_way_is_waited_for(here: Alone) -> None:
+    wanted = here.peer.revision._replace(sequence=here.peer.revision.sequence + 1)
+    asked = asyncio.create_task(here.get("/api/operations", params={"min_revision": str(wanted)}))
+    await here.running("staging", "waited", "there")
+    answer = await asked
+    assert answer.status == 200
+    assert "staging:waited@there" in {row["id"] for row in answer.json["operations"]}
+
+
+@pytest.mark.parametrize("path", ["/api/operations", "/api/operations/stream", "/api/models"])
+async def test_a_replica_that_stays_behind_says_when_to_ask_again(
+    here: Alone, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(gate, "MIN_REVISION_WAIT", 0.01)
+    ahead = str(here.peer.revision._replace(sequence=10**9))
+    for options in ({"params": {"min_revision": ahead}}, {"headers": {"Stagecast-Min-Revision": ahead}}):
+        answer = await here.get(path, **options)
+        said = f"this replica has not reached revision {ahead} yet; ask again"
+        assert answer.error == (503, "replica_behind", said)
+        assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("text", ["garbage", "", "-", "a-", "a-b", "-5", "a-9999999999999999999999", "another-10000"])
+async def test_garbage_and_revisions_of_another_log_are_ignored(here: Alone, text: str) -> None:
+    assert (await here.get("/api/operations", params={"min_revision": text})).status == 200
+    assert (await here.get("/api/operations", headers={"Stagecast-Min-Revision": text})).status == 200
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 204})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def asked(gate: Gate, path: str) -> list[Any]:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    await gate({"type": "http", "path": path, "headers": [], "query_string": b""}, receive, send)
+    return sent
+
+
+async def test_before_the_log_was_read_only_health_is_told() -> None:
+    tracker = Tracker(MemoryBus(), "p")
+    unready = Gate(application, tracker, "näme", "")
+    start, body = await asked(unready, "/api/operations")
+    assert start["status"] == 503
+    assert (b"retry-after", b"1") in start["headers"]
+    assert msgspec.json.decode(body["body"]) == {
+        "error": {"code": "not_ready", "message": "not ready: the log has not been read yet"}
+    }
+    assert (await asked(unready, "/healthz"))[0]["status"] == 204
+    tracker.fold.revision = Revision("x", 7)
+    tracker.caught_up.set()
+    [start, _] = await asked(unready, "/api/operations")
+    assert (b"Stagecast-Revision", b"x-7") in start["headers"]
+    assert (b"Stagecast-Replica", "näme".encode()) in start["headers"]
+
+
+async def test_errors_have_the_shape_of_where_they_happen() -> None:
+    assert msgspec.json.decode(error_body(BadInput("no"), "/api/models")) == {
+        "error": {"code": "bad_input", "message": "no"}
+    }
+    for error, kind in ((BadInput("no"), "invalid_request_error"), (NotReady("x"), "server_error")):
+        said = msgspec.json.decode(error_body(error, "/v1/chat/completions"))["error"]
+        assert (said["type"], said["code"], said["param"]) == (kind, error.code, None)
+    assert Unauthorized().message == "unauthorized"
+    assert ModelLoading("m").status == 503

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from stagecast.event_stream import EventParser
+from stagecast.messages import GalleryCancel, GalleryEvent, GalleryStatus, StagingEvent, StagingStatus
+from tests.alone import Alone
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LIST = "/api/operations"
+
+
+async def test_the_list_has_a_tag_and_is_not_sent_twice(here: Alone) -> None:
+    await here.running("staging", "listed", "there")
+    answer = await here.get(LIST)
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
+    assert answer.headers["ETag"] == f'"{answer.json["revision"]}"'
+    assert answer.headers["Stagecast-Revision"] == answer.json["revision"]
+    again = await here.get(LIST, headers={"If-None-Match": answer.headers["ETag"]})
+    assert (again.status, again.body, again.headers["ETag"]) == (304, b"", answer.headers["ETag"])
+    await here.running("staging", "listed-2", "there")
+    later = await here.get(LIST, headers={"If-None-Match": answer.headers["ETag"]})
+    assert later.status == 200
+    assert later.headers["ETag"] != answer.headers["ETag"]
+
+
+async def test_a_wait_ends_with_the_change(here: Alone) -> None:
+    before = (await here.get(LIST)).json["revision"]
+    waiting = asyncio.create_task(here.get(LIST, params={"after": before, "wait": "10"}))
+    identifier = await here.running("staging", "changes", "there")
+    async with asyncio.timeout(5):
+        answer = await waiting
+    assert identifier in {row["id"] for row in answer.json["operations"]}
+    assert (await here.get(LIST, params={"after": before, "wait": "10"})).json["revision"] != before, "at once"
+
+
+async def test_a_wait_without_a_change_ends_too(here: Alone) -> None:
+    before = (await here.get(LIST)).json["revision"]
+    answer = await here.get(LIST, params={"after": before, "wait": "0.02"})
+    assert (answer.status, answer.json["revision"]) == (200, before)
+
+
+async def test_a_revision_of_the_future_is_waited_for_and_not_taken_for_a_change(here: Alone) -> None:
+    before = (await here.get(LIST)).json["revision"]
+    identity = before.rpartition("-")[0]
+    answer = await here.get(LIST, params={"after": f"{identity}-999999", "wait": "0.02"})
+    assert (answer.status, answer.json["revision"]) == (200, before)
+
+
+@pytest.mark.parametrize("after", ["another-999999", "garbage", ""])
+async def test_a_revision_that_is_not_ours_waits_for_nothing(here: Alone, after: str) -> None:
+    async with asyncio.timeout(5):
+        assert (await here.get(LIST, params={"after": after, "wait": "30"})).status == 200
+
+
+async def test_a_wait_that_is_no_number_is_refused(here: Alone) -> None:
+    status, code, message = (await here.get(LIST, params={"wait": "long"})).error
+    assert (status, code) == (400, "bad_input")
+    assert message.startswith("GET /api/operations does not take that: wait: ")
+
+
+async def test_one_operation_by_id_and_by_job_also_after_its_end(here: Alone) -> None:
+    identifier = await here.running("staging", "single", "there", bytes_done=1, bytes_total=4)
+    row = await here.row(identifier)
+    assert (row["id"], row["progress"], row["state"], row["cancellable"]) == (identifier, 25, "running", True)
+    assert await here.row(row["jobID"]) == row
+    await here.post(f"{LIST}/{identifier}/cancel")
+    assert (await here.row(row["jobID"]))["state"] == "cancelled"
+    await here.running("staging", "single", "there")
+    assert (await here.row(identifier))["jobID"] != row["jobID"]
+    assert (await here.row(row["jobID"]))["state"] == "cancelled", "the history knows it"
+
+
+async def test_what_nobody_knows_is_not_found(here: Alone) -> None:
+    missing = (404, "not_found", "no operation 'nope' is known")
+    assert (await here.get(f"{LIST}/nope")).error == missing
+    assert (await here.post(f"{LIST}/nope/cancel")).error == missing
+    assert (await here.post(f"{LIST}/nope/explode")).error == (
+        404, "not_found", "no command 'explode' is known; known: cancel, dismiss, pause, resume, retry",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("by", ["id", "jobID"])
+async def test_every_verb_by_id_and_by_job(here: Alone, by: str) -> None:
+    row = await here.row(await here.running("staging", f"verbs-{by}", "there"))
+    path = f"{LIST}/{row[by]}"
+    for verb, state in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled"), ("retry", "queued")):
+        answer = await here.post(f"{path}/{verb}")
+        assert (answer.status, answer.json["state"], answer.json["id"]) == (200, state, row["id"])
+        assert (await here.row(row["id"])) == answer.json, "read your writes"
+
+
+async def test_a_state_that_forbids_it_is_a_conflict(here: Alone) -> None:
+    identifier = await here.running("staging", "refused", "there")
+    for verb in ("resume", "retry", "dismiss"):
+        said = (409, "wrong_state", f"cannot {verb} {identifier}: it is running")
+        assert (await here.post(f"{LIST}/{identifier}/{verb}")).error == said
+
+
+async def test_a_failed_one_stays_until_it_is_dismissed(here: Alone) -> None:
+    identifier = await here.running("staging", "failed", "there", state="failed", error="disk on fire")
+
+    async def listed() -> dict[str, str]:
+        return {row["id"]: row.get("error", "") for row in (await here.get(LIST)).json["operations"]}
+
+    assert (await listed())[identifier] == "disk on fire"
+    answer = await here.post(f"{LIST}/{identifier}/dismiss")
+    assert (answer.status, answer.json["dismissed"]) == (200, True)
+    assert identifier not in await listed()
+    assert (await here.post(f"{LIST}/{identifier}/dismiss")).status == 409
+
+
+async def test_the_history_is_newest_first_and_can_be_narrowed(here: Alone) -> None:
+    for number in range(3):
+        await here.running("staging", "past", f"n{number}", state="succeeded", updated_at=1000.0 + number)
+    await here.running("deletion", "past", "n0", state="failed", updated_at=1003.0)
+
+    async def found(**query: str) -> list[str]:
+        answer = await here.get(f"{LIST}/history", params={"model": "past"} | query)
+        return [row["id"] for row in answer.json["operations"]]
+
+    stagings = [f"staging:past@n{number}" for number in (2, 1, 0)]
+    assert await found() == ["deletion:past@n0", *stagings]
+    assert await found(kind="staging") == stagings
+    assert await found(kind="staging", limit="2") == stagings[:2]
+    assert await found(before="1970-01-01T00:16:42Z") == stagings[1:]
+    assert await found(model="nobody") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ({"limit": "0"}, "limit is 0; it can be 1 to 1000"),
+        ({"limit": "1001"}, "limit is 1001; it can be 1 to 1000"),
+        ({"before": "yesterday"}, "before is 'yesterday'; write a time like 2026-11-24T01:48:00Z"),
+        ({"limit": "ten"}, "GET /api/operations/history does not take that: limit: "),
+        ({"kind": "baking"}, "GET /api/operations/history does not take that: kind: "),
+    ],
+)
+async def test_a_question_to_the_history_that_cannot_be_meant(here: Alone, query: dict[str, str], said: str) -> None:
+    status, code, message = (await here.get(f"{LIST}/history", params=query)).error
+    assert (status, code) == (400, "bad_input")
+    assert message.startswith(said)
+
+
+async def test_foreign_operations_are_shown_and_only_an_installation_can_be_cancelled(here: Alone) -> None:
+    await here.say("staging.alien.progress", StagingEvent(model_id="alien", status=StagingStatus(model_id="alien")))
+    status = GalleryStatus(gallery_element_name="ufo", cancellable=True)
+    await here.say("gallery.ufo.progress", GalleryEvent(job_id="job-ufo", status=status))
+    assert (await here.row("staging:alien"))["owner"] == ""
+    assert (await here.post(f"{LIST}/staging:alien/cancel")).status == 409
+    asked: list[str] = []
+    await here.bus.subscribe(
+        "gallery.*.cancel", lambda _, payload: asked.append(msgspec.json.decode(payload, type=GalleryCancel).id)
+    )
+    assert (await here.post(f"{LIST}/job-ufo/cancel")).json["id"] == "installation:ufo"
+    assert asked == ["job-ufo"]
+    assert (await here.post(f"{LIST}/job-ufo/pause")).status == 409
+
+
+async def test_the_stream_is_one_of_events_and_resumes(here: Alone) -> None:
+    await here.running("staging", "streamed", "there")
+    async with here.http.get(f"{here.url}{LIST}/stream") as response:
+        assert (response.status, response.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
+        assert response.headers["Cache-Control"] == "no-store"
+        parser = EventParser()
+        seen = parser.feed(await response.content.readany())
+        while not any(event.event == "snapshot" for event in seen):
+            seen += parser.feed(await response.content.readany())
+    last = seen[-1].id
+    await here.running("staging", "streamed-later", "there")
+    async with here.http.get(f"{here.url}{LIST}/stream", headers={"Last-Event-ID": last}) as response:
+        data = await response.content.readany()
+        while b"event: operation" not in data:
+            data += await response.content.readany()
+    assert b"event: snapshot" not in data
+    assert b"staging:streamed-later@there" in data
+    assert b"staging:streamed@there" not in data

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, nullcontext
+
+import pytest
+
+from stagecast.bus.memory import MemoryBus
+from stagecast.frontend.view import View
+from tests.alone import find_again, lose
+from tests.conftest import eventually
+from tests.peers import Peers, a_record, agree
+
+
+@pytest.fixture
+def bus() -> MemoryBus:
+    return MemoryBus()
+
+
+@pytest.fixture
+async def peers(bus: MemoryBus) -> AsyncIterator[Peers]:
+    async with AsyncExitStack() as stack:
+        yield Peers(stack, lambda _: nullcontext(bus))
+
+
+async def test_two_replicas_at_one_revision_give_the_same_bytes_and_tag(peers: Peers) -> None:
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+    views = [View(one), View(two)]
+    for number in range(5):
+        await one.reached(await one.write(a_record(node=f"n{number}", bytes_done=number, bytes_total=9), 0))
+    await agree(one, two)
+    assert views[0].body == views[1].body
+    assert views[0].etag == views[1].etag == f'"{one.revision}"'
+    said = json.loads(views[0].body)
+    assert (len(said["operations"]), said["revision"], said["degraded"]) == (5, str(one.revision), False)
+
+
+async def test_it_is_encoded_once_per_revision(peers: Peers) -> None:
+    tracker = await peers.tracker("one")
+    view = View(tracker)
+    before = view.body
+    assert view.body is before
+    await tracker.reached(await tracker.write(a_record(), 0))
+    after = view.body
+    assert after != before
+    assert view.body is after
+
+
+async def test_a_log_that_cannot_be_heard_shows_in_body_and_tag(peers: Peers, bus: MemoryBus) -> None:
+    tracker = await peers.tracker("one")
+    view = View(tracker)
+    etag, body = view.etag, view.body
+    lose(bus)
+    await eventually(lambda: tracker.is_degraded)
+    assert view.etag == f'"{tracker.revision}-degraded"'
+    assert json.loads(view.body)["degraded"] is True
+    find_again(bus)
+    await eventually(lambda: not tracker.is_degraded)
+    assert (view.etag, view.body) == (etag, body)

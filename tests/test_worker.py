@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from stagecast import operations, worker
+from stagecast.commands import Commands
+from stagecast.errors import TransferFailed
+from stagecast.messages import Record
+from stagecast.worker import Worker
+from tests.conftest import eventually
+from tests.nodes import Member, Nodes
+from tests.sample import contents_of
+
+FILES = {"a.bin": b"a" * 5000, "sub/b.json": b"{}"}
+OWL = {f"owl/{path}": content for path, content in FILES.items()}
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Nodes:
+    return Nodes(tmp_path)
+
+
+async def staged(member: Member, model: str, node: str, **parameters: str) -> Record:
+    """Queue a staging and return its end."""
+    record, _ = await member.tracker.open("staging", model, node, cause="test", parameters=parameters)
+    return await ended(member, record)
+
+
+async def ended(member: Member, record: Record) -> Record:
+    def has_ended() -> bool:
+        held = member.tracker.fold.record(record.id)
+        return held is not None and held.job == record.job and operations.is_ended(held)
+
+    async with asyncio.timeout(15):
+        await member.tracker.until(has_ended)
+    found = member.tracker.fold.record(record.id)
+    assert found is not None
+    return found
+
+
+async def test_a_staging_brings_the_files_and_ends_once_the_model_is_announced(nodes: Nodes) -> None:
+    async with nodes.node("holder", OWL, kind="replica") as holder, nodes.worker("w") as member:
+        await holder.until_held("owl")
+        end = await staged(holder, "owl", "w")
+        assert (end.state, end.bytes_done, end.bytes_total, end.total_files) == ("succeeded", 5002, 5002, 2)
+        assert (end.owner, end.attempt) == (member.tracker.process, 1)
+        assert holder.tracker.fold.holdings["w", "owl"].state == "held"
+        assert contents_of(member.models / "owl") == FILES
+        assert holder.node.bytes_sent == 5002
+
+
+async def test_what_is_there_already_is_not_moved(nodes: Nodes) -> None:
+    async with nodes.node("holder", OWL) as holder, nodes.worker("w", OWL) as member:
+        await holder.until_held("owl")
+        await member.until_held("owl")
+        digest = holder.tracker.fold.holdings["holder", "owl"].digest
+        end = await staged(holder, "owl", "w", digest=digest)
+        assert (end.state, end.bytes_done, end.bytes_total) == ("succeeded", 5002, 5002)
+        assert holder.node.bytes_sent == 0
+
+
+async def test_another_revision_is_replaced_where_a_digest_is_asked_for(nodes: Nodes) -> None:
+    old = {"owl/a.bin": b"old", "owl/left.over": b"?"}
+    async with nodes.node("holder", OWL) as holder, nodes.worker("w", old) as member:
+        await holder.until_held("owl")
+        await member.until_held("owl")
+        assert (await staged(holder, "owl", "w")).state == "succeeded"
+        assert (member.models / "owl" / "a.bin").read_bytes() == b"old", "nobody asked for a revision"
+        digest = holder.tracker.fold.holdings["holder", "owl"].digest
+        assert (await staged(holder, "owl", "w", digest=digest)).state == "succeeded"
+        assert contents_of(member.models / "owl") == FILES
+
+
+async def test_equal_files_under_different_names_keep_the_name_that_was_asked_for(nodes: Nodes) -> None:
+    twin = {f"twin/{path}": content for path, content in FILES.items()}
+    async with nodes.node("one", OWL) as one, nodes.node("two", twin) as two, nodes.worker("w") as member:
+        await one.until_held("owl")
+        await two.until_held("twin")
+        holdings = one.tracker.fold.holdings
+        digest = holdings["one", "owl"].digest
+        assert (await staged(one, "owl", "w", digest=digest)).state == "succeeded"
+        end = await staged(one, "twin", "w", digest=digest)
+        assert (end.state, end.model) == ("succeeded", "twin")
+        await member.until_held("owl", "twin")
+        for name in ("owl", "twin"):
+            assert contents_of(member.models / name) == FILES
+            assert member.node.store.recorded(name).model == name  # type: ignore[union-attr]
+
+
+async def test_equal_files_on_one_holder_are_two_models_there_and_on_the_worker(nodes: Nodes) -> None:
+    twin = {f"twin/{path}": content for path, content in FILES.items()}
+    async with nodes.node("holder", OWL | twin) as holder, nodes.worker("w") as member:
+        await holder.until_held("owl", "twin")
+        ends = await asyncio.gather(staged(holder, "owl", "w"), staged(holder, "twin", "w"))
+        assert [end.state for end in ends] == ["succeeded", "succeeded"]
+        await member.until_held("owl", "twin")
+        assert contents_of(member.models / "twin") == contents_of(member.models / "owl") == FILES
+
+
+async def test_one_plain_file_stays_one(nodes: Nodes) -> None:
+    async with nodes.node("holder", {"single": b"weights"}) as holder, nodes.worker("w") as member:
+        await holder.until_held("single")
+        assert (await staged(holder, "single", "w")).state == "succeeded"
+        assert (member.models / "single").read_bytes() == b"weights"
+
+
+async def test_without_a_holder_it_fails_with_that_cause(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "HOLDER_PATIENCE", 0.0)
+    async with nodes.worker("w") as member:
+        end = await staged(member, "owl", "w")
+        assert (end.state, end.error) == ("failed", "no holder gave the manifest of owl: none is alive")
+
+
+async def test_a_holder_that_comes_late_is_waited_for(nodes: Nodes) -> None:
+    async with nodes.worker("w") as member:
+        record, _ = await member.tracker.open("staging", "owl", "w", cause="test")
+        await eventually(
+            lambda: (held := member.tracker.fold.record(record.id)) is not None and held.state == "running"
+        )
+        async with nodes.node("holder", OWL):
+            assert (await ended(member, record)).state == "succeeded"
+
+
+async def test_a_staging_that_waits_for_a_holder_can_be_cancelled(nodes: Nodes) -> None:
+    async with nodes.worker("w") as member, Commands(member.tracker).running() as commands:
+        record, _ = await member.tracker.open("staging", "owl", "w", cause="test")
+        await eventually(lambda: record.id in member.tracker.owned)
+        cancelled, _ = await commands.give(record.id, "cancel")
+        assert (cancelled.state, member.node.store.names(), member.node.store.partials()) == ("cancelled", [], [])
+
+
+async def test_what_an_earlier_process_of_the_node_left_behind_goes_on_with_the_next(nodes: Nodes) -> None:
+    async with nodes.worker("w") as member:
+        record, _ = await member.tracker.open("staging", "owl", "w", cause="test")
+        await eventually(lambda: record.id in member.tracker.owned)
+    async with nodes.node("holder", OWL) as holder, nodes.worker("w") as member:
+        left = await holder.tracker.standing(record.id, "staging", "owl", "w")
+        assert left[0] is not None
+        end = await ended(holder, record)
+        assert (end.state, end.attempt, end.owner) == ("succeeded", 2, member.tracker.process)
+
+
+async def test_another_node_s_staging_is_left_alone(nodes: Nodes) -> None:
+    async with nodes.node("holder", OWL) as holder, nodes.worker("w"):
+        await holder.until_held("owl")
+        other, _ = await holder.tracker.open("staging", "owl", "v", cause="test")
+        assert (await staged(holder, "owl", "w")).state == "succeeded"
+        assert holder.tracker.fold.record(other.id).state == "queued"  # type: ignore[union-attr]
+
+
+async def test_a_load_can_ask_for_a_staging(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "HOLDER_PATIENCE", 0.0)
+    async with nodes.node("holder", OWL) as holder, nodes.node("w") as member:
+        working = Worker(member.node, member.tracker, member.presence, token="token")
+        async with working.running():
+            await holder.until_held("owl")
+            await working.stage("owl", "placement")
+            assert contents_of(member.models / "owl") == FILES
+            assert member.tracker.fold.record("staging:owl@w").cause == "placement"  # type: ignore[union-attr]
+            sequence = nodes.bus.log._sequence
+            await working.stage("owl", "placement")
+            assert nodes.bus.log._sequence == sequence, "it is there"
+            with pytest.raises(TransferFailed, match="no holder gave the manifest of nope: none is alive"):
+                await working.stage("nope", "placement")
+
+
+async def test_a_load_s_staging_that_was_cancelled_says_so(nodes: Nodes) -> None:
+    async with nodes.node("w") as member, Commands(member.tracker).running() as commands:
+        working = Worker(member.node, member.tracker, member.presence, token="token")
+        async with working.running():
+            asked = asyncio.create_task(working.stage("owl", "placement"))
+            await eventually(lambda: "staging:owl@w" in member.tracker.owned)
+            await commands.give("staging:owl@w", "cancel")
+            with pytest.raises(TransferFailed, match="staging:owl@w was cancelled"):
+                await asked
