@@ -64,17 +64,12 @@ class Alone:
     async def post(self, path: str, body: object = None, **options: Any) -> Answer:
         return await self.ask("POST", path, json=body, **options)
 
-    async def text(self, path: str) -> str:
-        return (await self.get(path)).body.decode()
-
     async def row(self, operation: str) -> Any:
         return (await self.get(f"/api/operations/{operation}")).json
 
     async def ended(self, operation: str) -> Any:
         """Return the row of an operation once it has ended."""
-        await eventually(
-            lambda: (held := self.peer.fold.record(operation)) is not None and operations.is_ended(held)
-        )
+        await eventually(lambda: (held := self.peer.fold.record(operation)) is not None and operations.is_ended(held))
         return await self.row(operation)
 
     async def running(self, kind: Kind, model: str, node: str = "", **fields: object) -> str:

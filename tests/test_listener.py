@@ -72,8 +72,9 @@ def test_an_address_that_is_taken_is_told() -> None:
 
 
 def test_a_host_that_nobody_knows_is_told() -> None:
-    with pytest.raises(BadInput, match=r"cannot listen on no\.such\.host\.invalid:0: "), bound(
-        Endpoint("no.such.host.invalid", 0)
+    with (
+        pytest.raises(BadInput, match=r"cannot listen on no\.such\.host\.invalid:0: "),
+        bound(Endpoint("no.such.host.invalid", 0)),
     ):
         pass
 
@@ -145,7 +146,7 @@ class Writes:
         original: Callable[..., None] = transport.write
 
         def write(itself: Any, data: bytes) -> None:
-            if data.startswith(b"HTTP/1.1") or data.startswith(b"x"):
+            if data.startswith((b"HTTP/1.1", b"x")):
                 self.sizes.append(len(data))
             original(itself, data)
 

@@ -159,9 +159,7 @@ async def test_one_that_never_loads_is_given_up_at_once_and_tried_again_for_a_ne
     assert here.staged == [("owl", "placement")] * 2
 
 
-async def test_a_model_that_cannot_be_had_fails_with_the_staging_s_cause(
-    stack: AsyncExitStack, tmp_path: Path
-) -> None:
+async def test_a_model_that_cannot_be_had_fails_with_the_staging_s_cause(stack: AsyncExitStack, tmp_path: Path) -> None:
     here = await loading(stack, tmp_path, failure="no holder is alive")
     await here.wish("w")
     assert (await here.until("failed")).error == "no holder is alive"

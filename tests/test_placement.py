@@ -9,9 +9,7 @@ from stagecast.placement import Candidate, choose, placed, withdrawn
 
 NAMES = st.sampled_from("abcdefgh")
 CANDIDATES = st.lists(
-    st.builds(
-        Candidate, name=NAMES, has_files=st.booleans(), loaded=st.integers(0, 4), free=st.integers(0, 100)
-    ),
+    st.builds(Candidate, name=NAMES, has_files=st.booleans(), loaded=st.integers(0, 4), free=st.integers(0, 100)),
     unique_by=lambda each: each.name,
 )
 SIZES = st.integers(0, 100)

@@ -179,9 +179,7 @@ async def test_a_lease_that_ran_out_before_the_loss_stays_so_during_it(peers: Pe
     assert not here.is_alive("p")
 
 
-async def test_nothing_is_judged_while_the_log_cannot_be_heard(
-    peers: Peers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nothing_is_judged_while_the_log_cannot_be_heard(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stagecast.presence.SWEEP", 0.001)
     one = await peers.tracker("one")
     await abandoned(peers, one)

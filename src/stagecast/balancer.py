@@ -20,20 +20,37 @@ _TEMPLATE = """\
 	}}
 }}
 
+(balanced) {{
+	to {upstreams}
+	lb_policy round_robin
+	# A request that met a dead replica goes to the next one; only a GET does so once it has been sent.
+	lb_try_duration 5s
+	lb_try_interval 100ms
+	health_uri /readyz
+	health_interval 1s
+	health_timeout 2s
+	fail_duration 2s
+	max_fails 1
+	flush_interval -1
+}}
+
 http://:{port} {{
 	bind 127.0.0.1
+	# What a replica answers from memory: one that hangs is given up soon, and the next one is asked.
+	@quick {{
+		method GET
+		path /api/*
+		not path /api/operations/stream
+		not query wait=*
+	}}
+	reverse_proxy @quick {{
+		import balanced
+		transport http {{
+			response_header_timeout 4s
+		}}
+	}}
 	reverse_proxy {{
-		to {upstreams}
-		lb_policy round_robin
-		# A request that met a dead replica goes to the next one; only a GET does so once it has been sent.
-		lb_try_duration 5s
-		lb_try_interval 100ms
-		health_uri /readyz
-		health_interval 1s
-		health_timeout 2s
-		fail_duration 2s
-		max_fails 1
-		flush_interval -1
+		import balanced
 	}}
 }}
 """

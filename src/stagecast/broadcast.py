@@ -80,8 +80,8 @@ def _staging_status(record: Record) -> StagingStatus:
         total_bytes=record.bytes_total,
         progress=round(percentage(record), 2),
         speed=f"{format_size(record.rate)}/s" if record.rate else "",
-        file_index=record.file_index,
-        total_files=record.total_files,
+        file_index=max(1, record.file_index),
+        total_files=max(1, record.total_files),
         message=sentence(record),
         started_at=format_time(record.started_at),
     )

@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from stagecast import remote
 from stagecast.cluster import ClusterSettings, cluster
-from stagecast.errors import StagecastError
+from stagecast.errors import BadInput, StagecastError
 from stagecast.options import (
     ApiKey,
     Backends,
@@ -149,7 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (StagecastError, BaseExceptionGroup) as error:
-        return _say_error(_first_cause(error).message, 1)
+        cause = _first_cause(error)
+        return _say_error(cause.message, 2 if isinstance(cause, BadInput) else 1)
 
 
 def _run(work: Coroutine[Any, Any, int | None]) -> int:

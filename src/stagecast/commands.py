@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from stagecast import operations, subjects
-from stagecast.errors import AppendConflict, BusError, StagecastError, Unknown, WrongState
+from stagecast.errors import AppendConflict, BusError, NameTaken, StagecastError, Unknown, WrongState
 from stagecast.fold import Mirror
 from stagecast.messages import Command, CommandReply, GalleryCancel, GalleryStatus, NodeVerb, Record, Verb
 from stagecast.revision import Revision
@@ -22,6 +22,7 @@ from stagecast.tracker import Tracker
 
 _logger = logging.getLogger(__name__)
 
+PING_TIMEOUT: Final = 1.0
 OWNER_TIMEOUT: Final = 2.0
 """Seconds within which an owner obeys; then the command is written over its head."""
 
@@ -83,6 +84,16 @@ class Commands:
         await self._tracker.bus.request(subjects.command(node.process), command, OWNER_TIMEOUT)
         await self._tracker.until(lambda: self._tracker.fold.nodes[name].draining == (verb == "drain"), OWNER_TIMEOUT)
 
+    async def check_name(self, name: str) -> None:
+        """Raise `NameTaken` where another living process speaks for a node of this name."""
+        node = self._tracker.fold.nodes.get(name)
+        if node is None or node.left or node.process == self._tracker.process:
+            return
+        command = msgspec.json.encode(Command(verb="ping", id=name))
+        with suppress(BusError):
+            await self._tracker.bus.request(subjects.command(node.process), command, PING_TIMEOUT)
+            raise NameTaken(name, node.kind)
+
     async def _ask_owner(self, record: Record, verb: Verb) -> Revision | None:
         if not record.owner or record.state != "running":
             return None
@@ -113,6 +124,8 @@ class Commands:
     async def _obey(self, command: Command) -> CommandReply:
         if command.verb in {"drain", "undrain"} and self.drain is not None:
             self.drain(command.verb == "drain")
+            return CommandReply()
+        if command.verb == "ping":
             return CommandReply()
         ownership = self._tracker.owned.get(command.id)
         if ownership is None:

@@ -117,11 +117,13 @@ async def worker(settings: WorkerSettings) -> AsyncGenerator[str, None]:
 
 @asynccontextmanager
 async def _control(bus: Bus, name: str, *, judges: bool) -> AsyncGenerator[_Control, None]:
-    tracker = Tracker(bus, f"{name}/{secrets.token_hex(4)}")
+    tracker = Tracker(bus, f"{name}/{secrets.token_hex(4)}", mends=judges)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(tracker.running())
         presence = await stack.enter_async_context(Presence(tracker, judges=judges).running())
         commands = await stack.enter_async_context(Commands(tracker).running())
+        await tracker.caught_up.wait()
+        await commands.check_name(name)
         announcer = await stack.enter_async_context(Announcer(tracker).running())
         yield _Control(tracker, presence, commands, announcer)
 

@@ -8,6 +8,8 @@
     │   ├── InvalidQuantity
     │   └── InvalidManifest
     ├── Unauthorized              401
+    ├── CrossOrigin               403   a page of another site asks
+    ├── NameTaken                 409
     ├── Unknown                   404   a model, node, operation, gallery entry that nobody knows
     ├── WrongState                409   known, but the state forbids it
     ├── NotEnoughSpace            507
@@ -93,6 +95,26 @@ class Unauthorized(StagecastError):
 
     def __init__(self) -> None:
         super().__init__("unauthorized")
+
+
+class CrossOrigin(StagecastError):
+    """A browser asks for a page of another site to change something here."""
+
+    code = "cross_origin"
+    status = 403
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(f"pages of {origin} may not change anything here; open this replica's own page")
+
+
+class NameTaken(StagecastError):
+    """Another living process speaks for a node of this name."""
+
+    code = "name_taken"
+    status = 409
+
+    def __init__(self, name: str, kind: str) -> None:
+        super().__init__(f"a living {kind} is called {name!r} already; choose another name with --name")
 
 
 class Unknown(StagecastError):

@@ -55,15 +55,21 @@ class Mirror:
     time: float
     done: bool
     status: StagingStatus | GalleryStatus
+    payload: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one message did. ``displaced``: a record that the log's last word on its subject should be, but is not."""
+    """What one message did.
+
+    ``displaced``: a record that the log's last word on its subject should be, but is not. ``unseated``: a foreign
+    operation whose last event the message was written over, so that a replica that starts now would not know of it.
+    """
 
     what: What
     id: str = ""
     displaced: Record | None = None
+    unseated: Mirror | None = None
 
 
 @dataclass
@@ -79,6 +85,7 @@ class Fold:
     instances: dict[tuple[str, str], Instance] = field(default_factory=dict)
     server_time: float = 0.0
     _subjects: dict[str, str] = field(default_factory=dict)
+    _seats: dict[str, str] = field(default_factory=dict)
 
     def apply(self, entry: Entry) -> Change:
         """Take one message of the log, in the log's order, and return what it did."""
@@ -90,7 +97,7 @@ class Fold:
                 return self._apply_own(rest.partition(".")[0], entry)
             return self._apply_event(broadcast.decode(prefix, entry.payload), entry)
         except msgspec.DecodeError:
-            return Change("malformed", entry.subject, self._displaced_by(entry))
+            return Change("malformed", entry.subject, self._displaced_by(entry), self._unseated_by(entry))
 
     def record(self, operation: str) -> Record | None:
         """Return the record of an operation by its id or its job, ended or not."""
@@ -101,8 +108,8 @@ class Fold:
 
     def mirror(self, operation: str) -> Mirror | None:
         """Return a foreign operation by its id or its job."""
-        found = (mirror for mirror in self.mirrors.values() if operation in {mirror.id, mirror.job})
-        return next(found, None)
+        found = [mirror for mirror in self.mirrors.values() if operation in {mirror.id, mirror.job}]
+        return min(found, key=lambda mirror: (mirror.done, -mirror.sequence), default=None)
 
     def live(self) -> Iterator[Record]:
         """Yield the records of all operations that have not ended."""
@@ -159,9 +166,11 @@ class Fold:
         mirror = _mirror(event, entry)
         displaced = self._displaced_by(entry)
         if mirror is None:
-            return Change("malformed", entry.subject, displaced)
+            return Change("malformed", entry.subject, displaced, self._unseated_by(entry))
+        unseated = self._unseated_by(entry, mirror.id)
         self.mirrors[mirror.id] = mirror
-        return Change("foreign", mirror.id, displaced)
+        self._seats[mirror.subject] = mirror.id
+        return Change("foreign", mirror.id, displaced, unseated)
 
     def _apply_record(self, record: Record, entry: Entry) -> Change:
         held = self.slots.get(record.id)
@@ -177,6 +186,11 @@ class Fold:
         for mirror in list(self.mirrors.values()):
             if not mirror.done and (mirror.subject == entry.subject or speaks_of(mirror, record)):
                 self.mirrors[mirror.id] = replace(mirror, done=True, sequence=entry.sequence)
+
+    def _unseated_by(self, entry: Entry, newcomer: str = "") -> Mirror | None:
+        mirror = self.mirrors.get(self._seats.get(entry.subject, ""))
+        is_there = mirror is not None and not mirror.done and mirror.subject == entry.subject
+        return mirror if is_there and mirror is not None and mirror.id != newcomer else None
 
     def _displaced_by(self, entry: Entry) -> Record | None:
         slot = self.slots.get(self._subjects.get(entry.subject, ""))
@@ -206,9 +220,9 @@ def _mirror(event: broadcast.Event, entry: Entry) -> Mirror | None:
         job = event.job_id
         model = status.gallery_element_name or job
         done = status.processed or status.cancelled
-        id_ = f"installation:{model}"
+        id_ = f"{'deletion' if status.deletion else 'installation'}:{model}"
     else:
         return None
     if not model:
         return None
-    return Mirror(id_, job, model, entry.subject, entry.sequence, entry.time, done, status)
+    return Mirror(id_, job, model, entry.subject, entry.sequence, entry.time, done, status, entry.payload)

@@ -15,7 +15,7 @@ import msgspec
 from stagecast.errors import BackendUnreached, StagecastError, Unauthorized, Unknown
 from stagecast.loader import Loader
 from stagecast.metrics import Metrics
-from stagecast.proxy import ClientGone, Receive, Scope, Send, forward, read_body
+from stagecast.proxy import ClientGone, Receive, Scope, Send, forward, raw_path, read_body
 
 MISDIRECTED = 421
 
@@ -49,7 +49,7 @@ class Instances:
             if path == "/metrics":
                 await _send(send, 200, self._metrics.text(), self._metrics.content_type)
                 return
-            await self._pass_on(path, scope, receive, send)
+            await self._pass_on(raw_path(scope), scope, receive, send)
         except ClientGone:
             return
         except StagecastError as error:

@@ -124,7 +124,7 @@ async def serving(application: Any, listening: socket.socket) -> AsyncGenerator[
     """Answer on a bound socket for as long as the block lasts; requests under way get a second to end."""
     config = uvicorn.Config(
         application, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1, loop="none",
-        http=_Protocol, server_header=False, date_header=True, backlog=1024, timeout_keep_alive=30,
+        http=_Protocol, server_header=False, proxy_headers=False, backlog=1024, timeout_keep_alive=30,
     )  # fmt: skip
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listening]), name="server")

@@ -15,7 +15,7 @@ State = Literal["queued", "running", "paused", "stalled", "succeeded", "failed",
 Outcome = Literal["succeeded", "failed", "cancelled"]
 Phase = Literal["planning", "transferring", "verifying", "publishing", "loading"]
 Verb = Literal["cancel", "pause", "resume", "retry", "dismiss"]
-NodeVerb = Literal["drain", "undrain"]
+NodeVerb = Literal["drain", "undrain", "ping"]
 
 
 class Entry(NamedTuple):

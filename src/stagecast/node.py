@@ -141,6 +141,7 @@ class Node:
     async def _watch_disk(self) -> None:
         while True:
             await asyncio.sleep(DISK_INTERVAL)
+            await self.adopt()
             if abs(self.store.space().free - self._record.disk_free) >= DISK_STEP:
                 self._announce()
 
@@ -187,11 +188,12 @@ class Node:
         async with self._tracker.own(record) as ownership:
             if ownership is None:
                 return
-            try:
-                freed = await asyncio.to_thread(self.store.remove, record.model)
-            except Unknown:
-                freed = 0
-            self._say_gone(record.model)
+            async with self._adopting:
+                try:
+                    freed = await asyncio.to_thread(self.store.remove, record.model)
+                except Unknown:
+                    freed = 0
+                self._say_gone(record.model)
             await self._announcer.settled()
             self._announce()
             await ownership.change(bytes_total=freed, bytes_done=freed)

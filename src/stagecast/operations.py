@@ -69,6 +69,7 @@ def opened(
     cause: str = "",
     parameters: dict[str, str] | None = None,
     bytes_total: int = 0,
+    total_files: int = 0,
 ) -> Record:
     """Return the record that queues a new run, above whatever is held of the same operation."""
     return Record(
@@ -79,6 +80,7 @@ def opened(
         node=node,
         attempt=held.attempt + 1 if held else 1,
         bytes_total=bytes_total,
+        total_files=total_files,
         cause=cause,
         started_at=now,
         updated_at=now,

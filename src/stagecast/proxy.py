@@ -7,11 +7,13 @@ let go as soon as the client is.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
 from typing import Any, Final
 
 import aiohttp
+from yarl import URL
 
 from stagecast.errors import BackendFailed, BackendUnreached, BadInput
 
@@ -25,10 +27,18 @@ BODY_LIMIT: Final = 256 * 1024 * 1024
 _HOP: Final = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade".split()
 )
+_AUTOMATIC: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+"""What the client library would add; the backend shall see what the client sent, and nothing else."""
 
 
 class ClientGone(Exception):  # a fact, like its siblings
     """The client closed the connection before the response was whole."""
+
+
+def raw_path(scope: Scope) -> str:
+    """Return a request's path as it was sent, percent-encoded, with a single slash before it."""
+    sent = scope.get("raw_path") or str(scope["path"]).encode()
+    return re.sub("^/+", "/", sent.decode("latin-1").partition("?")[0])
 
 
 async def read_body(receive: Receive) -> bytes:
@@ -94,8 +104,9 @@ async def _exchange(
     started = False
     try:
         async with session.request(
-            method, url, headers=headers, data=body or None, allow_redirects=False, auto_decompress=False
-        ) as response:
+            method, URL(url, encoded=True), headers=headers, data=body or None, allow_redirects=False,
+            auto_decompress=False, skip_auto_headers=_AUTOMATIC,
+        ) as response:  # fmt: skip
             if refused(response.status):
                 return False
             await send({"type": "http.response.start", "status": response.status, "headers": _passed(response)})

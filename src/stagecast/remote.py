@@ -24,10 +24,10 @@ _PATIENCE: Final = 3.0
 _LONG_POLL: Final = 30.0
 
 VERBS: Final[dict[Verb, str]] = {
-    "cancel": "End an operation; what is there already stays to be resumed or removed.",
+    "cancel": "End an operation; what had arrived of a model that is not whole is removed.",
     "pause": "Stop an operation until it is resumed.",
     "resume": "Go on with a paused operation.",
-    "retry": "Begin a failed or cancelled operation again; nothing that was verified moves twice.",
+    "retry": "Begin a failed or cancelled operation again; what a failed one had verified does not move twice.",
     "dismiss": "Take a failed operation out of the list.",
 }
 

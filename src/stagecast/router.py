@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from stagecast import operations, placement, subjects
-from stagecast.errors import AppendConflict, BackendFailed, ModelLoading, Unknown
+from stagecast.errors import AppendConflict, BackendFailed, ModelLoading, NotReady, Unknown
 from stagecast.messages import Instance, Placement, Record
 from stagecast.placement import Candidate
 from stagecast.presence import Presence
@@ -105,6 +105,8 @@ class Router:
             if not self.knows(model):
                 raise Unknown("model", model, self._tracker.fold.models())
             await self.place(model)
+            if self._tracker.is_closing:
+                raise NotReady("this replica is stopping; ask again")
             left = deadline - clock()
             if left <= 0:
                 raise ModelLoading(model)

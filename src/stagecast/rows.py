@@ -5,6 +5,7 @@ A row depends on the fold alone, never on the reader's clock, so two replicas at
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -12,7 +13,7 @@ import msgspec
 from stagecast import broadcast, operations
 from stagecast.fold import Fold, Mirror, speaks_of
 from stagecast.messages import GalleryStatus, Kind, Phase, Record, StagingStatus, State
-from stagecast.quantities import format_time
+from stagecast.quantities import format_time, parse_time
 
 _CANCELLABLE: Final[frozenset[State]] = frozenset({"queued", "running", "paused", "stalled"})
 
@@ -109,11 +110,11 @@ def mirror_row(mirror: Mirror) -> Row:
         state=_mirror_state(mirror),
         phase="transferring",
         progress=max(0, min(100, int(status.progress))) if status.progress == status.progress else 0,
-        current_bytes=current,
-        total_bytes=status.total_bytes,
+        current_bytes=max(0, current),
+        total_bytes=max(0, status.total_bytes),
         file_name=status.file_name,
-        file_index=staging.file_index if staging else 0,
-        total_files=staging.total_files if staging else 0,
+        file_index=max(0, staging.file_index) if staging else 0,
+        total_files=max(0, staging.total_files) if staging else 0,
         node_name=staging.node_name if staging else "",
         node_id=staging.node_name if staging else "",
         owner="",
@@ -123,16 +124,20 @@ def mirror_row(mirror: Mirror) -> Row:
         is_queued=False,
         cancellable=gallery.cancellable if gallery else False,
         message=status.message,
-        started_at=_mirror_start(mirror),
+        started_at=_mirror_start(mirror)[1],
         updated_at=format_time(mirror.time),
     )
 
 
 def listed(fold: Fold) -> list[Row]:
     """Return the rows that people see now, sorted by start time, then id."""
-    rows = [row(slot.record) for slot in fold.slots.values() if operations.is_listed(slot.record)]
-    rows += [mirror_row(mirror) for mirror in fold.mirrors.values() if is_shown(fold, mirror)]
-    return sorted(rows, key=lambda shown: (shown.started_at, shown.id))
+    found = [
+        (slot.record.started_at, row(slot.record)) for slot in fold.slots.values() if operations.is_listed(slot.record)
+    ]
+    found += [
+        (_mirror_start(mirror)[0], mirror_row(mirror)) for mirror in fold.mirrors.values() if is_shown(fold, mirror)
+    ]
+    return [shown for _, shown in sorted(found, key=lambda pair: (pair[0], pair[1].id))]
 
 
 def changed(fold: Fold, after: int) -> list[tuple[int, Row]]:
@@ -181,7 +186,9 @@ def _mirror_state(mirror: Mirror) -> State:
     return "succeeded"
 
 
-def _mirror_start(mirror: Mirror) -> str:
+def _mirror_start(mirror: Mirror) -> tuple[float, str]:
+    """Return when a foreign operation began, in seconds since 1970 and as its publisher wrote it."""
     if isinstance(mirror.status, StagingStatus) and mirror.status.started_at:
-        return mirror.status.started_at
-    return format_time(mirror.time)
+        with suppress(ValueError, OverflowError):
+            return parse_time(mirror.status.started_at), mirror.status.started_at
+    return mirror.time, format_time(mirror.time)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,7 +16,7 @@ from stagecast import publication
 from stagecast.adoption import adopt, survey
 from stagecast.disk import Disk, Reservation, Space, naming_full_disk
 from stagecast.durable import Lock
-from stagecast.errors import Interrupted, InvalidManifest, InvalidName, Unknown, WrongState
+from stagecast.errors import Busy, Interrupted, InvalidManifest, InvalidName, Unknown, WrongState
 from stagecast.manifest import Manifest, check_name, decode, encode
 from stagecast.partial import PREFIX, Partial, read_status
 from stagecast.pieces import pieces_of
@@ -144,6 +144,17 @@ class Store:
         """Return the models that are not whole yet, sorted; name and digest are "?" where nobody can tell any more."""
         folders = (self.models / publication.WORKSHOP).iterdir()
         return sorted(_state(folder) for folder in folders if folder.name.startswith(PREFIX) and folder.is_dir())
+
+    def discard_partials(self, name: str) -> int:
+        """Remove what has arrived of a model that is not whole; return the bytes freed. One that is in use stays."""
+        freed = 0
+        for folder in sorted((self.models / publication.WORKSHOP).glob(f"{PREFIX}*")):
+            with suppress(OSError, InvalidManifest, Busy):
+                manifest = decode((folder / "manifest.json").read_bytes())
+                if manifest.model == name:
+                    with self.partial(manifest) as partial:
+                        freed += partial.discard()
+        return freed
 
     def remove(self, name: str) -> int:
         """Delete a model; return how many bytes that was. Raises `Unknown`."""

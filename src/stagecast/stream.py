@@ -179,5 +179,6 @@ def _shut(body: Body) -> None:
     # Reading blocks in another thread; closing the file would not wake it, shutting the socket down does.
     if not isinstance(body, http.client.HTTPResponse):
         return
-    with suppress(OSError, ValueError), socket.socket(fileno=os.dup(body.fileno())) as connection:
+    # A response that has ended meanwhile has no file any more (AttributeError), and nobody waits for it.
+    with suppress(OSError, ValueError, AttributeError), socket.socket(fileno=os.dup(body.fileno())) as connection:
         connection.shutdown(socket.SHUT_RDWR)

@@ -57,6 +57,11 @@ def gallery_cancel(job: str) -> str:
     return f"gallery.{token(job)}.cancel"
 
 
+def mirror(prefix: str, identifier: str) -> str:
+    """Return a subject of its own for a foreign operation whose last event another message was written over."""
+    return f"{prefix}.{distinct(identifier)}.progress"
+
+
 def node(name: str) -> str:
     """Return where a node speaks of itself."""
     return f"stagecast.node.{distinct(name)}"

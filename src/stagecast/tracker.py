@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -18,13 +19,15 @@ import msgspec
 from stagecast import broadcast, operations, subjects
 from stagecast.bus import Anew, Bus, CaughtUp, Heard, Lost
 from stagecast.errors import AppendConflict, BusError, BusUnavailable, Fenced, Interrupted, StagecastError
-from stagecast.fold import Change, Fold
+from stagecast.fold import Change, Fold, Mirror
 from stagecast.messages import Entry, Kind, Record
 from stagecast.ownership import TICK_INTERVAL, Ownership, standing_record
 from stagecast.revision import Revision
 
 _logger = logging.getLogger(__name__)
 
+MEND_DELAY: Final = (0.02, 0.3)
+"""Seconds after which one of several processes puts right what another wrote over, if nobody else has."""
 RESTATE_GRACE: Final = 1.0
 """Seconds for which the old picture stays in view after the log came back as another one: owners restate theirs."""
 WARN_INTERVAL: Final = 60.0
@@ -34,8 +37,9 @@ class Tracker:
     """One process's view of everything, and its pen."""
 
     def __init__(
-        self, bus: Bus, process: str, *, clock: Callable[[], float] = time.time, interval: float = TICK_INTERVAL
-    ) -> None:
+        self, bus: Bus, process: str, *, clock: Callable[[], float] = time.time, interval: float = TICK_INTERVAL,
+        mends: bool = True,
+    ) -> None:  # fmt: skip
         self.bus = bus
         self.process = process
         self.fold = Fold()
@@ -48,6 +52,7 @@ class Tracker:
         """Called with each record that an operation comes to have, also those that are soon outranked."""
         self._clock = clock
         self._interval = interval
+        self._mends = mends
         self._incoming = self.fold
         self._changed = asyncio.Event()
         self._warned = float("-inf")
@@ -106,7 +111,7 @@ class Tracker:
 
     async def open(
         self, kind: Kind, model: str, node: str = "", *, cause: str, parameters: dict[str, str] | None = None,
-        bytes_total: int = 0, claim: bool = False,
+        bytes_total: int = 0, total_files: int = 0, claim: bool = False,
     ) -> tuple[Record, Revision]:  # fmt: skip
         """Queue an operation, or return the one that is under way already. ``claim``: own it from the start."""
         identifier = operations.operation_id(kind, model, node)
@@ -116,7 +121,7 @@ class Tracker:
                 return held, self._at(sequence)
             record = operations.opened(
                 held, kind=kind, model=model, node=node, job=secrets.token_hex(8), now=self._clock(),
-                cause=cause, parameters=parameters, bytes_total=bytes_total,
+                cause=cause, parameters=parameters, bytes_total=bytes_total, total_files=total_files,
             )  # fmt: skip
             if claim:
                 record = operations.claimed(record, self.process, self._clock())
@@ -250,6 +255,8 @@ class Tracker:
             self._count_malformed(entry)
         if change.displaced is not None and self.caught_up.is_set():
             self._spawn(self._mend(change.displaced, entry.sequence))
+        if change.unseated is not None and self.caught_up.is_set():
+            self._spawn(self._reseat(change.unseated))
         if change.what == "operation":
             for hear in self.hearers:
                 hear(self._incoming.slots[change.id].record)
@@ -276,9 +283,31 @@ class Tracker:
                 await ownership.restate()
 
     async def _mend(self, record: Record, sequence: int) -> None:
-        """Put an operation's last word back where something else was written over it."""
+        """Put an operation's last word back where something else was written over it.
+
+        The owner does so at once; where it does not, one of those that mend, after a moment that differs for each.
+        """
         with suppress(AppendConflict, BusUnavailable):
+            if record.owner != self.process:
+                if not await self._is_my_turn():
+                    return
+                standing = await self.bus.log.last(subjects.operation(record))
+                if standing is None or standing.sequence != sequence:
+                    return
             await self.write(record, sequence)
+
+    async def _reseat(self, mirror: Mirror) -> None:
+        """Give a foreign operation a subject of its own, where another message was written over its last event."""
+        with suppress(AppendConflict, BusUnavailable):
+            if await self._is_my_turn() and self._incoming.mirrors.get(mirror.id) is mirror:
+                subject = subjects.mirror(mirror.subject.partition(".")[0], mirror.id)
+                standing = await self.bus.log.last(subject)
+                await self.say(subject, mirror.payload, expected=standing.sequence if standing else 0)
+
+    async def _is_my_turn(self) -> bool:
+        if self._mends:
+            await asyncio.sleep(random.uniform(*MEND_DELAY))  # noqa: S311  # only to be apart from the others
+        return self._mends
 
     def _count_malformed(self, entry: Entry) -> None:
         self.malformed += 1

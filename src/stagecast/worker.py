@@ -42,6 +42,7 @@ class Worker:
         self._token = token
         self._limit = RateLimit(rate_limit) if rate_limit else None
         self._stagings: dict[str, asyncio.Task[None]] = {}
+        self._forgotten: dict[str, int] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Worker, None]:
@@ -80,7 +81,17 @@ class Worker:
             for record in list(self._tracker.fold.live()):
                 if record.kind == "staging" and record.node == self._node.name and self._is_mine_to_do(record):
                     self._begin(record)
+            await self._forget_cancelled()
             await self._tracker.changed(seen)
+
+    async def _forget_cancelled(self) -> None:
+        """Free what stands of stagings that were cancelled while nobody worked on them: paused, queued, stalled."""
+        for slot in list(self._tracker.fold.slots.values()):
+            record, task = slot.record, self._stagings.get(slot.record.id)
+            is_mine = record.kind == "staging" and record.node == self._node.name and record.state == "cancelled"
+            if is_mine and self._forgotten.get(record.id) != record.attempt and (task is None or task.done()):
+                self._forgotten[record.id] = record.attempt
+                await asyncio.to_thread(self._node.store.discard_partials, record.model)
 
     def _begin(self, record: Record) -> None:
         task = self._stagings.get(record.id)

@@ -13,7 +13,7 @@ async def test_health_and_readiness_are_plain_words(here: Alone) -> None:
     assert (await here.get("/readyz")).body == b"ready"
 
 
-@pytest.mark.parametrize("path", ["/api/nothing", "/nothing", "/page/nothing.js", "/api/models/a/b/c"])
+@pytest.mark.parametrize("path", ["/api", "/api/nothing", "/nothing", "/page/nothing.js", "/api/models/a/b/c"])
 async def test_a_path_that_is_not_there_points_to_the_docs(here: Alone, path: str) -> None:
     assert (await here.get(path)).error == (404, "not_found", f"there is nothing at {path}; see /api/docs")
 

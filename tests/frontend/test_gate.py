@@ -19,6 +19,7 @@ from tests.alone import Alone, alone
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Alone]:
     async with alone(tmp_path_factory.mktemp("guarded"), api_key="key") as running:
@@ -26,7 +27,8 @@ async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Alo
 
 
 @pytest.mark.parametrize(
-    "path", ["/api/operations", "/api/nodes", "/api/docs", "/api/openapi.json", "/api/nothing", "/v1/models", "/metrics"]
+    "path",
+    ["/api/operations", "/api/nodes", "/api/docs", "/api/openapi.json", "/api/nothing", "/v1/models", "/metrics"],
 )
 async def test_without_the_key_nothing_is_said(guarded: Alone, path: str) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic key"}, {"Authorization": "key"}):
@@ -115,7 +117,7 @@ async def asked(gate: Gate, path: str) -> list[Any]:
     async def receive() -> Any:
         return {"type": "http.request"}
 
-    await gate({"type": "http", "path": path, "headers": [], "query_string": b""}, receive, send)
+    await gate({"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b""}, receive, send)
     return sent
 
 
@@ -145,3 +147,36 @@ async def test_errors_have_the_shape_of_where_they_happen() -> None:
         assert (said["type"], said["code"], said["param"]) == (kind, error.code, None)
     assert Unauthorized().message == "unauthorized"
     assert ModelLoading("m").status == 503
+
+
+KEYED_PATHS = ["/api/operations", "//api/operations", "/api//operations", "///v1/models", "//metrics", "/nothing"]
+
+
+@pytest.mark.parametrize("path", KEYED_PATHS)
+async def test_no_spelling_of_a_path_leads_around_the_key_and_nothing_else_is_said(path: str) -> None:
+    tracker = Tracker(MemoryBus(), "p")
+    tracker.caught_up.set()
+    start, body = await asked(Gate(application, tracker, "name", "key"), path)
+    assert start["status"] == 401
+    assert not [name for name, _ in start["headers"] if name.lower().startswith(b"stagecast")]
+    assert b"unauthorized" in body["body"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"), [("", 204), ("http://here:8080", 204), ("http://evil.example", 403), ("null", 403)]
+)
+async def test_pages_of_other_sites_change_nothing(origin: str, status: int) -> None:
+    tracker = Tracker(MemoryBus(), "p")
+    tracker.caught_up.set()
+    headers = [(b"host", b"here:8080")] + ([(b"origin", origin.encode())] if origin else [])
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    scope = {"type": "http", "method": "POST", "path": "/api/models/m/stage", "headers": headers, "query_string": b""}
+    await Gate(application, tracker, "name", "")(scope, receive, send)
+    assert sent[0]["status"] == status

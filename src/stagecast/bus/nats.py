@@ -96,6 +96,8 @@ class NatsLog:
 
     async def last(self, subject: str) -> Entry | None:
         """See `stagecast.bus.Log.last`."""
+        if not self._client.is_connected:
+            raise BusUnavailable("not connected")
         try:
             message = await _cancellable(self._stream.get_last_msg(self._name, subject))
         except NotFoundError:
@@ -240,6 +242,9 @@ class NatsBus:
 
     async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
         """See `stagecast.bus.Bus.request`."""
+        if not self._client.is_connected:
+            # The client would keep it and send it later, when whoever asked was told long ago that it failed.
+            raise BusUnavailable("not connected")
         try:
             reply = await _cancellable(self._client.request(subject, payload, timeout=timeout))
         except NoRespondersError:

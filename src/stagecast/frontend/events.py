@@ -38,7 +38,7 @@ async def begin(tracker: Tracker, last_event_id: str) -> Revision | None:
 
 async def stream(tracker: Tracker, view: View, replica: str, after: Revision | None) -> AsyncGenerator[bytes, None]:
     """Yield a snapshot unless the stream goes on after ``after``, then each change as it is folded."""
-    yield b"retry: 500\n" + _event("hello", {"replica": replica, "degraded": tracker.is_degraded})
+    yield b": replica %s\nretry: 500\n\n" % replica.encode()
     position, was_degraded = after, tracker.is_degraded
     while not tracker.is_closing:
         if position is None or position.identity != tracker.revision.identity or was_degraded != tracker.is_degraded:
@@ -59,7 +59,3 @@ def _moved(tracker: Tracker, position: Revision, *, degraded: bool) -> Callable[
 
 def _frame(name: str, data: bytes, position: Revision) -> bytes:
     return b"id: %s\nevent: %s\ndata: %s\n\n" % (str(position).encode(), name.encode(), data)
-
-
-def _event(name: str, data: object) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), _encoder.encode(data))

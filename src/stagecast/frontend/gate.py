@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hmac
+import re
 from typing import Final
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
 from stagecast import revision
-from stagecast.errors import NotReady, ReplicaBehind, StagecastError, Unauthorized
+from stagecast.errors import CrossOrigin, NotReady, ReplicaBehind, StagecastError, Unauthorized
 from stagecast.proxy import Message, Receive, Scope, Send
 from stagecast.tracker import Tracker
 
 MIN_REVISION_WAIT: Final = 2.0
 """Seconds that a replica which is behind waits to reach the revision that a client has seen (WIRE section 3)."""
-_GUARDED: Final = ("/api", "/v1", "/metrics")
+_OPEN: Final = ("/page/",)
+_OPEN_PATHS: Final = frozenset({"/", "/healthz", "/readyz"})
+_SLASHES: Final = re.compile("/{2,}")
 
 
 class Gate:
@@ -32,12 +35,15 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)  # type: ignore[operator]  # an ASGI application
             return
-        path: str = scope["path"]
+        # As the routes see it, or a second slash would lead around the key. The server itself drops a HEAD's body.
+        path = _SLASHES.sub("/", scope["path"])
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        scope = {**scope, "path": path, "method": method}
 
         async def signed(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and message["status"] != Unauthorized.status:
                 own = [(b"Stagecast-Replica", self._name)]
-                if path.startswith("/api"):
+                if path.startswith(("/api", "/v1")):
                     own.append((b"Stagecast-Revision", str(self._tracker.revision).encode()))
                 message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
@@ -52,13 +58,21 @@ class Gate:
         await self._app(scope, receive, signed)  # type: ignore[operator]  # an ASGI application
 
     def _admit(self, scope: Scope, path: str) -> None:
-        """Raise `Unauthorized` unless the key is right, `NotReady` before the log was read once."""
-        if self._key and path.startswith(_GUARDED):
+        """Raise `Unauthorized` unless the key is right, `NotReady` before the log was read once.
+
+        Raises:
+            CrossOrigin: a browser sends this for a page of another site.
+        """
+        if path in _OPEN_PATHS or path.startswith(_OPEN):
+            return
+        if self._key:
             given = _header(scope, b"authorization")
             scheme, _, key = given.partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
                 raise Unauthorized
-        if path.startswith(_GUARDED) and not self._tracker.caught_up.is_set():
+        if scope["method"] != "GET":
+            _check_origin(scope)
+        if not self._tracker.caught_up.is_set():
             raise NotReady("the log has not been read yet")
 
     async def _catch_up(self, scope: Scope) -> None:
@@ -90,6 +104,14 @@ async def refuse(error: StagecastError, path: str, send: Send) -> None:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _check_origin(scope: Scope) -> None:
+    """Raise `CrossOrigin` where a browser says that another site's page asks: that page has no key, its reader may."""
+    origin = _header(scope, b"origin").decode("latin-1")
+    hosts = {_header(scope, name).decode("latin-1").lower() for name in (b"host", b"x-forwarded-host")}
+    if origin and urlsplit(origin).netloc.lower() not in hosts - {""}:
+        raise CrossOrigin(origin)
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

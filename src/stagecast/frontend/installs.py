@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 from stagecast import gallery, installation
 from stagecast.draft import Draft
-from stagecast.errors import Interrupted, Unknown
+from stagecast.errors import BadInput, Interrupted, Unknown
 from stagecast.frontend.replica import Replica
 from stagecast.gallery import Source
 from stagecast.manifest import Manifest
@@ -120,6 +120,9 @@ class Installs:
     def _resolve(self, parameters: dict[str, str], stop: threading.Event) -> Source:
         """Return what is meant, from the index that was named, else from the first configured one that has it."""
         reference, name, sha256 = parameters["reference"], parameters["name"], parameters["sha256"]
+        is_address = "://" in reference or reference.startswith("/")
+        if not is_address and not parameters["gallery"] and not self._replica.galleries:
+            raise BadInput(f"{reference!r} is neither a URL nor an absolute path, and no gallery is named that has it")
         indexes = [parameters["gallery"]] if parameters["gallery"] else list(self._replica.galleries)
         for index in indexes[:-1]:
             with suppress(Unknown):

@@ -11,7 +11,7 @@ import msgspec
 from stagecast.errors import BackendFailed, BadInput, ModelLoading, StagecastError, Unknown
 from stagecast.frontend.gate import refuse
 from stagecast.frontend.replica import Replica
-from stagecast.proxy import ClientGone, Receive, Scope, Send, forward, read_body
+from stagecast.proxy import ClientGone, Receive, Scope, Send, forward, raw_path, read_body
 from stagecast.router import Target
 
 TRIES: Final = 3
@@ -53,7 +53,7 @@ class OpenAI:
 
     async def _route(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         body = await read_body(receive)
-        model = requested_model(scope, body)
+        model = requested_model(path, scope, body)
         avoid: frozenset[str] = frozenset()
         for attempt in range(TRIES):
             target = await self._replica.router.ready(model, self._replica.wait_budget, avoid)
@@ -70,7 +70,9 @@ class OpenAI:
         self, target: Target, scope: Scope, path: str, body: bytes, receive: Receive, send: Send
     ) -> bool:
         query = scope["query_string"].decode("latin-1")
-        url = f"{target.address}/instances/{target.instance}{path}" + (f"?{query}" if query else "")
+        sent = raw_path(scope)
+        sent = sent if sent.startswith("/v1") else path
+        url = f"{target.address}/instances/{target.instance}{sent}" + (f"?{query}" if query else "")
         token = self._replica.token
         with self._replica.router.using(target):
             return await forward(
@@ -95,7 +97,7 @@ class OpenAI:
         await _answer(send, {"error": said, "loading": standing}, 503, [(b"retry-after", str(seconds).encode())])
 
 
-def requested_model(scope: Scope, body: bytes) -> str:
+def requested_model(path: str, scope: Scope, body: bytes) -> str:
     """Return the model that a request names, in its JSON or multipart body. Raises `BadInput`."""
     kind = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
     if kind.startswith(b"multipart/"):
@@ -105,7 +107,7 @@ def requested_model(scope: Scope, body: bytes) -> str:
         try:
             model = msgspec.json.decode(body, type=ModelRequest).model if body else ""
         except msgspec.DecodeError as error:
-            raise BadInput(f"the body is not the JSON that {scope['path']} takes: {error}") from None
+            raise BadInput(f"the body is not the JSON that {path} takes: {error}") from None
     if not model:
         raise BadInput('the request names no model; say "model" in its body')
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Final
 
 import msgspec
@@ -13,8 +14,9 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
 from stagecast import revision, rows
-from stagecast.errors import BadInput, Unknown
+from stagecast.errors import BadInput, ReplicaBehind, Unknown
 from stagecast.frontend import events
+from stagecast.frontend.gate import MIN_REVISION_WAIT
 from stagecast.frontend.replica import Replica
 from stagecast.frontend.view import OperationList
 from stagecast.messages import Kind, Verb
@@ -49,12 +51,16 @@ class OperationsApi(Controller):
         wait: Annotated[float, QueryParameter(description="Seconds to wait for that, at most 60")] = 0.0,
     ) -> Response[OperationList]:
         """Return the list as every replica shows it at this revision."""
+        if not math.isfinite(wait):
+            raise BadInput(f"wait is {wait}; it is a number of seconds, at most {LONGEST_WAIT:.0f}")
         known = revision.parse(after)
-        if known is not None and wait > 0:
-            await replica.tracker.until(lambda: _is_later(replica, known), min(wait, LONGEST_WAIT))
+        if known is not None:
+            if not await replica.tracker.reached(known, MIN_REVISION_WAIT):
+                raise ReplicaBehind(after)
+            await replica.tracker.until(lambda: _is_later(replica, known), max(0.0, min(wait, LONGEST_WAIT)))
         etag = replica.view.etag
         headers = {"ETag": etag, "Cache-Control": "no-cache"}
-        if request.headers.get("if-none-match") == etag:
+        if is_known(etag, request.headers.get("if-none-match", "")):
             return Response(b"", status_code=304, headers=headers, media_type=MediaType.JSON)  # type: ignore[arg-type]
         return Response(replica.view.body, headers=headers, media_type=MediaType.JSON)  # type: ignore[arg-type]
 
@@ -76,13 +82,13 @@ class OperationsApi(Controller):
         before: FromQuery[str] = "",
     ) -> Ended:
         """Return what has ended; ``before`` is an RFC 3339 time, for paging."""
-        if not 1 <= limit <= HISTORY_LIMIT:
-            raise BadInput(f"limit is {limit}; it can be 1 to {HISTORY_LIMIT}")
+        if limit < 1:
+            raise BadInput(f"limit is {limit}; it must be at least 1")
         try:
             moment = parse_time(before) if before else None
         except ValueError:
             raise BadInput(f"before is {before!r}; write a time like 2026-11-24T01:48:00Z") from None
-        found = replica.history.newest(kind=kind, model=model, before=moment, limit=limit)
+        found = replica.history.newest(kind=kind, model=model, before=moment, limit=min(limit, HISTORY_LIMIT))
         return Ended(operations=[rows.row(record) for record in found])
 
     @get("/{operation:str}", summary="One operation by its id or job, also after its end")
@@ -109,6 +115,12 @@ class OperationsApi(Controller):
             return rows.mirror_row(mirror)
         record, _ = await replica.commands.give(operation, wanted)
         return rows.row(record)
+
+
+def is_known(etag: str, if_none_match: str) -> bool:
+    """Tell whether a client's ``If-None-Match`` names the entity tag, by weak comparison (RFC 9110, section 13.1.2)."""
+    known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    return etag in known or "*" in known
 
 
 def _is_later(replica: Replica, known: Revision) -> bool:

@@ -77,9 +77,10 @@ class Replica:
         """Return the workers that are meant. Raises `Unknown`, `WrongState`, `BadInput`."""
         workers = self.workers()
         if nodes == "all":
-            chosen = [name for name, node in workers.items() if not node.draining]
+            able = [name for name, node in workers.items() if not node.draining]
+            chosen = [name for name in able if self.presence.is_node_alive(name)]
             if not chosen:
-                raise BadInput("there is no worker to stage to; start one with `stagecast worker`")
+                raise BadInput("there is no living worker to stage to; start one with `stagecast worker`")
         else:
             chosen = list(dict.fromkeys(nodes))
             if not chosen:
@@ -96,9 +97,11 @@ class Replica:
         holdings = self.holdings(model)
         size = max(holding.size for holding in holdings)
         digest = newest_digest(holdings)
+        parameters = {"digest": digest} if digest else {}
+        files = max(holding.files for holding in holdings)
         opened = [
             await self.tracker.open(
-                "staging", model, node, cause=cause, parameters={"digest": digest} if digest else {}, bytes_total=size
+                "staging", model, node, cause=cause, parameters=parameters, bytes_total=size, total_files=files
             )
             for node in nodes
         ]
@@ -121,18 +124,30 @@ class Replica:
                 Plan(
                     node=name, bytes=size, present=present, to_move=size - present, disk_free=free,
                     fits=free >= size - present, holders=[other for other in by_node if other != name],
+                    seconds=self._seconds(name, size - present),
                 )
             )  # fmt: skip
         return plans
+
+    def _seconds(self, node: str, count: int) -> float | msgspec.UnsetType:
+        """Return how long ``count`` bytes take at the rate of the last staging to a node; absent if there was none."""
+        if count == 0:
+            return 0.0
+        for record in self.history.newest(kind="staging", limit=1000):
+            took = record.updated_at - record.started_at
+            if record.node == node and record.state == "succeeded" and took > 0 and record.bytes_total:
+                return round(count * took / record.bytes_total, 1)
+        return msgspec.UNSET
 
     async def delete(self, model: str, node: str | None) -> list[Record]:
         """Delete a model where it is and return the deletions once they have ended."""
         holders = [holding.node for holding in self.holdings(model)]
         if node is not None and node not in holders:
             raise Unknown(f"copy of {model} on node", node, holders)
-        wanted = [name for name in holders if node in {None, name} and self.presence.is_node_alive(name)]
-        if not wanted:
-            raise WrongState(f"{model} on {', '.join(holders)}", "out of reach", "delete")
+        wanted = [name for name in holders if node in {None, name}]
+        away = [name for name in wanted if not self.presence.is_node_alive(name)]
+        if away:
+            raise WrongState(f"{model} on {', '.join(away)}", "out of reach; name the other nodes one by one", "delete")
         await self._withdraw(model, wanted)
         opened = [await self.tracker.open("deletion", model, name, cause="api") for name in wanted]
         await self._until_ended([record for record, _ in opened])
