@@ -13,9 +13,9 @@ from stagecast import commands as module
 from stagecast import subjects
 from stagecast.bus.memory import MemoryBus
 from stagecast.commands import Commands
-from stagecast.errors import Unknown, WrongState
+from stagecast.errors import NameTaken, Unknown, WrongState
 from stagecast.fold import Mirror
-from stagecast.messages import GalleryCancel, GalleryStatus, Record, Verb
+from stagecast.messages import GalleryCancel, GalleryStatus, NodeRecord, Record, Verb
 from stagecast.tracker import Tracker
 from tests.conftest import eventually
 from tests.peers import Peers, agree, gathered
@@ -254,3 +254,16 @@ async def test_nothing_else_can_be_asked_of_a_foreign_publisher(verb: Verb) -> N
     mirror = Mirror("installation:m", "job", "m", "s", 1, 5.0, done=False, status=GalleryStatus())
     with pytest.raises(WrongState):
         await Commands(Tracker(MemoryBus(), "a")).give_foreign(mirror, verb)
+
+
+async def test_a_name_is_taken_only_while_a_living_process_answers_for_it(peers: Peers) -> None:
+    one, two = await peers.tracker("one/1"), await peers.tracker("one/2")
+    node = NodeRecord(name="one", kind="worker", process="one/1")
+    await one.say(subjects.node("one"), msgspec.json.encode(node))
+    await eventually(lambda: "one" in two.fold.nodes)
+    await Commands(two).check_name("one")
+    async with Commands(one).running():
+        await Commands(one).check_name("one")
+        with pytest.raises(NameTaken, match="a living worker is called 'one' already; choose another name"):
+            await Commands(two).check_name("one")
+    await Commands(two).check_name("another")

@@ -354,3 +354,13 @@ class StoreMachine(RuleBasedStateMachine):
 
 StoreMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
 TestStoreMachine = StoreMachine.TestCase
+
+
+def test_discarding_partials_of_a_model_leaves_those_of_others(store: Store) -> None:
+    for name in ("m", "other"):
+        manifest = manifest_of(name, FILES, piece_size=100)
+        with store.partial(manifest) as partial:
+            partial.write(next(pieces_of(manifest)), 0, b"kep")
+    assert store.discard_partials("m") > 0
+    assert [state.name for state in store.partials()] == ["other"]
+    assert store.discard_partials("nothing") == 0

@@ -288,3 +288,28 @@ async def test_a_foreign_installation_is_a_row_until_it_is_processed(peers: Peer
     await plain.say("gallery.x.progress", {"job_id": "j", "status": status | {"processed": True}})
     await eventually(lambda: shown(one) == shown(two) == [])
     await agree(one, two)
+
+
+@pytest.mark.parametrize("stray", [foreign("a-b"), b"not json", {"no": "model"}])
+async def test_a_foreign_row_survives_what_is_written_over_it_for_late_ones_too(
+    peers: Peers, plain: Plain, stray: object
+) -> None:
+    one = await peers.tracker("one")
+    await plain.say("staging.a-b.progress", foreign("a.b"))
+    await eventually(lambda: shown(one) == ["staging:a.b"])
+    await plain.say("staging.a-b.progress", stray)
+    await eventually(lambda: one.fold.mirrors["staging:a.b"].sequence > 2)
+    late = await peers.tracker("late")
+    await agree(one, late)
+    assert "staging:a.b" in shown(late)
+    judge = Presence(one, judges=True, clock=lambda: 0.0)
+    await judge.sweep(0.0, one.fold.server_time + FOREIGN_LIFETIME)
+    await eventually(lambda: shown(one) == shown(late) == [])
+
+
+async def test_the_events_of_a_staging_always_say_which_of_how_many_files(peers: Peers, plain: Plain) -> None:
+    await plain.listen("staging.*.progress")
+    tracker = await peers.tracker("one")
+    await tracker.open("staging", "m", "n", cause="asked", total_files=3)
+    await eventually(lambda: plain.events)
+    assert (plain.events[0]["status"]["file_index"], plain.events[0]["status"]["total_files"]) == (1, 3)

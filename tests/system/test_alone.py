@@ -56,7 +56,7 @@ async def test_all_of_it_works_in_one_process_that_ends_when_told(
             assert (response.status, response.content_type) == (200, "text/html")
             assert "Stagecast" in await response.text()
         async with http.get(f"{url}/api/operations/stream") as stream:  # left open: it must not hold up the end
-            assert (await stream.content.readany()).startswith(b"retry: ")
+            assert (await stream.content.readany()).startswith(b": replica ")
             process.send_signal(ending)
             async with asyncio.timeout(3):
                 assert await process.wait() == code
