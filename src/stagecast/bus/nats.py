@@ -223,7 +223,7 @@ class NatsBus:
         async def callback(message: Msg) -> None:
             hear(message.subject, message.data)
 
-        await self._client.subscribe(subject, cb=callback)
+        await self._listen(subject, callback)
 
     async def answer(self, subject: str, answer: Answer) -> None:
         """See `stagecast.bus.Bus.answer`."""
@@ -238,7 +238,7 @@ class NatsBus:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-        await self._client.subscribe(subject, cb=callback)
+        await self._listen(subject, callback)
 
     async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
         """See `stagecast.bus.Bus.request`."""
@@ -252,6 +252,12 @@ class NatsBus:
         except _Gone as error:
             raise BusUnavailable(f"no answer on {subject} within {timeout:g} s") from error
         return reply.data
+
+    async def _listen(self, subject: str, callback: Callable[[Msg], Awaitable[None]]) -> None:
+        await self._client.subscribe(subject, cb=callback)
+        # The server knows of it once this returns: what is said from then on is heard.
+        with contextlib.suppress(*_Gone):
+            await self._client.flush(timeout=int(REQUEST_TIMEOUT))
 
     def wake(self) -> None:
         """Tell both logs that the connection has changed."""
