@@ -68,7 +68,7 @@ class Ledger:
         self._news = 0
         self._left = Counter(piece.file for piece in missing)
         self._whole: list[int] = []
-        self._file = -1
+        self._moving: set[int] = set()
         self._entered = -1
         self._received: Counter[str] = Counter()
         self._verified = 0
@@ -108,7 +108,7 @@ class Ledger:
             while not self.halted.is_set() and not self._assignments.is_complete:
                 assignment = self._assignments.next(time.monotonic())
                 if assignment is not None:
-                    self._file = max(self._file, assignment.piece.file)
+                    self._moving.add(assignment.piece.file)
                     return assignment
                 self._changed.wait(TICK)
         return None
@@ -136,6 +136,7 @@ class Ledger:
             self._left[assignment.piece.file] -= 1
             if not self._left[assignment.piece.file]:
                 self._whole.append(assignment.piece.file)
+                self._moving.discard(assignment.piece.file)
             del self._reached[assignment.piece], self._reported[assignment.piece]
             self._changed.notify_all()
 
@@ -171,7 +172,7 @@ class Ledger:
         with self._changed:
             news, self._news = self._news, 0
             whole, self._whole = self._whole, []
-            file = self._file
+            file = min(self._moving, default=self._entered)
         if file > self._entered:
             self._entered = file
             entered(file)
