@@ -142,3 +142,23 @@ async def test_a_deletion_elsewhere_is_left_alone(nodes: Nodes) -> None:
         await eventually(lambda: state_of(member, own.id) == "succeeded")
         assert state_of(member, other.id) == "queued"
         assert (member.models / "owl").exists()
+
+
+async def test_a_disk_that_fails_is_looked_at_again(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nodes.node("one") as here, nodes.node("two") as there:
+        await here.node.surveyed.wait()
+        names, failures = here.node.store.names, []
+
+        def broken() -> list[str]:
+            failures.append(1)
+            raise OSError("gone")
+
+        monkeypatch.setattr(here.node.store, "names", broken)
+        lay_out(there.models, {"first/x": b"1"})
+        await there.node.adopt()
+        await eventually(lambda: failures)
+        monkeypatch.setattr(here.node.store, "names", names)
+        lay_out(here.models, {"mine/x": b"2"})
+        lay_out(there.models, {"second/x": b"3"})
+        await there.node.adopt()
+        await eventually(lambda: here.held.get("mine") == "held")

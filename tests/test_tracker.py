@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from stagecast import subjects
-from stagecast.errors import Interrupted, NotEnoughSpace
-from stagecast.messages import Placement, Record
+from stagecast.errors import BusUnavailable, Interrupted, NotEnoughSpace
+from stagecast.messages import Entry, Placement, Record
 from stagecast.ownership import Ownership, standing_record
 from stagecast.revision import Revision
 from stagecast.tracker import RESTATE_GRACE, Tracker
@@ -415,3 +415,21 @@ async def test_a_cancel_does_not_lose_an_end_that_waits_for_nats(cluster: Peers,
     record = standing_record(standing)
     assert record is not None
     assert (record.state, record.error) == ("failed", "ValueError: odd")
+
+
+async def test_a_claim_waits_for_a_bus_that_is_away(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = await peers.tracker("one")
+    record, _ = await tracker.open("staging", "m", "n", cause="asked")
+    log, tries = tracker.bus.log, []
+    last = log.last
+
+    async def away(subject: str) -> Entry | None:
+        tries.append(subject)
+        if len(tries) < 3:
+            raise BusUnavailable("not connected")
+        return await last(subject)
+
+    monkeypatch.setattr(log, "last", away)
+    async with tracker.own(record) as ownership:
+        assert ownership is not None
+        assert len(tries) == 3

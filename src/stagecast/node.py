@@ -141,9 +141,16 @@ class Node:
     async def _watch_disk(self) -> None:
         while True:
             await asyncio.sleep(DISK_INTERVAL)
+            await self._look()
+
+    async def _look(self) -> None:
+        """Adopt, and say how much room there is; a disk that fails is looked at again the next time."""
+        try:
             await self.adopt()
             if abs(self.store.space().free - self._record.disk_free) >= DISK_STEP:
                 self._announce()
+        except OSError as error:
+            _logger.warning("the models of %s cannot be looked at: %s", self.name, error)
 
     async def _watch_models(self) -> None:
         """Adopt at the start, and whenever somebody else says that it holds a model which is not known here yet.
@@ -157,7 +164,7 @@ class Node:
             revision, others = self._tracker.revision, self._others()
             if others != seen:
                 seen = others
-                await self.adopt()
+                await self._look()
             await self._tracker.changed(revision)
 
     def _disown(self) -> None:

@@ -21,7 +21,7 @@ from stagecast.bus import Anew, Bus, CaughtUp, Heard, Lost
 from stagecast.errors import AppendConflict, BusError, BusUnavailable, Fenced, Interrupted, StagecastError
 from stagecast.fold import Change, Fold, Mirror
 from stagecast.messages import Entry, Kind, Record
-from stagecast.ownership import TICK_INTERVAL, Ownership, standing_record
+from stagecast.ownership import RETRY_INTERVAL, TICK_INTERVAL, Ownership, standing_record
 from stagecast.revision import Revision
 
 _logger = logging.getLogger(__name__)
@@ -177,6 +177,14 @@ class Tracker:
             ownership.released.set()
 
     async def _claim(self, record: Record) -> Ownership | None:
+        """Claim an operation, however long the bus is away; None where somebody else has it or it has ended."""
+        while True:
+            try:
+                return await self._try_to_claim(record)
+            except BusUnavailable:
+                await asyncio.sleep(RETRY_INTERVAL)
+
+    async def _try_to_claim(self, record: Record) -> Ownership | None:
         while True:
             held, sequence = await self.standing(record.id, record.kind, record.model, record.node)
             if held is None or operations.is_ended(held) or held.state == "paused" or held.attempt > record.attempt:

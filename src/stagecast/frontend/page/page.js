@@ -80,7 +80,6 @@ function showHealth(facts) {
 
 function received({ type, data, id }) {
   const facts = JSON.parse(data);
-  if (type === "hello") showHealth(facts);
   if (type === "snapshot") restart(facts, id || facts.revision);
   if (type === "operation") operations.apply(facts, id);
   if (type === "operation") replica.saw(id);
