@@ -11,6 +11,7 @@ import pytest
 from stagecast import client as client_module
 from stagecast.client import ApiError, Client, Unanswered, Unreachable
 from stagecast.event_stream import StreamEvent
+from stagecast.revision import identity_of
 from tests.conftest import free_port
 from tests.replica_stand_in import (
     ReplicaStandIn,
@@ -55,6 +56,21 @@ async def test_it_sends_the_highest_revision_that_it_has_seen(replica: ReplicaSt
     await client.operations()
     sent = [request.headers.get("Stagecast-Min-Revision") for request in replica.requests]
     assert sent == [None, "a-7", "a-7", "a-7", "a-10", "b-1"]
+
+
+async def test_it_leaves_a_log_that_is_gone_though_the_next_ones_clock_is_behind(
+    replica: ReplicaStandIn, client: Client
+) -> None:
+    gone, fresh = f"{identity_of(1.9e9)}-70", f"{identity_of(1.8e9)}-1"
+    replica.script.append(answering(LIST, Stagecast_Revision=gone))
+    await client.operations()
+    replica.script.append(
+        answering({"error": {"code": "replica_behind", "message": "no"}}, 503, Stagecast_Revision=fresh)
+    )
+    replica.script.append(answering(LIST, Stagecast_Revision=fresh))
+    await client.operations()
+    assert [request.headers.get("Stagecast-Min-Revision") for request in replica.requests] == [None, gone, gone]
+    assert client.revision == fresh
 
 
 async def test_a_long_poll_asks_for_what_comes_after(replica: ReplicaStandIn, client: Client) -> None:

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecast.revision import Revision, parse
+from stagecast.revision import Revision, identity_of, parse
+
+EARLIER, LATER = identity_of(1.7e9), identity_of(1.8e9)
 
 
 @settings(deadline=None, derandomize=True)
@@ -35,3 +37,17 @@ def test_a_revision_is_reached_by_the_same_or_a_later_sequence() -> None:
 
 def test_a_revision_of_a_stream_that_is_gone_counts_as_reached() -> None:
     assert Revision("old", 500).reached_by(Revision("new", 1))
+    assert Revision(EARLIER, 500).reached_by(Revision(LATER, 1))
+    assert Revision("no identity of ours", 500).reached_by(Revision(EARLIER, 1))
+
+
+def test_a_revision_of_a_stream_that_is_not_known_yet_does_not() -> None:
+    assert not Revision(LATER, 1).reached_by(Revision(EARLIER, 500))
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.floats(0, 4e9), st.floats(0, 4e9))
+def test_identities_are_ordered_as_the_streams_were_made(one: float, other: float) -> None:
+    ordered = sorted([one, other])
+    assert [identity_of(each) for each in ordered] == sorted(map(identity_of, ordered))
+    assert len(identity_of(one)) == len(identity_of(other)) == len(EARLIER)

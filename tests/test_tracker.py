@@ -11,7 +11,7 @@ from stagecast import subjects
 from stagecast.errors import BusUnavailable, Interrupted, NotEnoughSpace
 from stagecast.messages import Entry, Placement, Record
 from stagecast.ownership import Ownership, standing_record
-from stagecast.revision import Revision
+from stagecast.revision import Revision, identity_of
 from stagecast.tracker import RESTATE_GRACE, Tracker
 from tests.conftest import NatsServer, eventually
 from tests.peers import Peers, a_record, agree, gathered, listed
@@ -314,6 +314,17 @@ async def test_waiting_is_for_a_change_and_gives_up_in_time(peers: Peers) -> Non
     assert await waiting
     assert await two.reached(revision, 5.0)
     assert await two.reached(Revision("another stream", 10**9), 0.0)
+
+
+async def test_a_revision_of_a_later_stream_is_waited_for_and_given_up_only_by_who_hears_the_log(peers: Peers) -> None:
+    tracker = await peers.tracker("a")
+    later = Revision(identity_of(1e10), 3)
+    waiting = asyncio.create_task(tracker.reached(later, 10.0))
+    assert await tracker.reached(later, 0.01)
+    tracker.is_degraded = True
+    assert not await tracker.reached(later, 0.01)
+    assert not waiting.done()
+    waiting.cancel()
 
 
 async def test_malformed_events_are_dropped_counted_and_logged_once(

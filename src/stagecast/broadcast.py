@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from stagecast.messages import (
@@ -16,6 +18,8 @@ from stagecast.operations import is_ended
 from stagecast.quantities import format_size, format_time
 
 Event = StagingEvent | GalleryEvent | OperationEvent
+
+_WHAT: Final = {"staging": "Staging", "installation": "Installing", "loading": "Loading", "deletion": "Deleting"}
 
 
 def encode(record: Record) -> bytes:
@@ -56,8 +60,8 @@ def percentage(record: Record) -> float:
 
 def sentence(record: Record) -> str:
     """Return one line for people that says where the operation stands."""
-    what = {"staging": "Staging", "installation": "Installing", "loading": "Loading", "deletion": "Deleting"}
-    subject = f"{what[record.kind]} {record.model}" + (f" on {record.node}" if record.node else "")
+    what = _WHAT.get(record.kind, record.kind.capitalize())
+    subject = f"{what} {record.model}" + (f" on {record.node}" if record.node else "")
     if record.state == "failed":
         return f"{subject} failed: {record.error}"
     if record.state == "running":

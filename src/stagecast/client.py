@@ -272,13 +272,19 @@ class Client:
         async with self._pool.request(method, url, data=data, headers=headers) as response:
             answer = Answer(response.status, response.headers, await response.read())
         self.replica = response.headers.get("Stagecast-Replica", self.replica)
-        self._see(response.headers.get("Stagecast-Revision", ""))
+        asked = headers.get("Stagecast-Min-Revision", "")
+        self._see(response.headers.get("Stagecast-Revision", ""), asked if answer.status < 400 else "")
         return answer
 
-    def _see(self, text: str) -> None:
+    def _see(self, text: str, asked: str = "") -> None:
+        """Keep the later revision; of another log also one that was given when just the held one was asked for.
+
+        So a client gets away from the revisions of a log that was lost, though the next one's clock is behind it.
+        """
         held, seen = revision.parse(self.revision), revision.parse(text)
-        # Of a log made anew the newest word counts, however low its number is.
-        if seen is not None and (held is None or held.reached_by(seen)):
+        if held is None or seen is None:
+            self.revision = text if seen is not None else self.revision
+        elif held.reached_by(seen) or (asked == self.revision and seen.identity != held.identity):
             self.revision = text
 
 

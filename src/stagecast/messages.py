@@ -10,12 +10,15 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-Kind = Literal["staging", "installation", "loading", "deletion"]
+ModelKind = Literal["staging", "installation", "loading", "deletion"]
+Kind = str
+"""A `ModelKind`, or the word of another program for its own work."""
 State = Literal["queued", "running", "paused", "stalled", "succeeded", "failed", "cancelled"]
 Outcome = Literal["succeeded", "failed", "cancelled"]
 Phase = Literal["planning", "transferring", "verifying", "publishing", "loading"]
 Verb = Literal["cancel", "pause", "resume", "retry", "dismiss"]
 NodeVerb = Literal["drain", "undrain", "ping"]
+Hindrance = Literal["", "source", "network", "target disk", "owner"]
 
 
 class Entry(NamedTuple):
@@ -33,6 +36,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``(attempt, seq)`` orders the records of one operation: the attempt is the fencing token and rises by one whenever
     the operation is claimed anew, ``seq`` with every record of an attempt. ``owner`` is a process, empty while nobody
     has claimed the operation. ``file_index`` counts from 1.
+
+    ``job`` stays through every attempt of one run; ``call`` is shared by all operations that one request asked for.
+    ``begun_by`` is the command that began this attempt anew. ``bytes_present`` were on the disk when the attempt
+    began, so ``bytes_done - bytes_present`` have moved in it; ``bytes_kept`` were left there by a cancel.
+    While it is stalled, ``waits_on`` says for what, and ``waits_since`` since when.
     """
 
     id: str
@@ -58,6 +66,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     updated_at: float = 0.0
     parameters: dict[str, str] = {}
     dismissed: bool = False
+    call: str = ""
+    begun_by: Literal["", "resume", "retry"] = ""
+    claimed_at: float = 0.0
+    bytes_present: int = 0
+    bytes_kept: int = 0
+    waits_on: Hindrance = ""
+    waits_since: float = 0.0
 
 
 class StagingStatus(msgspec.Struct, kw_only=True):
@@ -117,7 +132,7 @@ class GalleryCancel(msgspec.Struct, kw_only=True):
 
 
 class OperationEvent(msgspec.Struct, kw_only=True):
-    """``loading.<token>.progress`` and ``deletion.<token>.progress``: kinds that only we know."""
+    """``loading.<token>.progress``, ``deletion.<token>.progress`` and ``task.<token>.progress``: only we know them."""
 
     op: Record
 

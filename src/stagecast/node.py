@@ -11,9 +11,11 @@ from typing import Final, Literal
 
 from stagecast import subjects
 from stagecast.announcer import Announcer
+from stagecast.duty import Duty
 from stagecast.errors import Interrupted, StagecastError, Unknown
 from stagecast.manifest import Manifest
-from stagecast.messages import Holding, NodeRecord, Record
+from stagecast.messages import Holding, NodeRecord
+from stagecast.ownership import Ownership
 from stagecast.store import Store
 from stagecast.tracker import Tracker
 from stagecast.transfer import FileServer
@@ -58,9 +60,11 @@ class Node:
             self._server = server
             files = server.url.replace(f"//{host}:", f"//{advertise}:")
             self._announce(files=files)
-            tasks = [asyncio.create_task(work()) for work in (self._watch_models, self._watch_disk, self._watch_log)]
+            deleting = Duty(self._tracker, "deletion", self._delete, node=self.name)
+            tasks = [asyncio.create_task(work()) for work in (self._watch_models, self._watch_disk)]
             try:
-                yield self
+                async with deleting.running():
+                    yield self
             finally:
                 self._stop.set()
                 for task in tasks:
@@ -181,26 +185,14 @@ class Node:
             if holding.node != self.name
         )
 
-    async def _watch_log(self) -> None:
-        """Perform the deletions that are meant for this node."""
-        await self._tracker.caught_up.wait()
-        while True:
-            seen = self._tracker.revision
-            for record in list(self._tracker.fold.live()):
-                if record.kind == "deletion" and record.node == self.name and record.owner != self._tracker.process:
-                    await self._delete(record)
-            await self._tracker.changed(seen)
-
-    async def _delete(self, record: Record) -> None:
-        async with self._tracker.own(record) as ownership:
-            if ownership is None:
-                return
-            async with self._adopting:
-                try:
-                    freed = await asyncio.to_thread(self.store.remove, record.model)
-                except Unknown:
-                    freed = 0
-                self._say_gone(record.model)
-            await self._announcer.settled()
-            self._announce()
-            await ownership.change(bytes_total=freed, bytes_done=freed)
+    async def _delete(self, ownership: Ownership) -> None:
+        model = ownership.record.model
+        async with self._adopting:
+            try:
+                freed = await asyncio.to_thread(self.store.remove, model)
+            except Unknown:
+                freed = 0
+            self._say_gone(model)
+        await self._announcer.settled()
+        self._announce()
+        await ownership.change(bytes_total=freed, bytes_done=freed)

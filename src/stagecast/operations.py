@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from stagecast.errors import WrongState
-from stagecast.messages import Kind, Outcome, Record, State, Verb
+from stagecast.messages import Hindrance, Kind, Outcome, Record, State, Verb
 
 ENDED: Final[frozenset[State]] = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -70,6 +70,7 @@ def opened(
     parameters: dict[str, str] | None = None,
     bytes_total: int = 0,
     total_files: int = 0,
+    call: str = "",
 ) -> Record:
     """Return the record that queues a new run, above whatever is held of the same operation."""
     return Record(
@@ -85,6 +86,7 @@ def opened(
         started_at=now,
         updated_at=now,
         parameters=parameters or {},
+        call=call,
     )
 
 
@@ -95,13 +97,15 @@ def claimed(held: Record, owner: str, now: float) -> Record:
     """
     attempt, seq = (held.attempt + 1, 0) if held.owner else (held.attempt, held.seq + 1)
     return msgspec.structs.replace(
-        held, owner=owner, attempt=attempt, seq=seq, state="running", note="", rate=None, updated_at=now
-    )
+        held, owner=owner, attempt=attempt, seq=seq, state="running", note="", rate=None, updated_at=now,
+        claimed_at=now, bytes_present=0, waits_on="", waits_since=0.0,
+    )  # fmt: skip
 
 
 def succeeding(held: Record, now: float, **changes: object) -> Record:
-    """Return the next record of the same attempt."""
-    return msgspec.structs.replace(held, seq=held.seq + 1, updated_at=now, **changes)
+    """Return the next record of the same attempt. What it waited for is over unless ``changes`` say so."""
+    values = {"waits_on": "", "waits_since": 0.0, **changes}
+    return msgspec.structs.replace(held, seq=held.seq + 1, updated_at=now, **values)
 
 
 def ended(held: Record, state: Outcome, now: float, error: str = "", note: str = "") -> Record:
@@ -109,9 +113,10 @@ def ended(held: Record, state: Outcome, now: float, error: str = "", note: str =
     return succeeding(held, now, state=state, error=error, note=note, rate=None)
 
 
-def stalled(held: Record, reason: str, now: float) -> Record:
+def stalled(held: Record, reason: str, now: float, on: Hindrance = "owner") -> Record:
     """Return the record that says since when, and on what, the operation waits. The owner stays named."""
-    return succeeding(held, now, state="stalled", note=reason, rate=None)
+    since = held.waits_since if held.waits_on == on else now
+    return succeeding(held, now, state="stalled", note=reason, rate=None, waits_on=on, waits_since=since)
 
 
 def commanded(held: Record, verb: Verb, now: float) -> Record:
@@ -127,8 +132,10 @@ def commanded(held: Record, verb: Verb, now: float) -> Record:
         return succeeding(held, held.updated_at, dismissed=True)
     if verb == "pause":
         return succeeding(held, now, state="paused", note="paused", rate=None)
-    fresh = msgspec.structs.replace(held, attempt=held.attempt + 1, seq=0, owner="", error="", note="", rate=None)
-    return msgspec.structs.replace(fresh, state="queued", phase="planning", dismissed=False, updated_at=now)
+    return msgspec.structs.replace(
+        held, attempt=held.attempt + 1, seq=0, owner="", state="queued", phase="planning", begun_by=verb, error="",
+        note="", rate=None, dismissed=False, updated_at=now, bytes_kept=0, waits_on="", waits_since=0.0,
+    )  # fmt: skip
 
 
 def check_allowed(held: Record, verb: Verb) -> None:

@@ -64,7 +64,7 @@ class Ownership:
         self._file: tuple[int, str] = (record.file_index, record.file_name)
         self._note = record.note
         self._whole: deque[tuple[int, str]] = deque()
-        self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), record.bytes_done)])
+        self._samples: deque[tuple[float, int]] = deque([(self._loop.time(), record.bytes_done)])
         self._body: asyncio.Task[object] | None = asyncio.current_task()
 
     @property
@@ -107,6 +107,12 @@ class Ownership:
         if "phase" in fields:
             self._note = ""
         await self._write(lambda: self._current(**fields), retry=True)
+
+    async def leave(self) -> None:
+        """Write that the owner goes, and somebody else may take the operation. Raises `Fenced`."""
+        await self._write(
+            lambda: operations.stalled(self._current(), "its process is stopping", self._clock()), retry=True
+        )
 
     async def end(self, state: Outcome, *, error: str = "", note: str = "") -> None:
         """Write the end. Returns once the log has it. Raises `Fenced`."""
@@ -175,7 +181,7 @@ class Ownership:
         return following
 
     def _ticked(self) -> Record:
-        return self._current(rate=self._rate(time.monotonic()))
+        return self._current(rate=self._rate(self._loop.time()))
 
     def _rate(self, now: float) -> float | None:
         """Return bytes per second over the window, or None where too little was seen to say."""

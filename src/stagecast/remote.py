@@ -15,7 +15,7 @@ from rich.live import Live
 from stagecast import answers, display
 from stagecast.client import Answer, Client
 from stagecast.following import follow as follow_operations
-from stagecast.messages import Kind, Verb
+from stagecast.messages import ModelKind, Verb
 from stagecast.options import Follow, Id, ModelName, NodeName, Reach, argument
 from stagecast.rows import Row
 
@@ -94,7 +94,7 @@ def commanding(verb: Verb, does: str) -> Callable[..., Awaitable[int]]:
 
 async def history(
     *,
-    kind: Annotated[Kind | None, Parameter(help="Only operations of this kind.")] = None,
+    kind: Annotated[ModelKind | None, Parameter(help="Only operations of this kind.")] = None,
     model: Annotated[str, Parameter(help="Only operations on this model.")] = "",
     limit: Annotated[int, Parameter(help="At most so many.")] = 50,
     before: Annotated[str, Parameter(help="Only what ended before this time, in RFC 3339.")] = "",

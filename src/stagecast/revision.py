@@ -1,13 +1,16 @@
 """How far a process has folded the log.
 
-A revision is opaque to everybody outside: a string that is compared for equality, sent back, and nothing else. Inside,
-it is the identity of the stream and the sequence of the last message that was folded. A stream that was made anew has
-another identity, so that its low sequences never look like the past of the old one.
+A revision is opaque to everybody outside: a string that is sent back, and nothing else. Inside, it is the identity of
+the stream and the sequence of the last message that was folded. A stream that was made anew has another identity, so
+that its low sequences never look like the past of the old one, and a later one: identities are ordered as text.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import re
+from typing import Final, NamedTuple
+
+_DATED: Final = re.compile(r"[0-9a-f]{14}", re.ASCII)
 
 
 class Revision(NamedTuple):
@@ -23,10 +26,21 @@ class Revision(NamedTuple):
     def reached_by(self, other: Revision) -> bool:
         """Tell whether a process at ``other`` has folded this revision.
 
-        A revision of a stream that no longer exists counts as reached: nothing can ever bring it, and whoever waits
-        for it must get the fresh picture instead.
+        A revision of an earlier stream counts as reached: nothing can ever bring it, and whoever waits for it must get
+        the fresh picture instead. One of a later stream does not: that process has yet to learn of it.
         """
-        return other.identity != self.identity or other.sequence >= self.sequence
+        if other.identity == self.identity:
+            return other.sequence >= self.sequence
+        return not self.is_after(other)
+
+    def is_after(self, other: Revision) -> bool:
+        """Tell whether this is of a later stream than ``other``."""
+        return self.identity > other.identity and _DATED.fullmatch(self.identity) is not None
+
+
+def identity_of(created: float) -> str:
+    """Return the identity of a stream that was made at ``created``, in seconds since 1970; later ones are greater."""
+    return f"{max(0, int(created * 1e6)):014x}"
 
 
 def parse(text: str) -> Revision | None:

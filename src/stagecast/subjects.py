@@ -11,6 +11,8 @@ from typing import Final
 
 from stagecast.messages import Kind, Record
 
+TASK: Final = "task"
+"""The prefix of every kind of operation that is not named below: other programs' work."""
 KIND_PREFIX: Final[dict[Kind, str]] = {
     "staging": "staging",
     "installation": "gallery",
@@ -23,6 +25,7 @@ LOG_SUBJECTS: Final = (
     "gallery.*.progress",
     "loading.*.progress",
     "deletion.*.progress",
+    "task.*.progress",
     "stagecast.node.*",
     "stagecast.holding.*",
     "stagecast.placement.*",
@@ -49,7 +52,7 @@ def distinct(*names: str) -> str:
 
 def operation(record: Record) -> str:
     """Return the one subject on which this operation's records stand."""
-    return f"{KIND_PREFIX[record.kind]}.{distinct(record.model, record.id)}.progress"
+    return f"{KIND_PREFIX.get(record.kind, TASK)}.{distinct(record.model, record.id)}.progress"
 
 
 def gallery_cancel(job: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -38,7 +37,7 @@ class Tracker:
 
     def __init__(
         self, bus: Bus, process: str, *, clock: Callable[[], float] = time.time, interval: float = TICK_INTERVAL,
-        mends: bool = True,
+        mends: bool = True, chance: random.Random | None = None,
     ) -> None:  # fmt: skip
         self.bus = bus
         self.process = process
@@ -53,6 +52,7 @@ class Tracker:
         self._clock = clock
         self._interval = interval
         self._mends = mends
+        self._chance = chance or random.SystemRandom()
         self._incoming = self.fold
         self._changed = asyncio.Event()
         self._warned = float("-inf")
@@ -88,8 +88,14 @@ class Tracker:
         return await self.until(lambda: self.revision != after, timeout)
 
     async def reached(self, revision: Revision, timeout: float | None = None) -> bool:
-        """Wait until the fold has reached ``revision``; tell whether it has."""
-        return await self.until(lambda: revision.reached_by(self.revision), timeout)
+        """Wait until the fold has reached ``revision``; tell whether it has.
+
+        One that seems to be of a later stream, when the log was heard all the while, is of one that is gone: the server
+        that made it had a clock that ran ahead. Then nothing later than what is here can be had.
+        """
+        if await self.until(lambda: revision.reached_by(self.revision), timeout):
+            return True
+        return revision.is_after(self.revision) and not self.is_degraded
 
     async def until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait until ``condition`` holds, asked anew after every change of the fold; tell whether it does."""
@@ -111,7 +117,7 @@ class Tracker:
 
     async def open(
         self, kind: Kind, model: str, node: str = "", *, cause: str, parameters: dict[str, str] | None = None,
-        bytes_total: int = 0, total_files: int = 0, claim: bool = False,
+        bytes_total: int = 0, total_files: int = 0, claim: bool = False, call: str = "",
     ) -> tuple[Record, Revision]:  # fmt: skip
         """Queue an operation, or return the one that is under way already. ``claim``: own it from the start."""
         identifier = operations.operation_id(kind, model, node)
@@ -120,8 +126,9 @@ class Tracker:
             if held is not None and not operations.is_ended(held):
                 return held, self._at(sequence)
             record = operations.opened(
-                held, kind=kind, model=model, node=node, job=secrets.token_hex(8), now=self._clock(),
+                held, kind=kind, model=model, node=node, job=f"{self._chance.getrandbits(64):016x}", now=self._clock(),
                 cause=cause, parameters=parameters, bytes_total=bytes_total, total_files=total_files,
+                call=call,
             )  # fmt: skip
             if claim:
                 record = operations.claimed(record, self.process, self._clock())
@@ -207,7 +214,7 @@ class Tracker:
         if ownership.stopped_by is None:
             with suppress(StagecastError, TimeoutError):
                 async with asyncio.timeout(1.0):
-                    await ownership.change(state="stalled", note="its process is stopping", rate=None)
+                    await ownership.leave()
             raise asyncio.CancelledError
         others = task.uncancel() if task is not None else 0
         with suppress(Fenced):
@@ -314,12 +321,12 @@ class Tracker:
 
     async def _is_my_turn(self) -> bool:
         if self._mends:
-            await asyncio.sleep(random.uniform(*MEND_DELAY))  # noqa: S311  # only to be apart from the others
+            await asyncio.sleep(self._chance.uniform(*MEND_DELAY))  # only to be apart from the others
         return self._mends
 
     def _count_malformed(self, entry: Entry) -> None:
         self.malformed += 1
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         if now - self._warned >= WARN_INTERVAL:
             self._warned = now
             _logger.warning("dropped a malformed event on %s (%d so far)", entry.subject, self.malformed)

@@ -7,7 +7,6 @@ operations, and goes on with them.
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
@@ -16,6 +15,7 @@ from typing import Final
 import msgspec
 
 from stagecast import operations
+from stagecast.duty import Duty
 from stagecast.errors import Interrupted, StagecastError, TransferFailed
 from stagecast.manifest import Manifest
 from stagecast.messages import Record
@@ -25,8 +25,6 @@ from stagecast.presence import Presence
 from stagecast.tracker import Tracker
 from stagecast.transfer import Holder, RateLimit, fetch_manifest, pull
 from stagecast.work import in_thread
-
-_logger = logging.getLogger(__name__)
 
 HOLDER_PATIENCE: Final = 15.0
 """Seconds without any living holder after which a staging fails."""
@@ -41,20 +39,13 @@ class Worker:
         self._presence = presence
         self._token = token
         self._limit = RateLimit(rate_limit) if rate_limit else None
-        self._stagings: dict[str, asyncio.Task[None]] = {}
-        self._forgotten: dict[str, int] = {}
+        self._duty = Duty(tracker, "staging", self._stage, node=node.name, clear=self._clear)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Worker, None]:
         """Work for as long as the block lasts; what is under way then is left to the node's next process."""
-        watcher = asyncio.create_task(self._watch())
-        try:
+        async with self._duty.running():
             yield self
-        finally:
-            tasks = [watcher, *self._stagings.values()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def stage(self, model: str, cause: str) -> None:
         """Have a model on this disk: return at once if it is, else once its staging has ended well.
@@ -74,46 +65,10 @@ class Worker:
         held = self._tracker.fold.record(record.id)
         return held is not None and held.attempt >= record.attempt and operations.is_ended(held)
 
-    async def _watch(self) -> None:
-        await self._tracker.caught_up.wait()
-        while True:
-            seen = self._tracker.revision
-            for record in list(self._tracker.fold.live()):
-                if record.kind == "staging" and record.node == self._node.name and self._is_mine_to_do(record):
-                    self._begin(record)
-            await self._forget_cancelled()
-            await self._tracker.changed(seen)
-
-    async def _forget_cancelled(self) -> None:
-        """Free what stands of stagings that were cancelled while nobody worked on them: paused, queued, stalled."""
-        for slot in list(self._tracker.fold.slots.values()):
-            record, task = slot.record, self._stagings.get(slot.record.id)
-            is_mine = record.kind == "staging" and record.node == self._node.name and record.state == "cancelled"
-            if is_mine and self._forgotten.get(record.id) != record.attempt and (task is None or task.done()):
-                self._forgotten[record.id] = record.attempt
-                await asyncio.to_thread(self._node.store.discard_partials, record.model)
-
-    def _begin(self, record: Record) -> None:
-        task = self._stagings.get(record.id)
-        if task is None or task.done():
-            self._stagings[record.id] = asyncio.create_task(self._perform(record), name=record.id)
-
-    def _is_mine_to_do(self, record: Record) -> bool:
-        """Tell whether a staging waits for this process: queued, or left behind by an earlier one of this node."""
-        return record.state in {"queued", "stalled"} or (
-            record.state == "running" and record.owner != self._tracker.process
-        )
-
-    async def _perform(self, record: Record) -> None:
-        while True:
-            async with self._tracker.own(record) as ownership:
-                if ownership is not None:
-                    await self._stage(ownership)
-            # A retry that came before this task has ended is its own to see: the log says nothing more of it.
-            latest = self._tracker.fold.record(record.id)
-            if latest is None or latest == record or not self._is_mine_to_do(latest):
-                return
-            record = latest
+    async def _clear(self, record: Record) -> None:
+        """Free what stands of a staging that was cancelled while nobody worked on it: paused, queued, stalled."""
+        if not record.bytes_kept:
+            await asyncio.to_thread(self._node.store.discard_partials, record.model)
 
     async def _stage(self, ownership: Ownership) -> None:
         model, store = ownership.record.model, self._node.store
@@ -121,6 +76,7 @@ class Worker:
         if model in await asyncio.to_thread(store.names):
             held = await in_thread(ownership.stop, store.manifest, model, None, ownership.stop)
             if ownership.record.parameters.get("digest", held.digest) == held.digest:
+                await ownership.change(bytes_present=held.size)
                 await self._finish(ownership, held)
                 return
         manifest = await self._manifest(ownership)
@@ -131,7 +87,7 @@ class Worker:
             stack.enter_context(store.reserve(needed - present, present))
             await ownership.change(
                 phase="transferring", bytes_total=needed, bytes_done=partial.verified_bytes, floor=present,
-                total_files=len(manifest.files),
+                bytes_present=present, total_files=len(manifest.files),
             )  # fmt: skip
             try:
                 await in_thread(

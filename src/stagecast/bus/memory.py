@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
-import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 
 from stagecast.bus import Anew, Answer, CaughtUp, Heard
 from stagecast.errors import AppendConflict, BusUnavailable, NobodyListens
 from stagecast.messages import Entry
+from stagecast.revision import identity_of
 
 
 class MemoryLog:
     """A log that lives as long as its process."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._identity = secrets.token_hex(4)
+        self._identity = identity_of(clock())
         self._clock = clock
         self._last: dict[str, Entry] = {}
         self._sequence = 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -34,6 +33,7 @@ from nats.js.errors import APIError, NotFoundError
 from stagecast.bus import Anew, Answer, CaughtUp, Heard, Lost
 from stagecast.errors import AppendConflict, BusUnavailable, BusUnsuitable, NobodyListens
 from stagecast.messages import Entry
+from stagecast.revision import identity_of
 from stagecast.subjects import HISTORY_SUBJECTS, LOG_SUBJECTS
 
 _logger = logging.getLogger(__name__)
@@ -367,8 +367,7 @@ def _position(reply: str) -> tuple[int, int, float, int]:
 
 
 def _identity(info: StreamInfo) -> str:
-    created = info.created.isoformat() if info.created else ""
-    return hashlib.blake2s(created.encode(), digest_size=4).hexdigest()
+    return identity_of(info.created.timestamp() if info.created else 0.0)
 
 
 async def _cancellable(work: Awaitable[_Result]) -> _Result:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 from stagecast import gallery, installation
 from stagecast.draft import Draft
+from stagecast.duty import Duty
 from stagecast.errors import BadInput, Interrupted, Unknown
 from stagecast.frontend.replica import Replica
 from stagecast.gallery import Source
@@ -28,7 +29,7 @@ class Installs:
         self._limit = RateLimit(rate_limit) if rate_limit else None
         self._replica = replica
         self._tracker = replica.tracker
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._duty = Duty(replica.tracker, "installation", self._bring)
 
     async def start(self, reference: str, index: str, name: str, sha256: str) -> tuple[Record, Revision]:
         """Resolve what is meant and begin to install it; return the operation as it stands.
@@ -43,51 +44,15 @@ class Installs:
             "installation", source.model, cause="api", parameters=parameters, claim=True
         )
         if record.owner == self._tracker.process:
-            self._perform(record)
+            self._duty.take(record)
         await self._tracker.reached(revision, 2.0)
         return self._tracker.fold.record(record.id) or record, revision
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Installs, None]:
         """Take over for as long as the block lasts; what is owned then is left for others to take over."""
-        watcher = asyncio.create_task(self._watch())
-        try:
+        async with self._duty.running():
             yield self
-        finally:
-            tasks = [watcher, *self._tasks.values()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _watch(self) -> None:
-        await self._tracker.caught_up.wait()
-        while True:
-            seen = self._tracker.revision
-            for record in list(self._tracker.fold.live()):
-                if record.kind == "installation" and self._is_free(record):
-                    self._perform(record)
-            await self._tracker.changed(seen)
-
-    def _is_free(self, record: Record) -> bool:
-        if record.state == "queued":
-            return True
-        return record.state == "stalled" and not self._replica.presence.is_alive(record.owner)
-
-    def _perform(self, record: Record) -> None:
-        task = self._tasks.get(record.id)
-        if task is None or task.done():
-            self._tasks[record.id] = asyncio.create_task(self._install(record), name=record.id)
-
-    async def _install(self, record: Record) -> None:
-        while True:
-            async with self._tracker.own(record) as ownership:
-                if ownership is not None:
-                    await self._bring(ownership)
-            # A retry that came before this task has ended is its own to see: the log says nothing more of it.
-            latest = self._tracker.fold.record(record.id)
-            if latest is None or latest == record or not self._is_free(latest):
-                return
-            record = latest
 
     async def _bring(self, ownership: Ownership) -> None:
         store = self._replica.node.store
@@ -96,8 +61,9 @@ class Installs:
         source = await in_thread(ownership.stop, installation.measure, source, stop=ownership.stop)
         present = await asyncio.to_thread(installation.staged_bytes, source, store)
         await ownership.change(
-            phase="transferring", bytes_done=present, bytes_total=source.size or 0, total_files=len(source.files)
-        )
+            phase="transferring", bytes_done=present, bytes_present=present, bytes_total=source.size or 0,
+            total_files=len(source.files),
+        )  # fmt: skip
         manifest = await self._download(ownership, source)
         await ownership.change(phase="publishing", bytes_total=manifest.size, bytes_done=manifest.size)
         await self._replica.node.adopt()

@@ -19,7 +19,7 @@ from stagecast.frontend import events
 from stagecast.frontend.gate import MIN_REVISION_WAIT
 from stagecast.frontend.replica import Replica
 from stagecast.frontend.view import OperationList
-from stagecast.messages import Kind, Verb
+from stagecast.messages import ModelKind, Verb
 from stagecast.quantities import parse_time
 from stagecast.revision import Revision
 from stagecast.rows import Row
@@ -76,7 +76,7 @@ class OperationsApi(Controller):
     async def history(
         self,
         replica: NamedDependency[Replica],
-        kind: FromQuery[Kind | None] = None,
+        kind: FromQuery[ModelKind | None] = None,
         model: FromQuery[str | None] = None,
         limit: FromQuery[int] = 100,
         before: FromQuery[str] = "",

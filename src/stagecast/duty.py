@@ -1,0 +1,101 @@
+"""A duty: one kind of work that this process does, for its own node or for the whole cluster.
+
+It hears every record, takes each operation that is free, and performs it in a task of its own. What another process of
+the cluster left behind is as good as new: the claim fences that one, and the work goes on from what is on the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from stagecast.messages import Kind, Record
+from stagecast.ownership import Ownership
+from stagecast.tracker import Tracker
+
+_logger = logging.getLogger(__name__)
+
+Perform = Callable[[Ownership], Awaitable[None]]
+Clear = Callable[[Record], Awaitable[None]]
+
+
+class Duty:
+    """Performs the operations of one ``kind``: those of ``node``, which no other process can do, or those of no node.
+
+    ``clear`` is called for each that was cancelled while nobody worked on it, to free what it left.
+    """
+
+    def __init__(
+        self, tracker: Tracker, kind: Kind, perform: Perform, *, node: str = "", clear: Clear | None = None
+    ) -> None:
+        self._tracker = tracker
+        self._kind = kind
+        self._node = node
+        self._work = perform
+        self._clear = clear
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._next: dict[str, Record] = {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Duty, None]:
+        """Perform for as long as the block lasts; what is under way then is left to another process."""
+        self._tracker.hearers.append(self._hear)
+        beginning = asyncio.create_task(self._begin())
+        try:
+            yield self
+        finally:
+            self._tracker.hearers.remove(self._hear)
+            tasks = [beginning, *self._tasks.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def take(self, record: Record) -> None:
+        """Work on an operation; where this process does so already, once that has ended."""
+        if record.id in self._tasks:
+            self._next[record.id] = record
+        else:
+            task = asyncio.create_task(self._pursue(record), name=record.id)
+            self._tasks[record.id] = task
+            task.add_done_callback(lambda _: self._tasks.pop(record.id))
+
+    async def _begin(self) -> None:
+        await self._tracker.caught_up.wait()
+        for slot in list(self._tracker.fold.slots.values()):
+            self._hear(slot.record)
+
+    def _hear(self, record: Record) -> None:
+        is_mine = record.kind == self._kind and record.node == self._node
+        if is_mine and self._tracker.caught_up.is_set() and self._is_due(record):
+            self.take(record)
+
+    def _is_due(self, record: Record) -> bool:
+        return self._is_free(record) or (self._clear is not None and record.state == "cancelled")
+
+    def _is_free(self, record: Record) -> bool:
+        """Tell whether an operation waits for somebody to take it: new, or left behind by a process that is gone."""
+        if record.state == "queued":
+            return True
+        if not self._node:
+            return record.state == "stalled" and record.waits_on == "owner"
+        return record.state in {"running", "stalled"} and record.owner != self._tracker.process
+
+    async def _pursue(self, record: Record) -> None:
+        following: Record | None = record
+        try:
+            while following is not None:
+                if following.state == "cancelled" and self._clear is not None:
+                    await self._clear(following)
+                else:
+                    await self._perform(following)
+                # A retry that came before this task has ended is its own to see: the log says nothing more of it.
+                following = self._next.pop(record.id, None)
+        except Exception:
+            _logger.exception("%s", record.id)
+
+    async def _perform(self, record: Record) -> None:
+        async with self._tracker.own(record) as ownership:
+            if ownership is not None:
+                await self._work(ownership)

@@ -1,0 +1,164 @@
+"""A duty takes what is free, once, and what came meanwhile afterwards; on the memory bus and on a real nats-server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import pytest
+
+from stagecast import operations
+from stagecast.duty import Duty
+from stagecast.errors import AppendConflict
+from stagecast.messages import Record
+from stagecast.ownership import Ownership
+from stagecast.tracker import Tracker
+from tests.conftest import eventually
+from tests.peers import Peers, gathered
+
+
+@pytest.fixture(params=["memory", "nats"])
+async def peers(request: pytest.FixtureRequest) -> AsyncIterator[Peers]:
+    async with gathered(request) as peers:
+        yield peers
+
+
+class Performer:
+    """Work that lasts until it is let go, and what it was called with."""
+
+    def __init__(self) -> None:
+        self.begun: list[Record] = []
+        self.cleared: list[Record] = []
+        self.go = asyncio.Event()
+
+    async def perform(self, ownership: Ownership) -> None:
+        self.begun.append(ownership.record)
+        await self.go.wait()
+
+    async def clear(self, record: Record) -> None:
+        self.cleared.append(record)
+
+
+@pytest.fixture
+def performer() -> Performer:
+    return Performer()
+
+
+def is_shown(tracker: Tracker, operation: str, state: str) -> bool:
+    record = tracker.fold.record(operation)
+    return record is not None and record.state == state
+
+
+async def written(tracker: Tracker, record: Record) -> None:
+    """Write a record over whatever stands on its subject."""
+    while True:
+        _, sequence = await tracker.standing(record.id, record.kind, record.model, record.node)
+        with suppress(AppendConflict):
+            await tracker.write(record, sequence)
+            return
+
+
+async def test_what_stood_before_and_what_comes_are_taken_once_each(peers: Peers, performer: Performer) -> None:
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+    before, _ = await one.open("render", "before", cause="test")
+    async with Duty(two, "render", performer.perform).running():
+        after, _ = await one.open("render", "after", cause="test")
+        await one.open("mix", "other kind", cause="test")
+        await one.open("render", "other node", "n", cause="test")
+        await eventually(lambda: len(performer.begun) == 2)
+        performer.go.set()
+        await eventually(lambda: all(is_shown(one, each.id, "succeeded") for each in (before, after)))
+    assert {record.model for record in performer.begun} == {"before", "after"}
+    assert {record.owner for record in performer.begun} == {"two"}
+    assert {record.state for record in one.fold.live()} == {"queued"}
+
+
+async def test_of_many_processes_one_takes_it(peers: Peers, performer: Performer) -> None:
+    trackers = [await peers.tracker(f"t{number}") for number in range(3)]
+    duties = [Duty(tracker, "render", performer.perform) for tracker in trackers]
+    async with duties[0].running(), duties[1].running(), duties[2].running():
+        record, _ = await trackers[0].open("render", "m", cause="test")
+        performer.go.set()
+        await eventually(lambda: all(is_shown(tracker, record.id, "succeeded") for tracker in trackers))
+    assert len(performer.begun) == 1
+
+
+@pytest.mark.parametrize(("waits_on", "taken"), [("owner", True), ("source", False)])
+async def test_what_waits_for_a_dead_owner_is_taken_over_and_nothing_else(
+    peers: Peers, performer: Performer, waits_on: str, taken: bool
+) -> None:
+    tracker = await peers.tracker("two")
+    fresh, _ = await tracker.open("render", "m", cause="test")
+    claimed = operations.claimed(fresh, "one", 1.0)
+    await written(tracker, claimed)
+    performer.go.set()
+    async with Duty(tracker, "render", performer.perform).running():
+        await written(tracker, operations.stalled(claimed, "gone", 2.0, on=waits_on))  # type: ignore[arg-type]
+        marker, _ = await tracker.open("render", "marker", cause="test")
+        await eventually(lambda: is_shown(tracker, marker.id, "succeeded"))
+        if taken:
+            await eventually(lambda: is_shown(tracker, fresh.id, "succeeded"))
+    found = [record for record in performer.begun if record.id == fresh.id]
+    assert [(record.attempt, record.owner) for record in found] == ([(2, "two")] if taken else [])
+
+
+async def test_a_node_goes_on_with_what_its_earlier_process_left_running(peers: Peers, performer: Performer) -> None:
+    tracker = await peers.tracker("new")
+    queued, _ = await tracker.open("staging", "m", "n", cause="test")
+    await written(tracker, operations.claimed(queued, "old", 1.0))
+    performer.go.set()
+    async with Duty(tracker, "staging", performer.perform, node="n").running():
+        await eventually(lambda: is_shown(tracker, queued.id, "succeeded"))
+    assert [(record.attempt, record.owner) for record in performer.begun] == [(2, "new")]
+
+
+async def test_a_retry_that_comes_before_the_task_has_ended_is_not_lost(peers: Peers, performer: Performer) -> None:
+    tracker = await peers.tracker("a")
+    hold, held = asyncio.Event(), asyncio.Event()
+
+    async def lingering(ownership: Ownership) -> None:
+        performer.begun.append(ownership.record)
+        if len(performer.begun) == 1:
+            await ownership.end("failed", error="broken")
+            held.set()
+            await hold.wait()
+
+    async with Duty(tracker, "staging", lingering, node="n").running():
+        record, _ = await tracker.open("staging", "m", "n", cause="test")
+        await held.wait()
+        ended, _ = await tracker.standing(record.id, "staging", "m", "n")
+        assert ended is not None
+        retried = operations.commanded(ended, "retry", 5.0)
+        await written(tracker, retried)
+        await eventually(lambda: is_shown(tracker, record.id, "queued"))
+        hold.set()
+        await eventually(lambda: is_shown(tracker, record.id, "succeeded"))
+    assert [record.attempt for record in performer.begun] == [1, retried.attempt]
+
+
+async def test_what_was_cancelled_while_nobody_worked_on_it_is_cleared(peers: Peers, performer: Performer) -> None:
+    tracker = await peers.tracker("a")
+    queued, _ = await tracker.open("staging", "m", "n", cause="test")
+    await written(tracker, operations.commanded(queued, "cancel", 2.0))
+    async with Duty(tracker, "staging", performer.perform, node="n", clear=performer.clear).running():
+        await eventually(lambda: performer.cleared)
+    assert [(record.id, record.state) for record in performer.cleared] == [(queued.id, "cancelled")]
+    assert performer.begun == []
+
+
+async def test_work_that_breaks_is_failed_and_the_duty_goes_on(peers: Peers, performer: Performer) -> None:
+    tracker = await peers.tracker("a")
+
+    async def broken(ownership: Ownership) -> None:
+        if ownership.record.model == "bad":
+            raise RuntimeError("boom")
+
+    async with Duty(tracker, "render", broken).running():
+        bad, _ = await tracker.open("render", "bad", cause="test")
+        await eventually(lambda: is_shown(tracker, bad.id, "failed"))
+        good, _ = await tracker.open("render", "good", cause="test")
+        await eventually(lambda: is_shown(tracker, good.id, "succeeded"))
+    record = tracker.fold.record(bad.id)
+    assert record is not None
+    assert record.error == "RuntimeError: boom"
