@@ -57,6 +57,14 @@ class NatsServer:
         shutil.rmtree(self.folder / "jetstream", ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what commands remember apart from what the person's own commands do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def nats_server() -> Iterator[NatsServer]:
     """Yield a nats-server of the test's own."""

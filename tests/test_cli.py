@@ -51,6 +51,14 @@ def event(name: str, data: object) -> str:
     return f"event: {name}\nid: a-1\ndata: {json.dumps(data)}\n\n"
 
 
+def test_a_command_sees_no_older_state_than_the_one_before(replica: ReplicaStandIn) -> None:
+    replica.script.extend([answering(STARTED, 202, Stagecast_Revision="a-41"), answering(json.loads(BODY))])
+    assert main(["stage", "m", "--all"]) == 0
+    assert main(["ops"]) == 0
+    sent = [request.headers.get("Stagecast-Min-Revision") for request in replica.requests]
+    assert sent == [None, "a-41"]
+
+
 def test_ops_prints_a_table(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
     replica.script.append(answering({"operations": [row(state="failed", error="no space")], "revision": "a-1"}))
     assert main(["ops"]) == 0

@@ -61,7 +61,7 @@ LADDER: Final = (
         "composition",
         {
             "BOTH": (
-                "composition child balancer cluster answers client following display options remote "
+                "composition child balancer cluster answers client seen following display options remote "
                 "demo_vectors demo_model demo_checks demo_view demo_job demo_report demo cli __main__ stagecast"
             ),
         },

@@ -86,12 +86,15 @@ class Failure(NamedTuple):
 class Client:
     """``async with Client(url) as client``. Not to be shared between event loops.
 
-    ``patience`` is how many seconds a request that failed on the way is repeated for; 0 asks once.
+    ``patience`` is how many seconds a request that failed on the way is repeated for; 0 asks once. ``revision`` is
+    what an earlier client of the same cluster has seen: no answer will be older than that.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, api_key: str = "", patience: float = PATIENCE) -> None:
+    def __init__(
+        self, url: str = DEFAULT_URL, *, api_key: str = "", patience: float = PATIENCE, revision: str = ""
+    ) -> None:
         self.url = url.rstrip("/")
-        self.revision = ""
+        self.revision = revision
         """The highest that a replica has answered with."""
         self.replica = ""
         """The name of the one that answered last."""

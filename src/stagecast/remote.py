@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -12,7 +12,7 @@ import msgspec
 from cyclopts import Parameter
 from rich.live import Live
 
-from stagecast import answers, display
+from stagecast import answers, display, seen
 from stagecast.client import Answer, Client
 from stagecast.following import follow as follow_operations
 from stagecast.messages import ModelKind, Verb
@@ -177,8 +177,15 @@ async def load(
     return 0
 
 
-def _client(reach: Reach) -> Client:
-    return Client(reach.url, api_key=reach.api_key, patience=_PATIENCE)
+@asynccontextmanager
+async def _client(reach: Reach) -> AsyncGenerator[Client, None]:
+    """Yield a client that has seen what this user's earlier commands have seen."""
+    known = seen.recall(reach.url)
+    async with Client(reach.url, api_key=reach.api_key, patience=_PATIENCE, revision=known) as client:
+        try:
+            yield client
+        finally:
+            seen.remember(reach.url, client.revision)
 
 
 async def _begun(client: Client, rows: Sequence[Row], *, follow: bool) -> int:

@@ -94,7 +94,7 @@ function restart(snapshot, revision) {
   showRevision(revision);
 }
 
-const stream = new EventStream("/api/operations/stream", key, {
+const stream = new EventStream("/api/operations/stream", replica, {
   connected(name) {
     showReplica(name);
     showConnection(degraded ? "degraded" : "live");

@@ -36,6 +36,11 @@ export class Replica {
     this.#highest = revision;
   }
 
+  /** What every request carries: the key, and the highest revision seen. */
+  get headers() {
+    return this.#highest ? { ...this.key.headers, "Stagecast-Min-Revision": this.#highest } : this.key.headers;
+  }
+
   get(path) {
     return this.#request(path, { method: "GET", seconds: 10 });
   }
@@ -55,8 +60,7 @@ export class Replica {
   }
 
   async #send(path, { method, body, type, seconds }) {
-    const headers = { Accept: "application/json", ...this.key.headers };
-    if (this.#highest) headers["Stagecast-Min-Revision"] = this.#highest;
+    const headers = { Accept: "application/json", ...this.headers };
     if (type) headers["Content-Type"] = type;
     try {
       const signal = AbortSignal.timeout(seconds * 1000);

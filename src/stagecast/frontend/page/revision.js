@@ -1,20 +1,21 @@
-// A revision is opaque but for one rule: of two alike before the last "-", the greater number is later.
+// A revision is opaque but for one rule: what stands before the last "-" names a log and is ordered as text, and of two
+// revisions of one log the greater number is later.
 
 function parts(revision) {
   const match = /^(.*)-(\d+)$/.exec(revision ?? "");
   return match ? { identity: match[1], number: BigInt(match[2]) } : null;
 }
 
-/** True only if `a` is known to come before `b`; revisions of different logs are not ordered. */
+/** True only if `a` is known to come before `b`. */
 export function isOlder(a, b) {
   const [left, right] = [parts(a), parts(b)];
-  return left !== null && right !== null && left.identity === right.identity && left.number < right.number;
+  if (left === null || right === null) return false;
+  return left.identity === right.identity ? left.number < right.number : left.identity < right.identity;
 }
 
-/** The later of two revisions; of two logs, the one held stays, for only a snapshot changes logs. */
+/** The later of two revisions. */
 export function later(held, seen) {
-  if (!held) return seen;
-  return isOlder(held, seen) ? seen : held;
+  return !held || isOlder(held, seen) ? seen : held;
 }
 
 /** A few characters for people: "#1042". */

@@ -41,15 +41,15 @@ export function backOff(failures, chance) {
 
 export class EventStream {
   #path;
-  #key;
+  #replica;
   #listener;
   #lastEventId = "";
   #failures = 0;
 
   /** `listener` has `connected(replicaName)`, `disconnected()`, `locked()` and `event({type, data, id})`. */
-  constructor(path, key, listener) {
+  constructor(path, replica, listener) {
     this.#path = path;
-    this.#key = key;
+    this.#replica = replica;
     this.#listener = listener;
   }
 
@@ -82,15 +82,15 @@ export class EventStream {
 
   async #open(signal, watchdog) {
     for (;;) {
-      const key = this.#key.value;
-      const headers = { Accept: "text/event-stream", ...this.#key.headers };
+      const key = this.#replica.key.value;
+      const headers = { Accept: "text/event-stream", ...this.#replica.headers };
       if (this.#lastEventId) headers["Last-Event-ID"] = this.#lastEventId;
       const response = await fetch(this.#path, { headers, cache: "no-store", signal });
       if (response.ok) return response;
       if (response.status !== 401) throw new Error(`the stream answered ${response.status}`);
       watchdog.expect(null);
       this.#listener.locked();
-      await this.#key.ask(key);
+      await this.#replica.key.ask(key);
       watchdog.expect(CONNECT_WITHIN);
     }
   }
