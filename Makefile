@@ -19,7 +19,7 @@ up: $(STAMP)
 	$(BIN)/stagecast up
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ def test_digests_follow_the_manifest(tmp_path: Path, size: int) -> None:
         assert found.digest == file_digest(pieces, size)
 
 
-@pytest.mark.parametrize("sha256", ["", DIGEST])
+@pytest.mark.parametrize("sha256", ["", DIGEST], ids=["without", "with"])
 def test_whole_pieces_need_not_come_again(tmp_path: Path, sha256: str) -> None:
     with Draft(tmp_path, "m") as draft:
         write(draft, CONTENT, PIECE_SIZE + 77, sha256)
