@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from stagecast.demo_model import ModelNotFetched, fetch
 
 
 def free_port() -> int:
@@ -63,6 +66,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """Return the folder of the demo's model, fetched once for every process that tests."""
+    cache = Path(__file__).parents[1] / ".cache"
+    cache.mkdir(exist_ok=True)
+    with (cache / "fetching.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            return fetch(cache)
+        except ModelNotFetched as error:
+            pytest.skip(error.message)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pytest
 from stagecast import demo, recipes
 from stagecast.cluster import LOCK
 from stagecast.demo import DemoIncomplete, DemoSettings, run, write_backends
-from stagecast.demo_model import WHEEL
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,9 +50,8 @@ def test_what_killed_demos_left_is_swept_and_nothing_else(tmp_path: Path, monkey
 
 
 @pytest.mark.system
+@pytest.mark.usefixtures("real_model")
 def test_the_main_job(tmp_path: Path) -> None:
-    if not (ROOT / ".cache" / WHEEL).exists():
-        pytest.skip("the demo's model is not in .cache yet: `make demo` fetches it")
     command = [sys.executable, "-m", "stagecast", "demo", "--rate-limit", "25MB/s", "--data", str(tmp_path / "data")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr

