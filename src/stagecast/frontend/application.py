@@ -76,6 +76,7 @@ def build(replica: Replica, installs: Installs, session: aiohttp.ClientSession, 
             create_static_files_router("/page", [PAGE], include_in_schema=False),
         ],
         dependencies={
+            "participant": Provide(lambda: replica.participant, sync_to_thread=False),
             "replica": Provide(lambda: replica, sync_to_thread=False),
             "installs": Provide(lambda: installs, sync_to_thread=False),
         },
