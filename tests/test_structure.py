@@ -51,7 +51,7 @@ LADDER: Final = (
         "processes",
         {
             "FRONTEND": (
-                "frontend frontend.docs frontend.gate frontend.events frontend.replica "
+                "frontend frontend.docs frontend.refusals frontend.gate frontend.events frontend.replica "
                 "frontend.installs frontend.operations_api frontend.models_api frontend.openai frontend.application"
             ),
             "WORKER": "worker",
