@@ -42,7 +42,7 @@ LADDER: Final = (
                 "upstream stream transfer.limit transfer.source transfer.assignments transfer.ledger transfer.stream "
                 "transfer.pull transfer.exchange transfer.serve transfer"
             ),
-            "CONTROL": "ownership tracker presence history commands announcer duty",
+            "CONTROL": "ownership tracker presence history commands announcer duty view participant",
         },
     ),
     ("verbs", {"FILES": "gallery installed installation", "CONTROL": "router proxy"}),
@@ -51,7 +51,7 @@ LADDER: Final = (
         "processes",
         {
             "FRONTEND": (
-                "frontend frontend.docs frontend.gate frontend.view frontend.events frontend.replica "
+                "frontend frontend.docs frontend.refusals frontend.gate frontend.events frontend.replica "
                 "frontend.installs frontend.operations_api frontend.models_api frontend.openai frontend.application"
             ),
             "WORKER": "worker",
@@ -180,9 +180,9 @@ def test_nothing_is_called_by_a_word_that_says_nothing() -> None:
 
 
 def test_the_table_would_object() -> None:
-    places = {name: PLACES[name] for name in ("tracker", "store", "fold", "worker", "frontend.view", "cli", "errors")}
+    places = {name: PLACES[name] for name in ("tracker", "store", "fold", "worker", "frontend.events", "cli", "errors")}
     assert objection(places["fold"], places["tracker"]) == "upward"
     assert objection(places["tracker"], places["store"]) == "across the columns"
-    assert objection(places["worker"], places["frontend.view"]) == "sideways"
+    assert objection(places["worker"], places["frontend.events"]) == "sideways"
     assert objection(PLACES["operations"], PLACES["broadcast"]) == "sideways"
     assert objection(places["cli"], places["errors"]) == objection(places["tracker"], places["fold"]) == ""

@@ -4,50 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 import aiohttp
 
 from stagecast import recipes
-from stagecast.announcer import Announcer
 from stagecast.bus import Bus
 from stagecast.bus.memory import MemoryBus
 from stagecast.bus.nats import connect
-from stagecast.commands import Commands
 from stagecast.frontend.application import build
 from stagecast.frontend.installs import Installs
 from stagecast.frontend.replica import Replica
-from stagecast.frontend.view import View
-from stagecast.history import History
 from stagecast.instances import Instances
 from stagecast.listener import Endpoint, bound, check_open, parse_endpoint, serving
 from stagecast.loader import Loader
 from stagecast.manifest import check_name
 from stagecast.metrics import Metrics
 from stagecast.node import Node
-from stagecast.presence import Presence
+from stagecast.participant import Participant, participating
 from stagecast.router import Router
 from stagecast.settings import NodeSettings, ReplicaSettings, WorkerSettings
 from stagecast.store import Store
-from stagecast.tracker import Tracker
 from stagecast.worker import Worker
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Control:
-    """The parts of the CONTROL column that every process has."""
-
-    tracker: Tracker
-    presence: Presence
-    commands: Commands
-    announcer: Announcer
 
 
 async def run_replica(settings: ReplicaSettings) -> None:
@@ -77,19 +60,16 @@ async def replica(settings: ReplicaSettings) -> AsyncGenerator[str, None]:
         listening = stack.enter_context(bound(endpoint))
         url = _base_url(settings, endpoint, listening)
         bus = await stack.enter_async_context(_bus(settings))
-        control = await stack.enter_async_context(_control(bus, settings.name, judges=True))
+        control = await stack.enter_async_context(participating(bus, settings.name, judges=True))
         store = Store(settings.models_folder, settings.data, settings.name)
         session = await stack.enter_async_context(_session(keeps_connections=True))
         if settings.nats:
             node = await stack.enter_async_context(_node(settings, control, store, "replica", url, {}))
         else:
             node = await stack.enter_async_context(_working_node(settings, control, store, None, {}))
-        history = await stack.enter_async_context(History(control.tracker).running())
         parts = Replica(
-            name=settings.name, tracker=control.tracker, presence=control.presence, history=history,
-            commands=control.commands, router=Router(control.tracker, control.presence), node=node,
-            view=View(control.tracker), token=settings.token, galleries=settings.galleries,
-            wait_budget=settings.wait_budget,
+            participant=control, router=Router(control.tracker, control.presence), node=node,
+            token=settings.token, galleries=settings.galleries, wait_budget=settings.wait_budget,
         )  # fmt: skip
         installs = await stack.enter_async_context(Installs(parts, settings.rate_limit).running())
         await stack.enter_async_context(serving(build(parts, installs, session, settings.api_key), listening))
@@ -107,7 +87,7 @@ async def worker(settings: WorkerSettings) -> AsyncGenerator[str, None]:
     async with AsyncExitStack() as stack:
         listening = stack.enter_context(bound(endpoint))
         bus = await stack.enter_async_context(_bus(settings))
-        control = await stack.enter_async_context(_control(bus, settings.name, judges=False))
+        control = await stack.enter_async_context(participating(bus, settings.name, judges=False))
         store = Store(settings.models_folder, settings.data, settings.name)
         await stack.enter_async_context(_working_node(settings, control, store, listening, dict(settings.labels)))
         url = _base_url(settings, endpoint, listening)
@@ -116,21 +96,8 @@ async def worker(settings: WorkerSettings) -> AsyncGenerator[str, None]:
 
 
 @asynccontextmanager
-async def _control(bus: Bus, name: str, *, judges: bool) -> AsyncGenerator[_Control, None]:
-    tracker = Tracker(bus, f"{name}/{secrets.token_hex(4)}", mends=judges)
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(tracker.running())
-        presence = await stack.enter_async_context(Presence(tracker, judges=judges).running())
-        commands = await stack.enter_async_context(Commands(tracker).running())
-        await tracker.caught_up.wait()
-        await commands.check_name(name)
-        announcer = await stack.enter_async_context(Announcer(tracker).running())
-        yield _Control(tracker, presence, commands, announcer)
-
-
-@asynccontextmanager
 async def _node(
-    settings: NodeSettings, control: _Control, store: Store, kind: Literal["replica", "worker"], address: str,
+    settings: NodeSettings, control: Participant, store: Store, kind: Literal["replica", "worker"], address: str,
     labels: dict[str, str],
 ) -> AsyncGenerator[Node, None]:  # fmt: skip
     """Run what holds and serves models. Its listener for pieces is loopback's where the process's own is."""
@@ -148,7 +115,7 @@ async def _node(
 
 @asynccontextmanager
 async def _working_node(
-    settings: NodeSettings, control: _Control, store: Store, listening: socket.socket | None, labels: dict[str, str],
+    settings: NodeSettings, control: Participant, store: Store, listening: socket.socket | None, labels: dict[str, str],
 ) -> AsyncGenerator[Node, None]:  # fmt: skip
     """Run a node that stages and loads. Without a socket of its own it listens on a free port of loopback."""
     async with AsyncExitStack() as stack:

@@ -14,9 +14,9 @@ from stagecast.bus.memory import MemoryBus
 from stagecast.errors import ReplicaBehind
 from stagecast.event_stream import EventParser, StreamEvent
 from stagecast.frontend import events
-from stagecast.frontend.view import View
 from stagecast.revision import Revision, parse
 from stagecast.tracker import Tracker
+from stagecast.view import View
 from tests.alone import find_again, lose
 from tests.peers import Peers, a_record
 

@@ -11,7 +11,8 @@ import pytest_asyncio
 from stagecast.bus.memory import MemoryBus
 from stagecast.errors import BadInput, ModelLoading, NotReady, Unauthorized
 from stagecast.frontend import gate
-from stagecast.frontend.gate import Gate, error_body
+from stagecast.frontend.gate import Gate
+from stagecast.frontend.refusals import error_body
 from stagecast.proxy import Receive, Scope, Send
 from stagecast.revision import Revision
 from stagecast.tracker import Tracker

@@ -10,9 +10,9 @@ import msgspec
 from stagecast import revision, rows
 from stagecast.errors import ReplicaBehind
 from stagecast.frontend.gate import MIN_REVISION_WAIT
-from stagecast.frontend.view import View
 from stagecast.revision import Revision
 from stagecast.tracker import Tracker
+from stagecast.view import View
 
 BEAT: Final = 5.0
 """Seconds of quiet after which a comment shows that the stream is alive."""

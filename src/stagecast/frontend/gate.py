@@ -7,10 +7,9 @@ import re
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
-import msgspec
-
 from stagecast import revision
 from stagecast.errors import CrossOrigin, NotReady, ReplicaBehind, StagecastError, Unauthorized
+from stagecast.frontend.refusals import refuse
 from stagecast.proxy import Message, Receive, Scope, Send
 from stagecast.tracker import Tracker
 
@@ -82,28 +81,6 @@ class Gate:
         wanted = revision.parse(text) if text else None
         if wanted is not None and not await self._tracker.reached(wanted, MIN_REVISION_WAIT):
             raise ReplicaBehind(str(wanted))
-
-
-def error_body(error: StagecastError, path: str) -> bytes:
-    """Return an error as JSON: OpenAI's shape below ``/v1``, ours elsewhere (WIRE section 3)."""
-    if path.startswith("/v1"):
-        kind = "invalid_request_error" if error.status < 500 else "server_error"
-        return msgspec.json.encode(
-            {"error": {"message": error.message, "type": kind, "param": None, "code": error.code}}
-        )
-    return msgspec.json.encode({"error": {"code": error.code, "message": error.message}})
-
-
-async def refuse(error: StagecastError, path: str, send: Send) -> None:
-    """Send an error as a whole response."""
-    body = error_body(error, path)
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if error.status == 503:
-        headers.append((b"retry-after", b"1"))
-    if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _check_origin(scope: Scope) -> None:

@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 
 from stagecast.errors import BackendFailed, BadInput, ModelLoading, StagecastError, Unknown
-from stagecast.frontend.gate import refuse
+from stagecast.frontend.refusals import refuse
 from stagecast.frontend.replica import Replica
 from stagecast.proxy import ClientGone, Receive, Scope, Send, forward, raw_path, read_body
 from stagecast.router import Target

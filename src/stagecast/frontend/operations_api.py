@@ -17,12 +17,12 @@ from stagecast import revision, rows
 from stagecast.errors import BadInput, ReplicaBehind, Unknown
 from stagecast.frontend import events
 from stagecast.frontend.gate import MIN_REVISION_WAIT
-from stagecast.frontend.replica import Replica
-from stagecast.frontend.view import OperationList
 from stagecast.messages import ModelKind, Verb
+from stagecast.participant import Participant
 from stagecast.quantities import parse_time
 from stagecast.revision import Revision
 from stagecast.rows import Row
+from stagecast.view import OperationList
 
 LONGEST_WAIT: Final = 60.0
 HISTORY_LIMIT: Final = 1000
@@ -46,7 +46,7 @@ class OperationsApi(Controller):
     async def list_operations(
         self,
         request: Asked,
-        replica: NamedDependency[Replica],
+        participant: NamedDependency[Participant],
         after: Annotated[str, QueryParameter(description="A revision: answer once there is a later one")] = "",
         wait: Annotated[float, QueryParameter(description="Seconds to wait for that, at most 60")] = 0.0,
     ) -> Response[OperationList]:
@@ -55,27 +55,27 @@ class OperationsApi(Controller):
             raise BadInput(f"wait is {wait}; it is a number of seconds, at most {LONGEST_WAIT:.0f}")
         known = revision.parse(after)
         if known is not None:
-            if not await replica.tracker.reached(known, MIN_REVISION_WAIT):
+            if not await participant.tracker.reached(known, MIN_REVISION_WAIT):
                 raise ReplicaBehind(after)
-            await replica.tracker.until(lambda: _is_later(replica, known), max(0.0, min(wait, LONGEST_WAIT)))
-        etag = replica.view.etag
+            await participant.tracker.until(lambda: _is_later(participant, known), max(0.0, min(wait, LONGEST_WAIT)))
+        etag = participant.view.etag
         headers = {"ETag": etag, "Cache-Control": "no-cache"}
         if is_known(etag, request.headers.get("if-none-match", "")):
             return Response(b"", status_code=304, headers=headers, media_type=MediaType.JSON)  # type: ignore[arg-type]
-        return Response(replica.view.body, headers=headers, media_type=MediaType.JSON)  # type: ignore[arg-type]
+        return Response(participant.view.body, headers=headers, media_type=MediaType.JSON)  # type: ignore[arg-type]
 
     @get("/stream", media_type="text/event-stream", summary="Server-sent events: a snapshot, then each change")
-    async def stream(self, request: Asked, replica: NamedDependency[Replica]) -> Stream:
+    async def stream(self, request: Asked, participant: NamedDependency[Participant]) -> Stream:
         """Send ``snapshot``, then ``operation`` per change; ``Last-Event-ID`` resumes on any replica."""
-        after = await events.begin(replica.tracker, request.headers.get("last-event-id", ""))
-        frames = events.stream(replica.tracker, replica.view, replica.name, after)
+        after = await events.begin(participant.tracker, request.headers.get("last-event-id", ""))
+        frames = events.stream(participant.tracker, participant.view, participant.name, after)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return Stream(frames, media_type="text/event-stream", headers=headers)
 
     @get("/history", summary="Ended operations, newest first")
     async def history(
         self,
-        replica: NamedDependency[Replica],
+        participant: NamedDependency[Participant],
         kind: FromQuery[ModelKind | None] = None,
         model: FromQuery[str | None] = None,
         limit: FromQuery[int] = 100,
@@ -88,32 +88,34 @@ class OperationsApi(Controller):
             moment = parse_time(before) if before else None
         except ValueError:
             raise BadInput(f"before is {before!r}; write a time like 2026-11-24T01:48:00Z") from None
-        found = replica.history.newest(kind=kind, model=model, before=moment, limit=min(limit, HISTORY_LIMIT))
+        found = participant.history.newest(kind=kind, model=model, before=moment, limit=min(limit, HISTORY_LIMIT))
         return Ended(operations=[rows.row(record) for record in found])
 
     @get("/{operation:str}", summary="One operation by its id or job, also after its end")
-    async def show(self, replica: NamedDependency[Replica], operation: FromPath[str]) -> Row:
+    async def show(self, participant: NamedDependency[Participant], operation: FromPath[str]) -> Row:
         """Return one row."""
-        record = replica.fold.record(operation) or replica.history.find(operation)
+        record = participant.fold.record(operation) or participant.history.find(operation)
         if record is not None:
             return rows.row(record)
-        mirror = replica.fold.mirror(operation)
+        mirror = participant.fold.mirror(operation)
         if mirror is None:
             raise Unknown("operation", operation)
         return rows.mirror_row(mirror)
 
     @post("/{operation:str}/{verb:str}", status_code=200, summary="cancel, pause, resume, retry or dismiss")
-    async def command(self, replica: NamedDependency[Replica], operation: FromPath[str], verb: FromPath[str]) -> Row:
+    async def command(
+        self, participant: NamedDependency[Participant], operation: FromPath[str], verb: FromPath[str]
+    ) -> Row:
         """Return the row once the operation's owner has taken the command up."""
         try:
             wanted: Verb = msgspec.convert(verb, Verb)
         except msgspec.ValidationError:
             raise Unknown("command", verb, ["cancel", "pause", "resume", "retry", "dismiss"]) from None
-        mirror = replica.fold.mirror(operation)
-        if mirror is not None and replica.fold.record(operation) is None:
-            await replica.commands.give_foreign(mirror, wanted)
+        mirror = participant.fold.mirror(operation)
+        if mirror is not None and participant.fold.record(operation) is None:
+            await participant.commands.give_foreign(mirror, wanted)
             return rows.mirror_row(mirror)
-        record, _ = await replica.commands.give(operation, wanted)
+        record, _ = await participant.commands.give(operation, wanted)
         return rows.row(record)
 
 
@@ -123,6 +125,6 @@ def is_known(etag: str, if_none_match: str) -> bool:
     return etag in known or "*" in known
 
 
-def _is_later(replica: Replica, known: Revision) -> bool:
-    now = replica.tracker.revision
-    return now.identity != known.identity or now.sequence > known.sequence or replica.tracker.is_closing
+def _is_later(participant: Participant, known: Revision) -> bool:
+    now = participant.tracker.revision
+    return now.identity != known.identity or now.sequence > known.sequence or participant.tracker.is_closing

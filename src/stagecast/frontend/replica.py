@@ -13,11 +13,11 @@ from stagecast import operations, placement, subjects
 from stagecast.commands import Commands
 from stagecast.errors import AppendConflict, BadInput, StagecastError, TransferFailed, Unknown, WrongState
 from stagecast.fold import Fold
-from stagecast.frontend.view import View
 from stagecast.history import History
 from stagecast.manifest import Manifest
 from stagecast.messages import Holding, NodeRecord, Record
 from stagecast.node import Node
+from stagecast.participant import Participant
 from stagecast.presence import Presence
 from stagecast.revision import Revision
 from stagecast.router import Router
@@ -45,17 +45,37 @@ class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
 class Replica:
     """One frontend process's parts, and what its routes do with them."""
 
-    name: str
-    tracker: Tracker
-    presence: Presence
-    history: History
-    commands: Commands
+    participant: Participant
     router: Router
     node: Node
-    view: View
     token: str
     galleries: tuple[str, ...]
     wait_budget: float
+
+    @property
+    def name(self) -> str:
+        """What this replica is called."""
+        return self.participant.name
+
+    @property
+    def tracker(self) -> Tracker:
+        """Its view of everything, and its pen."""
+        return self.participant.tracker
+
+    @property
+    def presence(self) -> Presence:
+        """Who is alive."""
+        return self.participant.presence
+
+    @property
+    def history(self) -> History:
+        """What has ended."""
+        return self.participant.history
+
+    @property
+    def commands(self) -> Commands:
+        """How operations and nodes are told what to do."""
+        return self.participant.commands
 
     @property
     def fold(self) -> Fold:

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, nullcontext
 import pytest
 
 from stagecast.bus.memory import MemoryBus
-from stagecast.frontend.view import View
+from stagecast.view import View
 from tests.alone import find_again, lose
 from tests.conftest import eventually
 from tests.peers import Peers, a_record, agree

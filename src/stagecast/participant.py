@@ -1,0 +1,62 @@
+"""A participant: one process that takes part in the log. Every process of ours is one, and so is another program's.
+
+It folds the log, holds a lease, obeys commands for what it owns, and can answer for all that is under way. It knows
+nothing of models, files or HTTP.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from stagecast.announcer import Announcer
+from stagecast.bus import Bus
+from stagecast.commands import Commands
+from stagecast.fold import Fold
+from stagecast.history import History
+from stagecast.presence import Presence
+from stagecast.tracker import Tracker
+from stagecast.view import View
+
+
+@dataclass(frozen=True)
+class Participant:
+    """The parts of the CONTROL column that every process has. ``history`` is kept only where it ``judges``."""
+
+    name: str
+    tracker: Tracker
+    presence: Presence
+    commands: Commands
+    announcer: Announcer
+    history: History
+    view: View
+
+    @property
+    def fold(self) -> Fold:
+        """The picture at this process's revision."""
+        return self.tracker.fold
+
+
+@asynccontextmanager
+async def participating(bus: Bus, name: str, *, judges: bool) -> AsyncGenerator[Participant, None]:
+    """Take part for as long as the block lasts, from when the log was read once.
+
+    Who ``judges`` answers for everybody: it says who is dead, puts right what was written over, and keeps the history.
+
+    Raises:
+        NameTaken: another living process speaks for a node of this name.
+    """
+    tracker = Tracker(bus, f"{name}/{secrets.token_hex(4)}", mends=judges)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(tracker.running())
+        presence = await stack.enter_async_context(Presence(tracker, judges=judges).running())
+        commands = await stack.enter_async_context(Commands(tracker).running())
+        await tracker.caught_up.wait()
+        await commands.check_name(name)
+        announcer = await stack.enter_async_context(Announcer(tracker).running())
+        history = History(tracker)
+        if judges:
+            await stack.enter_async_context(history.running())
+        yield Participant(name, tracker, presence, commands, announcer, history, View(tracker))
