@@ -20,6 +20,9 @@ from stagecast.quantities import format_size, format_time
 Event = StagingEvent | GalleryEvent | OperationEvent
 
 _WHAT: Final = {"staging": "Staging", "installation": "Installing", "loading": "Loading", "deletion": "Deleting"}
+_staging = msgspec.json.Decoder(StagingEvent)
+_gallery = msgspec.json.Decoder(GalleryEvent)
+_operation = msgspec.json.Decoder(OperationEvent)
 
 
 def encode(record: Record) -> bytes:
@@ -43,10 +46,10 @@ def decode(prefix: str, payload: bytes) -> Event:
         msgspec.DecodeError: not JSON, a field that must be there is missing, or a type is wrong.
     """
     if prefix == "staging":
-        return msgspec.json.decode(payload, type=StagingEvent)
+        return _staging.decode(payload)
     if prefix == "gallery":
-        return msgspec.json.decode(payload, type=GalleryEvent)
-    return msgspec.json.decode(payload, type=OperationEvent)
+        return _gallery.decode(payload)
+    return _operation.decode(payload)
 
 
 def percentage(record: Record) -> float:

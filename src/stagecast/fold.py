@@ -7,8 +7,10 @@ in the log's order counts.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Final, Literal, TypeVar
 
 import msgspec
@@ -74,7 +76,11 @@ class Change:
 
 @dataclass
 class Fold:
-    """The whole picture at one revision."""
+    """The whole picture at one revision.
+
+    ``slots`` and ``mirrors`` stand in the order in which their last words came, so that what is new since a sequence
+    is found at their ends.
+    """
 
     revision: Revision = field(default_factory=lambda: Revision("", 0))
     slots: dict[str, Slot] = field(default_factory=dict)
@@ -84,8 +90,20 @@ class Fold:
     placements: dict[str, Placement] = field(default_factory=dict)
     instances: dict[tuple[str, str], Instance] = field(default_factory=dict)
     server_time: float = 0.0
+    _live: dict[str, Slot] = field(default_factory=dict)
+    _jobs: dict[str, str] = field(default_factory=dict)
     _subjects: dict[str, str] = field(default_factory=dict)
-    _seats: dict[str, str] = field(default_factory=dict)
+    _stagings: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _mirror_jobs: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _seats: defaultdict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
+
+    def __post_init__(self) -> None:
+        """Put what a fold is made with in order, and find it again by its other names."""
+        slots, mirrors, self.slots, self.mirrors = self.slots, self.mirrors, {}, {}
+        for slot in sorted(slots.values(), key=lambda slot: slot.sequence):
+            self._put_slot(slot)
+        for mirror in sorted(mirrors.values(), key=lambda mirror: mirror.sequence):
+            self._put_mirror(mirror)
 
     def apply(self, entry: Entry) -> Change:
         """Take one message of the log, in the log's order, and return what it did."""
@@ -101,19 +119,35 @@ class Fold:
 
     def record(self, operation: str) -> Record | None:
         """Return the record of an operation by its id or its job, ended or not."""
-        slot = self.slots.get(operation)
-        if slot is not None:
-            return slot.record
-        return next((slot.record for slot in self.slots.values() if slot.record.job == operation), None)
+        slot = self.slots.get(operation) or self.slots.get(self._jobs.get(operation, ""))
+        return slot.record if slot else None
 
     def mirror(self, operation: str) -> Mirror | None:
         """Return a foreign operation by its id or its job."""
-        found = [mirror for mirror in self.mirrors.values() if operation in {mirror.id, mirror.job}]
+        named = {operation, *self._mirror_jobs.get(operation, ())}
+        found = [self.mirrors[name] for name in named if name in self.mirrors]
         return min(found, key=lambda mirror: (mirror.done, -mirror.sequence), default=None)
 
     def live(self) -> Iterator[Record]:
         """Yield the records of all operations that have not ended."""
-        return (slot.record for slot in self.slots.values() if not operations.is_ended(slot.record))
+        return (slot.record for slot in self._live.values())
+
+    def live_slots(self) -> Iterator[Slot]:
+        """Yield the slots of all operations that have not ended."""
+        return iter(self._live.values())
+
+    def slots_after(self, sequence: int) -> Iterator[Slot]:
+        """Yield what came to stand after ``sequence``, the latest first; costs no more than what it yields."""
+        return takewhile(lambda slot: slot.sequence > sequence, reversed(self.slots.values()))
+
+    def mirrors_after(self, sequence: int) -> Iterator[Mirror]:
+        """Yield the foreign operations of which there is news after ``sequence``, the latest first."""
+        return takewhile(lambda mirror: mirror.sequence > sequence, reversed(self.mirrors.values()))
+
+    def is_shadowed(self, mirror: Mirror) -> bool:
+        """Tell whether a mirror speaks of an operation that one of us owns: then ours is the truth, and it an echo."""
+        names = self._stagings.get(mirror.model, ()) if isinstance(mirror.status, StagingStatus) else (mirror.id,)
+        return any(speaks_of(mirror, self._live[name].record) for name in names if name in self._live)
 
     def copies(self, model: str) -> list[Holding]:
         """Return who holds a model or is reading it in, by node; nodes that have left excepted."""
@@ -168,33 +202,67 @@ class Fold:
         if mirror is None:
             return Change("malformed", entry.subject, displaced, self._unseated_by(entry))
         unseated = self._unseated_by(entry, mirror.id)
-        self.mirrors[mirror.id] = mirror
-        self._seats[mirror.subject] = mirror.id
+        self._put_mirror(mirror)
         return Change("foreign", mirror.id, displaced, unseated)
 
     def _apply_record(self, record: Record, entry: Entry) -> Change:
         held = self.slots.get(record.id)
         if held is not None and operations.outranks(held.record, record):
             return Change("nothing", record.id, held.record)
-        self.slots[record.id] = Slot(record, entry.sequence)
-        self._subjects[subjects.operation(record)] = record.id
+        self._put_slot(Slot(record, entry.sequence))
         self._silence_mirrors(record, entry)
         return Change("operation", record.id)
 
+    def _put_slot(self, slot: Slot) -> None:
+        record, held = slot.record, self.slots.pop(slot.record.id, None)
+        self.slots[record.id] = slot
+        if operations.is_ended(record):
+            self._live.pop(record.id, None)
+        else:
+            self._live[record.id] = slot
+        if held is None or not _is_same_run(held.record, record):
+            self._name(record, held.record if held else None)
+
+    def _name(self, record: Record, held: Record | None) -> None:
+        """Let an operation be found by its job, its subject and its model."""
+        if held is not None and self._jobs.get(held.job) == record.id:
+            del self._jobs[held.job]
+        self._jobs[record.job] = record.id
+        self._subjects[subjects.operation(record)] = record.id
+        if record.kind == "staging":
+            self._stagings[record.model].add(record.id)
+
+    def _put_mirror(self, mirror: Mirror) -> None:
+        held = self.mirrors.pop(mirror.id, None)
+        if held is not None:
+            self._mirror_jobs[held.job].discard(held.id)
+            self._seats[held.subject].pop(held.id, None)
+        self.mirrors[mirror.id] = mirror
+        self._mirror_jobs[mirror.job].add(mirror.id)
+        self._seats[mirror.subject][mirror.id] = None
+
     def _silence_mirrors(self, record: Record, entry: Entry) -> None:
         """End what a record of ours shows to be an echo, and what it was written over: the log has that no more."""
-        for mirror in list(self.mirrors.values()):
-            if not mirror.done and (mirror.subject == entry.subject or speaks_of(mirror, record)):
-                self.mirrors[mirror.id] = replace(mirror, done=True, sequence=entry.sequence)
+        if not self.mirrors:
+            return
+        there = self._seats.get(entry.subject, ())
+        for name in [*there, record.id, f"staging:{record.model}"]:
+            mirror = self.mirrors.get(name)
+            if mirror is not None and not mirror.done and (name in there or speaks_of(mirror, record)):
+                self._put_mirror(replace(mirror, done=True, sequence=entry.sequence))
 
     def _unseated_by(self, entry: Entry, newcomer: str = "") -> Mirror | None:
-        mirror = self.mirrors.get(self._seats.get(entry.subject, ""))
-        is_there = mirror is not None and not mirror.done and mirror.subject == entry.subject
-        return mirror if is_there and mirror is not None and mirror.id != newcomer else None
+        seated = next(reversed(self._seats.get(entry.subject, {})), "")
+        mirror = self.mirrors.get(seated)
+        return mirror if mirror is not None and not mirror.done and mirror.id != newcomer else None
 
     def _displaced_by(self, entry: Entry) -> Record | None:
         slot = self.slots.get(self._subjects.get(entry.subject, ""))
         return slot.record if slot else None
+
+
+def _is_same_run(one: Record, other: Record) -> bool:
+    return (one.job, one.kind, one.model) == (other.job, other.kind, other.model)
 
 
 def speaks_of(mirror: Mirror, record: Record) -> bool:

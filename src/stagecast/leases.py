@@ -65,10 +65,10 @@ def verdicts(fold: Fold, leases: Leases, now: float, wall: float) -> Iterator[tu
 
     ``wall`` is what the records are dated with. The caller writes them with a compare-and-set on the slot's sequence.
     """
-    for slot in fold.slots.values():
+    for slot in fold.live_slots():
         record = slot.record
         process = responsible(fold, record)
-        if operations.is_ended(record) or record.state == "paused" or not process:
+        if record.state == "paused" or not process:
             continue
         if leases.is_alive(process, now):
             continue

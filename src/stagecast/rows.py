@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from stagecast import broadcast, operations
-from stagecast.fold import Fold, Mirror, speaks_of
+from stagecast.fold import Fold, Mirror
 from stagecast.messages import GalleryStatus, Kind, Phase, Record, StagingStatus, State
 from stagecast.quantities import format_time, parse_time
 
@@ -142,29 +142,22 @@ def listed(fold: Fold) -> list[Row]:
 
 def changed(fold: Fold, after: int) -> list[tuple[int, Row]]:
     """Return the rows, ended ones too, that came to stand after the sequence ``after``, each with its own sequence."""
-    found = [(slot.sequence, row(slot.record)) for slot in fold.slots.values() if slot.sequence > after]
+    found = [(slot.sequence, row(slot.record)) for slot in fold.slots_after(after)]
     found += [
-        (mirror.sequence, mirror_row(mirror))
-        for mirror in fold.mirrors.values()
-        if mirror.sequence > after and _is_told(fold, mirror)
+        (mirror.sequence, mirror_row(mirror)) for mirror in fold.mirrors_after(after) if is_told(fold, mirror)
     ]
     return sorted(found, key=lambda pair: pair[0])
 
 
 def is_shown(fold: Fold, mirror: Mirror) -> bool:
     """Tell whether a mirror stands in the list."""
-    return not mirror.done and not is_shadowed(fold, mirror)
+    return not mirror.done and not fold.is_shadowed(mirror)
 
 
-def is_shadowed(fold: Fold, mirror: Mirror) -> bool:
-    """Tell whether a mirror speaks of an operation that one of us owns: then ours is the truth, and it an echo."""
-    return any(speaks_of(mirror, record) for record in fold.live())
-
-
-def _is_told(fold: Fold, mirror: Mirror) -> bool:
+def is_told(fold: Fold, mirror: Mirror) -> bool:
     """Tell whether a mirror's change is news: shown, or gone with no row of ours in its place under the same id."""
     ours = fold.slots.get(mirror.id)
-    return (ours is None or ours.sequence < mirror.sequence) and (mirror.done or not is_shadowed(fold, mirror))
+    return (ours is None or ours.sequence < mirror.sequence) and (mirror.done or not fold.is_shadowed(mirror))
 
 
 def _pace(record: Record) -> tuple[float | msgspec.UnsetType, float | msgspec.UnsetType]:

@@ -49,12 +49,15 @@ class Tracker:
         self.caught_up = asyncio.Event()
         self.hearers: list[Callable[[Record], None]] = []
         """Called with each record that an operation comes to have, also those that are soon outranked."""
+        self.watchers: list[Callable[[], None]] = []
+        """Called once after all changes that one turn of the loop brought."""
         self._clock = clock
         self._interval = interval
         self._mends = mends
         self._chance = chance or random.SystemRandom()
         self._incoming = self.fold
         self._changed = asyncio.Event()
+        self._is_waking = False
         self._warned = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -335,8 +338,17 @@ class Tracker:
         return Revision(self._incoming.revision.identity, sequence)
 
     def _notify(self) -> None:
+        """Wake whoever waits for a change, once for all that this turn of the loop brings."""
+        if not self._is_waking:
+            self._is_waking = True
+            asyncio.get_running_loop().call_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._is_waking = False
         self._changed.set()
         self._changed = asyncio.Event()
+        for see in self.watchers:
+            see()
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)

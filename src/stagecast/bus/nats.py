@@ -31,6 +31,7 @@ from nats.js.api import (
 from nats.js.errors import APIError, NotFoundError
 
 from stagecast.bus import Anew, Answer, CaughtUp, Heard, Lost
+from stagecast.bus.arrivals import Arrivals
 from stagecast.errors import AppendConflict, BusUnavailable, BusUnsuitable, NobodyListens
 from stagecast.messages import Entry
 from stagecast.revision import identity_of
@@ -76,7 +77,7 @@ class NatsLog:
         self._stream: JetStreamContext = client.jetstream(timeout=REQUEST_TIMEOUT)
         self._config = config
         self._name = config.name or ""
-        self._wakes: set[asyncio.Queue[Msg | None]] = set()
+        self._followers: set[Arrivals] = set()
 
     async def append(self, subject: str, payload: bytes, *, expected: int | None = None) -> int:
         """See `stagecast.bus.Log.append`."""
@@ -141,8 +142,8 @@ class NatsLog:
 
     def wake(self) -> None:
         """Make every follower look at the stream anew; the connection has changed."""
-        for queue in self._wakes:
-            queue.put_nowait(None)
+        for arrivals in self._followers:
+            arrivals.end()
 
     async def _until_connected(self) -> None:
         # Woken by the client's own callbacks through `wake`; polling here only bounds what a lost callback costs.
@@ -151,51 +152,43 @@ class NatsLog:
         await asyncio.sleep(0.05)
 
     async def _deliveries(self, held: int, target: int) -> AsyncGenerator[Entry | CaughtUp, None]:
-        """Yield what comes after ``held`` through one consumer, until that consumer cannot be trusted any more."""
-        queue: asyncio.Queue[Msg | None] = asyncio.Queue()
+        """Yield what comes after ``held`` through one consumer, until that consumer cannot be trusted any more.
+
+        Raises:
+            TimeoutError: not even a heartbeat came.
+        """
+        arrivals, delivered = Arrivals(), 0
         inbox = self._client.new_inbox()
-
-        async def hear(message: Msg) -> None:
-            queue.put_nowait(message)
-
-        subscription = await self._client.subscribe(inbox, cb=hear, pending_msgs_limit=-1, pending_bytes_limit=-1)
-        self._wakes.add(queue)
+        subscription = await self._client.subscribe(
+            inbox, cb=arrivals.hear, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+        self._followers.add(arrivals)
         try:
             await _cancellable(self._stream.add_consumer(self._name, _consumer(inbox, held)))
             caught_up = held >= target
             if caught_up:
                 yield CaughtUp(target)
-            async for entry, pending in self._in_order(queue):
-                yield entry
-                if not caught_up and (entry.sequence >= target or pending == 0):
-                    caught_up = True
-                    yield CaughtUp(entry.sequence)
+            with arrivals.watched(3 * HEARTBEAT):
+                while True:
+                    message = arrivals.next() or await arrivals.come()
+                    if message is None:
+                        return
+                    if not message.reply.startswith("$JS.ACK."):
+                        if not await _is_consistent(message, delivered):
+                            return
+                        continue
+                    sequence, in_consumer, moment, pending = _position(message.reply)
+                    delivered += 1
+                    if in_consumer != delivered:
+                        return
+                    yield Entry(message.subject, sequence, message.data, moment)
+                    if not caught_up and (sequence >= target or pending == 0):
+                        caught_up = True
+                        yield CaughtUp(sequence)
         finally:
-            self._wakes.discard(queue)
+            self._followers.discard(arrivals)
             with contextlib.suppress(*_Gone):
                 await subscription.unsubscribe()
-
-    async def _in_order(self, queue: asyncio.Queue[Msg | None]) -> AsyncGenerator[tuple[Entry, int], None]:
-        """Yield deliveries and how many are to come, up to a gap or a change of the connection.
-
-        Raises:
-            TimeoutError: not even a heartbeat came.
-        """
-        delivered = 0
-        while True:
-            async with asyncio.timeout(3 * HEARTBEAT):
-                message = await queue.get()
-            if message is None:
-                return
-            if not message.reply.startswith("$JS.ACK."):
-                if not await _is_consistent(message, delivered):
-                    return
-                continue
-            sequence, in_consumer, moment, pending = _position(message.reply)
-            delivered += 1
-            if in_consumer != delivered:
-                return
-            yield Entry(message.subject, sequence, message.data, moment), pending
 
 
 class NatsBus:
