@@ -13,8 +13,8 @@ from pathlib import Path
 import nats
 import uvloop
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from processes import child
 
+from processes import child
 from stagecast import composition
 from stagecast.settings import ReplicaSettings
 

@@ -8,9 +8,9 @@ import time
 import timeit
 
 import nats
+
 from load import alive
 from records import event, record, ticked
-
 from stagecast.bus.nats import connect
 from stagecast.ownership import Ownership
 

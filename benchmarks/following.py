@@ -9,6 +9,7 @@ import time
 
 import nats
 import uvloop
+
 from processes import child, cpu_seconds, replica
 
 COUNT = 1000

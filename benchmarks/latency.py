@@ -8,11 +8,11 @@ import statistics
 from dataclasses import dataclass
 
 import nats
+
 from load import alive
 from processes import child
 from records import event, moment, record, ticked
 from served import BARE
-
 from stagecast.bus.nats import connect
 
 ROUNDS = 3000

@@ -32,7 +32,11 @@ class Rates:
 
 async def measure(url: str) -> tuple[Rates, Rates, Rates, Rates]:
     """Return the rates at rest, of 304s, and both again while every operation ticks once a second."""
-    with child("load.py", url) as load, child("served.py", url) as served, child("listing.py", served_at(served)) as asker:
+    with (
+        child("load.py", url) as load,
+        child("served.py", url) as served,
+        child("listing.py", served_at(served)) as asker,
+    ):
         await asyncio.to_thread(load.ask, "begin", count=COUNT)
         while await asyncio.to_thread(served.ask, "held") < COUNT:
             await asyncio.sleep(0.05)

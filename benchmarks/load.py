@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 import msgspec
 import nats
 import uvloop
-from records import OWNER, event, record, ticked
 
+from records import OWNER, event, record, ticked
 from stagecast import subjects
 from stagecast.bus.nats import connect
 from stagecast.messages import Beat, Record

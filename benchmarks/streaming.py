@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import msgspec
 import nats
 import uvloop
+
 from latency import Spread, spread
 from load import alive
 from processes import child, resident_bytes
 from records import event, record, ticked
 from served import FAN_OUT
-
 from stagecast import rows
 from stagecast.bus.nats import connect
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from typing import Final
 
 import msgspec
 
 from stagecast.errors import BusError
-from stagecast.revision import Revision
 from stagecast.tracker import Tracker
 
 RETRY_INTERVAL: Final = 0.2
@@ -45,16 +43,17 @@ class Announcer:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Announcer, None]:
         """Write for as long as the block lasts, and then what was said in it last."""
-        tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._watch_identity())]
-        try:
-            yield self
-        finally:
-            if self._standing != self._wanted:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self.settled(), LAST_WORDS)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        self._identity = self._tracker.identity
+        writer = asyncio.create_task(self._write())
+        with self._tracker.listening("identity", self._say_again):
+            try:
+                yield self
+            finally:
+                if self._standing != self._wanted:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self.settled(), LAST_WORDS)
+                writer.cancel()
+                await asyncio.gather(writer, return_exceptions=True)
 
     async def _write(self) -> None:
         while True:
@@ -73,17 +72,11 @@ class Announcer:
             if self._standing == self._wanted:
                 self._settled.set()
 
-    async def _watch_identity(self) -> None:
-        """Say everything again in a log that came back as another one."""
-        while True:
-            seen = self._tracker.revision
-            identity = self._tracker.identity
-            if self._identity and identity != self._identity:
-                self._standing.clear()
-                self._settled.clear()
-                self._woken.set()
-            self._identity = identity
-            await self._tracker.until(partial(self._has_moved, seen, identity))
-
-    def _has_moved(self, seen: Revision, identity: str) -> bool:
-        return self._tracker.revision != seen or self._tracker.identity != identity
+    def _say_again(self) -> None:
+        """Say everything in a log that came back as another one."""
+        identity = self._tracker.identity
+        if self._identity and identity != self._identity:
+            self._standing.clear()
+            self._settled.clear()
+            self._woken.set()
+        self._identity = identity

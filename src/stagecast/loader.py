@@ -39,6 +39,7 @@ class Loader:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._generations: dict[str, int] = {}
         self._ready: dict[str, Backend] = {}
+        self._woken = asyncio.Event()
 
     def url(self, instance: str) -> str | None:
         """Return the base URL of an instance that is ready, or None if it does not run here (any more)."""
@@ -58,11 +59,12 @@ class Loader:
 
     async def _watch(self) -> None:
         await self._tracker.caught_up.wait()
-        while True:
-            seen = self._tracker.revision
-            for model, placement in list(self._tracker.fold.placements.items()):
-                await self._heed(model, placement)
-            await self._tracker.changed(seen)
+        with self._tracker.listening("placement", self._woken.set):
+            while True:
+                self._woken.clear()
+                for model, placement in list(self._tracker.fold.placements.items()):
+                    await self._heed(model, placement)
+                await self._woken.wait()
 
     async def _heed(self, model: str, placement: Placement) -> None:
         """Start what is newly placed here; end what no longer is."""
@@ -75,7 +77,9 @@ class Loader:
                 self._report(model, "gone")
         elif task is None or (task.done() and self._generations[model] != placement.generation):
             self._generations[model] = placement.generation
-            self._tasks[model] = asyncio.create_task(self._keep(model), name=f"backend of {model}")
+            task = self._tasks[model] = asyncio.create_task(self._keep(model), name=f"backend of {model}")
+            # What was placed anew while it ran is heeded then.
+            task.add_done_callback(lambda _: self._woken.set())
 
     async def _keep(self, model: str) -> None:
         """Keep a backend of the model running, with back-off, until it is given up or no longer wanted.

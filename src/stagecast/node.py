@@ -164,12 +164,15 @@ class Node:
         await self._tracker.caught_up.wait()
         self._disown()
         seen: object = None
-        while True:
-            revision, others = self._tracker.revision, self._others()
-            if others != seen:
-                seen = others
-                await self._look()
-            await self._tracker.changed(revision)
+        woken = asyncio.Event()
+        with self._tracker.listening("holding", woken.set):
+            while True:
+                woken.clear()
+                others = self._others()
+                if others != seen:
+                    seen = others
+                    await self._look()
+                await woken.wait()
 
     def _disown(self) -> None:
         """Take back what an earlier process of this node announced, and the disk no longer has."""

@@ -143,9 +143,7 @@ def listed(fold: Fold) -> list[Row]:
 def changed(fold: Fold, after: int) -> list[tuple[int, Row]]:
     """Return the rows, ended ones too, that came to stand after the sequence ``after``, each with its own sequence."""
     found = [(slot.sequence, row(slot.record)) for slot in fold.slots_after(after)]
-    found += [
-        (mirror.sequence, mirror_row(mirror)) for mirror in fold.mirrors_after(after) if is_told(fold, mirror)
-    ]
+    found += [(mirror.sequence, mirror_row(mirror)) for mirror in fold.mirrors_after(after) if is_told(fold, mirror)]
     return sorted(found, key=lambda pair: pair[0])
 
 

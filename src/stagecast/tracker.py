@@ -9,9 +9,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Final
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from typing import Final, Literal, get_args
 
 import msgspec
 
@@ -30,6 +30,8 @@ MEND_DELAY: Final = (0.02, 0.3)
 RESTATE_GRACE: Final = 1.0
 """Seconds for which the old picture stays in view after the log came back as another one: owners restate theirs."""
 WARN_INTERVAL: Final = 60.0
+Topic = Literal["any", "holding", "placement", "identity"]
+"""``any``: once after all changes that one turn of the loop brings. ``identity``: another stream is followed now."""
 
 
 class Tracker:
@@ -49,8 +51,7 @@ class Tracker:
         self.caught_up = asyncio.Event()
         self.hearers: list[Callable[[Record], None]] = []
         """Called with each record that an operation comes to have, also those that are soon outranked."""
-        self.watchers: list[Callable[[], None]] = []
-        """Called once after all changes that one turn of the loop brought."""
+        self._listeners: dict[Topic, list[Callable[[], None]]] = {topic: [] for topic in get_args(Topic)}
         self._clock = clock
         self._interval = interval
         self._mends = mends
@@ -109,6 +110,15 @@ class Tracker:
         except TimeoutError:
             return condition()
         return True
+
+    @contextmanager
+    def listening(self, topic: Topic, hear: Callable[[], None]) -> Iterator[None]:
+        """Call ``hear`` after each change of what it concerns, and after a fresh picture, within the block."""
+        self._listeners[topic].append(hear)
+        try:
+            yield
+        finally:
+            self._listeners[topic].remove(hear)
 
     async def say(self, subject: str, payload: bytes, *, expected: int | None = None) -> Revision:
         """Append to the log and return the revision that has it. Raises `AppendConflict`, `BusUnavailable`."""
@@ -242,6 +252,7 @@ class Tracker:
         elif isinstance(heard, Anew):
             self._incoming = Fold(Revision(heard.identity, 0))
             self.is_degraded = True
+            self._tell("identity")
             if self.caught_up.is_set():
                 self._spawn(self._restate())
                 self._notify()
@@ -265,6 +276,8 @@ class Tracker:
             self.fold = fold
             self.is_degraded = not self.bus.is_connected
             self.caught_up.set()
+            self._tell("holding")
+            self._tell("placement")
             self._notify()
 
     def _apply(self, entry: Entry) -> None:
@@ -280,6 +293,8 @@ class Tracker:
                 hear(self._incoming.slots[change.id].record)
         if self._incoming is self.fold:
             self._tell_owner(change)
+            if change.what == "holding" or change.what == "placement":
+                self._tell(change.what)
             self._notify()
 
     def _tell_owner(self, change: Change) -> None:
@@ -347,8 +362,11 @@ class Tracker:
         self._is_waking = False
         self._changed.set()
         self._changed = asyncio.Event()
-        for see in self.watchers:
-            see()
+        self._tell("any")
+
+    def _tell(self, topic: Topic) -> None:
+        for hear in list(self._listeners[topic]):
+            hear()
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)
