@@ -9,13 +9,14 @@ from contextlib import suppress
 import pytest
 
 from stagecast import operations
+from stagecast.bus.memory import MemoryBus
 from stagecast.duty import Duty
 from stagecast.errors import AppendConflict
 from stagecast.messages import Record
 from stagecast.ownership import Ownership
 from stagecast.tracker import Tracker
 from tests.conftest import eventually
-from tests.peers import Peers, gathered
+from tests.peers import Peers, a_record, gathered
 
 
 @pytest.fixture(params=["memory", "nats"])
@@ -162,3 +163,20 @@ async def test_work_that_breaks_is_failed_and_the_duty_goes_on(peers: Peers, per
     record = tracker.fold.record(bad.id)
     assert record is not None
     assert record.error == "RuntimeError: boom"
+
+
+async def test_what_comes_in_the_very_moment_in_which_work_ends_is_done_too() -> None:
+    tracker = Tracker(MemoryBus(), "a")
+    first, second = (a_record(state="cancelled", attempt=attempt) for attempt in (1, 2))
+    cleared: list[Record] = []
+
+    async def clear(record: Record) -> None:
+        cleared.append(record)
+        if record is first:
+            # Runs after this task's last step, and before anybody is told of its end.
+            asyncio.get_running_loop().call_soon(duty.take, second)
+
+    duty = Duty(tracker, "staging", Performer().perform, node="n", clear=clear)
+    async with tracker.running(), duty.running():
+        duty.take(first)
+        await eventually(lambda: cleared == [first, second])

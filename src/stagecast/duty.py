@@ -47,6 +47,7 @@ class Duty:
             yield self
         finally:
             self._tracker.hearers.remove(self._hear)
+            self._next.clear()
             tasks = [beginning, *self._tasks.values()]
             for task in tasks:
                 task.cancel()
@@ -59,7 +60,14 @@ class Duty:
         else:
             task = asyncio.create_task(self._pursue(record), name=record.id)
             self._tasks[record.id] = task
-            task.add_done_callback(lambda _: self._tasks.pop(record.id))
+            task.add_done_callback(lambda _: self._end(record.id))
+
+    def _end(self, identifier: str) -> None:
+        del self._tasks[identifier]
+        # A retry that came before the task has ended is its own to see: the log says nothing more of it.
+        following = self._next.pop(identifier, None)
+        if following is not None:
+            self.take(following)
 
     async def _begin(self) -> None:
         await self._tracker.caught_up.wait()
@@ -83,15 +91,11 @@ class Duty:
         return record.state in {"running", "stalled"} and record.owner != self._tracker.process
 
     async def _pursue(self, record: Record) -> None:
-        following: Record | None = record
         try:
-            while following is not None:
-                if following.state == "cancelled" and self._clear is not None:
-                    await self._clear(following)
-                else:
-                    await self._perform(following)
-                # A retry that came before this task has ended is its own to see: the log says nothing more of it.
-                following = self._next.pop(record.id, None)
+            if record.state == "cancelled" and self._clear is not None:
+                await self._clear(record)
+            else:
+                await self._perform(record)
         except Exception:
             _logger.exception("%s", record.id)
 
