@@ -37,8 +37,7 @@ What = Literal["operation", "foreign", "node", "holding", "placement", "instance
 _Message = TypeVar("_Message", NodeRecord, Holding, Placement, Instance)
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(msgspec.Struct, frozen=True):
     """An operation's record, and the sequence at which it came to stand."""
 
     record: Record
@@ -60,8 +59,7 @@ class Mirror:
     payload: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """What one message did.
 
     ``displaced``: a record that the log's last word on its subject should be, but is not. ``unseated``: a foreign
@@ -210,7 +208,8 @@ class Fold:
         if held is not None and operations.outranks(held.record, record):
             return Change("nothing", record.id, held.record)
         self._put_slot(Slot(record, entry.sequence))
-        self._silence_mirrors(record, entry)
+        if self.mirrors:
+            self._silence_mirrors(record, entry)
         return Change("operation", record.id)
 
     def _put_slot(self, slot: Slot) -> None:
@@ -243,8 +242,6 @@ class Fold:
 
     def _silence_mirrors(self, record: Record, entry: Entry) -> None:
         """End what a record of ours shows to be an echo, and what it was written over: the log has that no more."""
-        if not self.mirrors:
-            return
         there = self._seats.get(entry.subject, ())
         for name in [*there, record.id, f"staging:{record.model}"]:
             mirror = self.mirrors.get(name)

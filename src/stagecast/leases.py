@@ -65,12 +65,15 @@ def verdicts(fold: Fold, leases: Leases, now: float, wall: float) -> Iterator[tu
 
     ``wall`` is what the records are dated with. The caller writes them with a compare-and-set on the slot's sequence.
     """
+    alive: dict[str, bool] = {}
     for slot in fold.live_slots():
         record = slot.record
         process = responsible(fold, record)
         if record.state == "paused" or not process:
             continue
-        if leases.is_alive(process, now):
+        if process not in alive:
+            alive[process] = leases.is_alive(process, now)
+        if alive[process]:
             continue
         who = f"node {record.node}" if record.node else f"its owner {record.owner}"
         if leases.silence(process, now) >= PATIENCE:

@@ -57,7 +57,7 @@ class Tracker:
         self._mends = mends
         self._chance = chance or random.SystemRandom()
         self._incoming = self.fold
-        self._changed = asyncio.Event()
+        self._waiters: dict[asyncio.Future[None], None] = {}
         self._is_waking = False
         self._warned = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,7 +106,7 @@ class Tracker:
         try:
             async with asyncio.timeout(timeout):
                 while not condition():
-                    await self._changed.wait()
+                    await self._change()
         except TimeoutError:
             return condition()
         return True
@@ -354,15 +354,25 @@ class Tracker:
 
     def _notify(self) -> None:
         """Wake whoever waits for a change, once for all that this turn of the loop brings."""
-        if not self._is_waking:
+        if not self._is_waking and (self._waiters or self._listeners["any"]):
             self._is_waking = True
             asyncio.get_running_loop().call_soon(self._wake)
 
     def _wake(self) -> None:
         self._is_waking = False
-        self._changed.set()
-        self._changed = asyncio.Event()
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
         self._tell("any")
+
+    async def _change(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = None
+        try:
+            await waiter
+        finally:
+            self._waiters.pop(waiter, None)
 
     def _tell(self, topic: Topic) -> None:
         for hear in list(self._listeners[topic]):

@@ -31,7 +31,7 @@ from nats.js.api import (
 from nats.js.errors import APIError, NotFoundError
 
 from stagecast.bus import Anew, Answer, CaughtUp, Heard, Lost
-from stagecast.bus.arrivals import Arrivals
+from stagecast.bus.consumer import Consumer
 from stagecast.errors import AppendConflict, BusUnavailable, BusUnsuitable, NobodyListens
 from stagecast.messages import Entry
 from stagecast.revision import identity_of
@@ -77,7 +77,7 @@ class NatsLog:
         self._stream: JetStreamContext = client.jetstream(timeout=REQUEST_TIMEOUT)
         self._config = config
         self._name = config.name or ""
-        self._followers: set[Arrivals] = set()
+        self._consumers: set[Consumer] = set()
 
     async def append(self, subject: str, payload: bytes, *, expected: int | None = None) -> int:
         """See `stagecast.bus.Log.append`."""
@@ -118,10 +118,14 @@ class NatsLog:
                 if _identity(info) != identity or info.state.last_seq < held:
                     identity, held = _identity(info), 0
                     yield Anew(identity)
-                async with contextlib.aclosing(self._deliveries(held, info.state.last_seq)) as deliveries:
-                    async for heard in deliveries:
-                        held = heard.sequence
-                        yield heard
+                async with self._consuming(held, info.state.last_seq) as consumer:
+                    while not consumer.is_spent:
+                        heard = consumer.next()
+                        if heard is None:
+                            await consumer.come()
+                        else:
+                            held = heard.sequence
+                            yield heard
             except _Gone as error:
                 # A server that hangs is found here, seconds before its connection is given up.
                 is_lost = True
@@ -142,8 +146,8 @@ class NatsLog:
 
     def wake(self) -> None:
         """Make every follower look at the stream anew; the connection has changed."""
-        for arrivals in self._followers:
-            arrivals.end()
+        for consumer in self._consumers:
+            consumer.end()
 
     async def _until_connected(self) -> None:
         # Woken by the client's own callbacks through `wake`; polling here only bounds what a lost callback costs.
@@ -151,42 +155,20 @@ class NatsLog:
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.05)
 
-    async def _deliveries(self, held: int, target: int) -> AsyncGenerator[Entry | CaughtUp, None]:
-        """Yield what comes after ``held`` through one consumer, until that consumer cannot be trusted any more.
-
-        Raises:
-            TimeoutError: not even a heartbeat came.
-        """
-        arrivals, delivered = Arrivals(), 0
-        inbox = self._client.new_inbox()
+    @asynccontextmanager
+    async def _consuming(self, held: int, target: int) -> AsyncIterator[Consumer]:
+        """Yield what takes deliveries after ``held``, up to where it cannot be trusted any more."""
+        consumer, inbox = Consumer(held, target), self._client.new_inbox()
         subscription = await self._client.subscribe(
-            inbox, cb=arrivals.hear, pending_msgs_limit=-1, pending_bytes_limit=-1
+            inbox, cb=consumer.hear, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
-        self._followers.add(arrivals)
+        self._consumers.add(consumer)
         try:
-            await _cancellable(self._stream.add_consumer(self._name, _consumer(inbox, held)))
-            caught_up = held >= target
-            if caught_up:
-                yield CaughtUp(target)
-            with arrivals.watched(3 * HEARTBEAT):
-                while True:
-                    message = arrivals.next() or await arrivals.come()
-                    if message is None:
-                        return
-                    if not message.reply.startswith("$JS.ACK."):
-                        if not await _is_consistent(message, delivered):
-                            return
-                        continue
-                    sequence, in_consumer, moment, pending = _position(message.reply)
-                    delivered += 1
-                    if in_consumer != delivered:
-                        return
-                    yield Entry(message.subject, sequence, message.data, moment)
-                    if not caught_up and (sequence >= target or pending == 0):
-                        caught_up = True
-                        yield CaughtUp(sequence)
+            await _cancellable(self._stream.add_consumer(self._name, _configured(inbox, held)))
+            with consumer.watched(3 * HEARTBEAT):
+                yield consumer
         finally:
-            self._followers.discard(arrivals)
+            self._consumers.discard(consumer)
             with contextlib.suppress(*_Gone):
                 await subscription.unsubscribe()
 
@@ -324,7 +306,7 @@ async def _check(client: Client, url: str) -> None:
         raise BusUnsuitable(url, f"JetStream is not on ({_describe(error)}); start nats-server with -js") from error
 
 
-def _consumer(inbox: str, held: int) -> ConsumerConfig:
+def _configured(inbox: str, held: int) -> ConsumerConfig:
     return ConsumerConfig(
         deliver_subject=inbox,
         deliver_policy=DeliverPolicy.BY_START_SEQUENCE if held else DeliverPolicy.LAST_PER_SUBJECT,
@@ -338,25 +320,6 @@ def _consumer(inbox: str, held: int) -> ConsumerConfig:
         mem_storage=True,
         num_replicas=1,
     )
-
-
-async def _is_consistent(status: Msg, delivered: int) -> bool:
-    """Answer a flow control request; tell whether a heartbeat's count of deliveries is ours."""
-    if status.reply:
-        await status.respond(b"")
-        return True
-    headers = status.headers or {}
-    if headers.get("Status") not in {None, "100"}:
-        return False
-    return int(headers.get("Nats-Last-Consumer", delivered)) == delivered
-
-
-def _position(reply: str) -> tuple[int, int, float, int]:
-    """Return (stream sequence, consumer sequence, server's time, messages pending) from a delivery's reply subject."""
-    tokens = reply.split(".")
-    first = 5 if len(tokens) == 9 else 7
-    sequence, in_consumer, nanoseconds, pending = (int(token) for token in tokens[first : first + 4])
-    return sequence, in_consumer, nanoseconds / 1e9, pending
 
 
 def _identity(info: StreamInfo) -> str:

@@ -1,0 +1,119 @@
+"""A consumer: what one JetStream consumer delivers, on its way from the client's callback to the one task that takes it.
+
+A burst is taken without giving way in between: only when nothing is left does the taker wait, and it is woken once for
+whatever comes then. Silence is noticed by one timer for all messages, not by one for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Iterator
+
+from nats.aio.msg import Msg
+
+from stagecast.bus import CaughtUp
+from stagecast.messages import Entry
+
+
+class Consumer:
+    """Deliveries in order, up to the first gap. Those up to ``target`` stood in the log when it was made."""
+
+    def __init__(self, held: int, target: int) -> None:
+        self.is_spent = False
+        """Nothing more can be had: a delivery is missing, or the connection has changed."""
+        self._loop = asyncio.get_running_loop()
+        self._heard = self._loop.time()
+        self._arrived: deque[Msg] = deque()
+        self._owed: list[Msg] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_ended = False
+        self._delivered = 0
+        self._target = target
+        self._caught_up: CaughtUp | None = CaughtUp(target) if held >= target else None
+        self._is_behind = held < target
+
+    async def hear(self, message: Msg) -> None:
+        """Take a message in; the client's callback."""
+        self._arrived.append(message)
+        self._wake()
+
+    def end(self) -> None:
+        """Be spent once everything that has come is taken."""
+        self._is_ended = True
+        self._wake()
+
+    def next(self) -> Entry | CaughtUp | None:
+        """Return what is there already, the next in order, or None."""
+        if self._caught_up is not None:
+            told, self._caught_up = self._caught_up, None
+            return told
+        while self._arrived and not self.is_spent:
+            message = self._arrived.popleft()
+            if message.reply.startswith("$JS.ACK."):
+                return self._deliver(message)
+            self._heed(message)
+        self.is_spent = self.is_spent or self._is_ended
+        return None
+
+    async def come(self) -> None:
+        """Wait until there may be something to take.
+
+        Raises:
+            TimeoutError: nothing came for as long as `watched` says.
+        """
+        while self._owed:
+            # The server goes on once everything before its question has been taken.
+            await self._owed.pop(0).respond(b"")
+        while not (self._arrived or self._is_ended or self.is_spent):
+            self._waiter = self._loop.create_future()
+            await self._waiter
+
+    @contextlib.contextmanager
+    def watched(self, patience: float) -> Iterator[None]:
+        """Let `come` raise, within the block, once nothing has come for ``patience`` seconds."""
+
+        def look() -> None:
+            left = self._heard + patience - self._loop.time()
+            if left <= 0 and self._waiter is not None and not self._waiter.done():
+                self._waiter.set_exception(TimeoutError(f"nothing came for {patience:g} s"))
+            self._timer = self._loop.call_later(left if left > 0 else patience, look)
+
+        self._heard = self._loop.time()
+        self._timer = self._loop.call_later(patience, look)
+        try:
+            yield
+        finally:
+            self._timer.cancel()
+
+    def _wake(self) -> None:
+        self._heard = self._loop.time()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _deliver(self, message: Msg) -> Entry | None:
+        sequence, in_consumer, moment, pending = position(message.reply)
+        self._delivered += 1
+        if in_consumer != self._delivered:
+            self.is_spent = True
+            return None
+        if self._is_behind and (sequence >= self._target or pending == 0):
+            self._is_behind, self._caught_up = False, CaughtUp(sequence)
+        return Entry(message.subject, sequence, message.data, moment)
+
+    def _heed(self, status: Msg) -> None:
+        """Note a question of flow control; a heartbeat must count as many deliveries as have come."""
+        if status.reply:
+            self._owed.append(status)
+            return
+        headers = status.headers or {}
+        counted = int(headers.get("Nats-Last-Consumer", self._delivered))
+        self.is_spent = headers.get("Status") not in {None, "100"} or counted != self._delivered
+
+
+def position(reply: str) -> tuple[int, int, float, int]:
+    """Return (stream sequence, consumer sequence, server's time, messages pending) from a delivery's reply subject."""
+    tokens = reply.split(".")
+    sequence, in_consumer, nanoseconds, pending = tokens[5:9] if len(tokens) == 9 else tokens[7:11]
+    return int(sequence), int(in_consumer), int(nanoseconds) / 1e9, int(pending)
