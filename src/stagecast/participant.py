@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from stagecast.announcer import Announcer
 from stagecast.bus import Bus
 from stagecast.commands import Commands
+from stagecast.feed import Feed
 from stagecast.fold import Fold
 from stagecast.history import History
 from stagecast.presence import Presence
@@ -32,6 +33,7 @@ class Participant:
     announcer: Announcer
     history: History
     view: View
+    feed: Feed
 
     @property
     def fold(self) -> Fold:
@@ -59,4 +61,5 @@ async def participating(bus: Bus, name: str, *, judges: bool) -> AsyncGenerator[
         history = History(tracker)
         if judges:
             await stack.enter_async_context(history.running())
-        yield Participant(name, tracker, presence, commands, announcer, history, View(tracker))
+        view = View(tracker)
+        yield Participant(name, tracker, presence, commands, announcer, history, view, Feed(tracker, view))

@@ -124,7 +124,7 @@ def mirror_row(mirror: Mirror) -> Row:
         is_queued=False,
         cancellable=gallery.cancellable if gallery else False,
         message=status.message,
-        started_at=_mirror_start(mirror)[1],
+        started_at=mirror_start(mirror)[1],
         updated_at=format_time(mirror.time),
     )
 
@@ -135,7 +135,7 @@ def listed(fold: Fold) -> list[Row]:
         (slot.record.started_at, row(slot.record)) for slot in fold.slots.values() if operations.is_listed(slot.record)
     ]
     found += [
-        (_mirror_start(mirror)[0], mirror_row(mirror)) for mirror in fold.mirrors.values() if is_shown(fold, mirror)
+        (mirror_start(mirror)[0], mirror_row(mirror)) for mirror in fold.mirrors.values() if is_shown(fold, mirror)
     ]
     return [shown for _, shown in sorted(found, key=lambda pair: (pair[0], pair[1].id))]
 
@@ -177,7 +177,7 @@ def _mirror_state(mirror: Mirror) -> State:
     return "succeeded"
 
 
-def _mirror_start(mirror: Mirror) -> tuple[float, str]:
+def mirror_start(mirror: Mirror) -> tuple[float, str]:
     """Return when a foreign operation began, in seconds since 1970 and as its publisher wrote it."""
     if isinstance(mirror.status, StagingStatus) and mirror.status.started_at:
         with suppress(ValueError, OverflowError):

@@ -1,16 +1,23 @@
-"""What a replica answers about operations, encoded once per revision: a read touches memory only (law L14)."""
+"""What a replica answers about operations: each row encoded once per change, a read touches memory only (law L14)."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from typing import Final
+
 import msgspec
 
-from stagecast import rows
-from stagecast.fold import Fold
+from stagecast import operations, rows
+from stagecast.fold import Fold, Mirror, Slot
 from stagecast.revision import Revision
 from stagecast.rows import Row
 from stagecast.tracker import Tracker
 
-_encoder = msgspec.json.Encoder()
+_BEGIN: Final = b'{"operations":['
+
+_encode = msgspec.json.Encoder().encode
+_Place = tuple[float, str, bool]
+"""Where a row stands in the list: its start, its id, and ours before a foreign one."""
 
 
 class OperationList(msgspec.Struct, kw_only=True):
@@ -22,10 +29,18 @@ class OperationList(msgspec.Struct, kw_only=True):
 
 
 class View:
-    """The list of operations as bytes, the same on every replica at the same revision (law L1)."""
+    """The list of operations as bytes, the same on every replica at the same revision (law L1).
+
+    It keeps each listed row encoded and in its place, and encodes anew only what has changed since it was last asked.
+    """
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
+        self._fold: Fold | None = None
+        self._at = -1
+        self._places: list[_Place] = []
+        self._encoded: list[bytes] = []
+        self._known: dict[tuple[str, bool], tuple[_Place, Slot | Mirror]] = {}
         self._held: tuple[Fold, Revision, bool] | None = None
         self._body = b""
 
@@ -39,7 +54,74 @@ class View:
         """The list as JSON."""
         fold, is_degraded = self._tracker.fold, self._tracker.is_degraded
         if self._held is None or self._held[0] is not fold or self._held[1:] != (fold.revision, is_degraded):
-            listed = OperationList(operations=rows.listed(fold), revision=str(fold.revision), degraded=is_degraded)
-            self._body = _encoder.encode(listed)
+            self._refresh()
+            self._body = self._joined(fold.revision, is_degraded=is_degraded)
             self._held = (fold, fold.revision, is_degraded)
         return self._body
+
+    def changed(self, after: int) -> list[tuple[int, bytes]]:
+        """Return what `stagecast.rows.changed` does, with each row as JSON."""
+        self._refresh()
+        fold = self._tracker.fold
+        found = [(slot.sequence, self._row(slot)) for slot in fold.slots_after(after)]
+        found += [
+            (mirror.sequence, self._row(mirror)) for mirror in fold.mirrors_after(after) if rows.is_told(fold, mirror)
+        ]
+        return sorted(found, key=lambda pair: pair[0])
+
+    def _joined(self, revision: Revision, *, is_degraded: bool) -> bytes:
+        end = b'],"revision":%s,"degraded":%s}' % (_encode(str(revision)), _encode(is_degraded))
+        if not self._encoded:
+            return _BEGIN + end
+        # One join copies the bytes once; its ends are made beforehand.
+        parts = self._encoded.copy()
+        parts[0] = _BEGIN + parts[0]
+        parts[-1] += end
+        return b",".join(parts)
+
+    def _refresh(self) -> None:
+        fold = self._tracker.fold
+        if self._fold is not fold:
+            self._fold, self._at = fold, -1
+            self._places, self._encoded, self._known = [], [], {}
+        if self._at != fold.revision.sequence:
+            for slot in fold.slots_after(self._at):
+                self._put(slot, is_listed=operations.is_listed(slot.record))
+            for mirror in fold.mirrors_after(self._at):
+                self._put(mirror, is_listed=rows.is_shown(fold, mirror))
+            self._at = fold.revision.sequence
+
+    def _put(self, source: Slot | Mirror, *, is_listed: bool) -> None:
+        place = _place(source)
+        key = place[1:]
+        held = self._known.get(key)
+        if held is not None and (not is_listed or held[0] != place):
+            at = bisect_left(self._places, held[0])
+            del self._places[at], self._encoded[at], self._known[key]
+            held = None
+        if not is_listed:
+            return
+        at = bisect_left(self._places, place)
+        if held is None:
+            self._places.insert(at, place)
+            self._encoded.insert(at, _encoded(source))
+        else:
+            self._encoded[at] = _encoded(source)
+        self._known[key] = (place, source)
+
+    def _row(self, source: Slot | Mirror) -> bytes:
+        """Return a row's JSON; of those that are listed the view has it already."""
+        held = self._known.get(_place(source)[1:])
+        if held is None or held[1] is not source:
+            return _encoded(source)
+        return self._encoded[bisect_left(self._places, held[0])]
+
+
+def _place(source: Slot | Mirror) -> _Place:
+    if isinstance(source, Slot):
+        return source.record.started_at, source.record.id, False
+    return rows.mirror_start(source)[0], source.id, True
+
+
+def _encoded(source: Slot | Mirror) -> bytes:
+    return _encode(rows.row(source.record) if isinstance(source, Slot) else rows.mirror_row(source))

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import pytest
 
+from stagecast import feed
 from stagecast import tracker as tracker_module
 from stagecast.bus import Anew, CaughtUp
 from stagecast.bus.memory import MemoryBus
 from stagecast.errors import ReplicaBehind
 from stagecast.event_stream import EventParser, StreamEvent
+from stagecast.feed import Feed
 from stagecast.frontend import events
 from stagecast.revision import Revision, parse
 from stagecast.tracker import Tracker
@@ -27,14 +29,16 @@ class Listener:
     def __init__(self, frames: AsyncGenerator[bytes, None]) -> None:
         self._frames = frames
         self._parser = EventParser()
+        self._events: list[StreamEvent] = []
 
     async def frame(self) -> bytes:
         async with asyncio.timeout(5):
             return await anext(self._frames)
 
     async def event(self) -> StreamEvent:
-        [event] = self._parser.feed(await self.frame())
-        return event
+        while not self._events:
+            self._events += self._parser.feed(await self.frame())
+        return self._events.pop(0)
 
     async def greeting(self) -> None:
         assert (await self.frame()) == b": replica replica-1\nretry: 500\n\n"
@@ -71,7 +75,7 @@ async def tracker(peers: Peers) -> Tracker:
 
 
 def listen(tracker: Tracker, after: Revision | None = None) -> Listener:
-    return Listener(events.stream(tracker, View(tracker), "replica-1", after))
+    return Listener(events.stream(Feed(tracker, View(tracker)), "replica-1", after))
 
 
 async def write(tracker: Tracker, node: str, expected: int = 0, **changes: object) -> Revision:
@@ -120,7 +124,7 @@ async def test_resumed_after_an_id_only_what_changed_is_told_on_any_replica(peer
 async def test_resumed_where_nothing_changed_nothing_is_told_but_a_beat(
     tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "BEAT", 0.01)
+    monkeypatch.setattr(feed, "BEAT", 0.01)
     seen = await write(tracker, "a")
     stream = listen(tracker, await events.begin(tracker, str(seen)))
     await stream.greeting()
@@ -132,7 +136,7 @@ async def test_resumed_where_nothing_changed_nothing_is_told_but_a_beat(
 
 
 async def test_a_message_that_changes_no_row_sends_nothing(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "BEAT", 0.01)
+    monkeypatch.setattr(feed, "BEAT", 0.01)
     stream = listen(tracker)
     await stream.greeting()
     await stream.event()

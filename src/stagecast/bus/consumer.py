@@ -1,4 +1,4 @@
-"""A consumer: what one JetStream consumer delivers, on its way from the client's callback to the one task that takes it.
+"""A consumer: what one JetStream consumer delivers, on its way from the client's callback to the task that takes it.
 
 A burst is taken without giving way in between: only when nothing is left does the taker wait, and it is woken once for
 whatever comes then. Silence is noticed by one timer for all messages, not by one for each.

@@ -30,7 +30,7 @@ from nats.js.api import (
 )
 from nats.js.errors import APIError, NotFoundError
 
-from stagecast.bus import Anew, Answer, CaughtUp, Heard, Lost
+from stagecast.bus import Anew, Answer, Heard, Lost
 from stagecast.bus.consumer import Consumer
 from stagecast.errors import AppendConflict, BusUnavailable, BusUnsuitable, NobodyListens
 from stagecast.messages import Entry

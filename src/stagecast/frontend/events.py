@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from typing import Final
+from collections.abc import AsyncGenerator
 
-import msgspec
-
-from stagecast import revision, rows
+from stagecast import revision
 from stagecast.errors import ReplicaBehind
+from stagecast.feed import Feed
 from stagecast.frontend.gate import MIN_REVISION_WAIT
 from stagecast.revision import Revision
 from stagecast.tracker import Tracker
-from stagecast.view import View
-
-BEAT: Final = 5.0
-"""Seconds of quiet after which a comment shows that the stream is alive."""
-
-_encoder = msgspec.json.Encoder()
 
 
 async def begin(tracker: Tracker, last_event_id: str) -> Revision | None:
@@ -36,26 +28,22 @@ async def begin(tracker: Tracker, last_event_id: str) -> Revision | None:
     return wanted if wanted.identity == tracker.revision.identity else None
 
 
-async def stream(tracker: Tracker, view: View, replica: str, after: Revision | None) -> AsyncGenerator[bytes, None]:
-    """Yield a snapshot unless the stream goes on after ``after``, then each change as it is folded."""
+async def stream(feed: Feed, replica: str, after: Revision | None) -> AsyncGenerator[bytes, None]:
+    """Yield a snapshot unless the stream goes on after ``after``, then the changes as they are folded."""
     yield b": replica %s\nretry: 500\n\n" % replica.encode()
-    position, was_degraded = after, tracker.is_degraded
-    while not tracker.is_closing:
-        if position is None or position.identity != tracker.revision.identity or was_degraded != tracker.is_degraded:
-            position, was_degraded = tracker.revision, tracker.is_degraded
-            yield _frame("snapshot", view.body, position)
-        else:
-            seen = tracker.revision
-            for sequence, row in rows.changed(tracker.fold, position.sequence):
-                yield _frame("operation", _encoder.encode(row), Revision(seen.identity, sequence))
-            position = seen
-        if not await tracker.until(_moved(tracker, position, degraded=was_degraded), BEAT):
-            yield b": beat\n\n"
-
-
-def _moved(tracker: Tracker, position: Revision, *, degraded: bool) -> Callable[[], bool]:
-    return lambda: tracker.revision != position or tracker.is_degraded != degraded or tracker.is_closing
-
-
-def _frame(name: str, data: bytes, position: Revision) -> bytes:
-    return b"id: %s\nevent: %s\ndata: %s\n\n" % (str(position).encode(), name.encode(), data)
+    with feed.listening():
+        told, is_quiet = ((after, feed.place[1]) if after is not None else None), False
+        while not feed.is_closing:
+            now = feed.place
+            if told is None or told[0].identity != now[0].identity or told[1] != now[1]:
+                frames = feed.snapshot()
+            else:
+                frames = feed.since(told[0].sequence)
+            told = now
+            if frames:
+                is_quiet = False
+                yield frames
+            while not await feed.moved(told):
+                if is_quiet:
+                    yield b": beat\n\n"
+                is_quiet = not is_quiet

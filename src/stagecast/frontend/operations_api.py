@@ -68,7 +68,7 @@ class OperationsApi(Controller):
     async def stream(self, request: Asked, participant: NamedDependency[Participant]) -> Stream:
         """Send ``snapshot``, then ``operation`` per change; ``Last-Event-ID`` resumes on any replica."""
         after = await events.begin(participant.tracker, request.headers.get("last-event-id", ""))
-        frames = events.stream(participant.tracker, participant.view, participant.name, after)
+        frames = events.stream(participant.feed, participant.name, after)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return Stream(frames, media_type="text/event-stream", headers=headers)
 
