@@ -7,8 +7,17 @@ from hypothesis import strategies as st
 
 from stagecast import broadcast, operations, rows, subjects
 from stagecast.errors import AppendConflict
-from stagecast.fold import FOREIGN_LIFETIME, Fold
-from stagecast.messages import Entry, Holding, Instance, NodeRecord, Placement, Record
+from stagecast.fold import FOREIGN_LIFETIME, Fold, speaks_of
+from stagecast.messages import (
+    Entry,
+    GalleryEvent,
+    GalleryStatus,
+    Holding,
+    Instance,
+    NodeRecord,
+    Placement,
+    Record,
+)
 from stagecast.presence import goodbye
 from stagecast.revision import Revision
 from tests.peers import SimulatedLog, a_record
@@ -72,6 +81,9 @@ class Scene:
         self.say(subjects.operation(record), broadcast.encode(record), standing.sequence if standing else 0)
 
     def act(self, action: str, node: str, size: int) -> None:
+        if action in {"installation", "foreign installation"}:
+            self._install(size, is_ours=action == "installation")
+            return
         identifier = operations.operation_id("staging", "m", node)
         slot = self.full.slots.get(identifier)
         held = slot.record if slot else None
@@ -91,6 +103,19 @@ class Scene:
                 self.say(mirror.subject, goodbye(mirror), mirror.sequence)
         elif held is not None:
             self._act_on(action, held, size)
+
+    def _install(self, size: int, *, is_ours: bool) -> None:
+        if not is_ours:
+            status = GalleryStatus(gallery_element_name="g", current_bytes=size, processed=size == 3)
+            self.say("gallery.g.progress", msgspec.json.encode(GalleryEvent(job_id=f"job-{size % 2}", status=status)))
+            return
+        slot = self.full.slots.get("installation:g")
+        held = slot.record if slot else None
+        if held is None or operations.is_ended(held):
+            job = f"ours-{size}"
+            self.write(operations.opened(held, kind="installation", model="g", node="", job=job, now=float(size)))
+        else:
+            self.write(operations.ended(held, "succeeded", float(size)))
 
     def _act_on(self, action: str, held: Record, size: int) -> None:
         if action == "older":
@@ -118,7 +143,7 @@ class Scene:
 
 ACTIONS = (
     "open", "claim", "tick", "stall", "end", "retry", "dismiss", "cancel", "older", "foreign", "foreign elsewhere",
-    "stray", "malformed", "expire",
+    "stray", "malformed", "expire", "installation", "foreign installation",
 )  # fmt: skip
 SCRIPTS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.sampled_from("no"), st.integers(0, 3)), max_size=25)
 
@@ -147,6 +172,30 @@ def test_whoever_was_away_needs_only_what_changed(script: list[tuple[str, str, i
         if row.state in {"succeeded", "cancelled"} or row.dismissed is True:
             del shown[row.id]
     assert sorted(shown.values(), key=lambda row: (row.started_at, row.id)) == rows.listed(scene.full)
+
+
+@settings(max_examples=300)
+@given(SCRIPTS)
+def test_what_is_found_by_name_is_what_a_look_at_everything_finds(script: list[tuple[str, str, int]]) -> None:
+    scene = Scene()
+    fold = scene.full
+    for action, node, size in script:
+        scene.act(action, node, size)
+        slots, mirrors = list(fold.slots.values()), list(fold.mirrors.values())
+        assert list(fold.live()) == [slot.record for slot in fold.live_slots()]
+        unfinished = {slot.record.id for slot in slots if not operations.is_ended(slot.record)}
+        assert {record.id for record in fold.live()} == unfinished
+        for record in (slot.record for slot in slots):
+            assert fold.record(record.id) is record
+            assert fold.record(record.job) in [slot.record for slot in slots if slot.record.job == record.job]
+        for mirror in mirrors:
+            named = [each for each in mirrors if mirror.job in {each.id, each.job}]
+            assert fold.mirror(mirror.job) == min(named, key=lambda each: (each.done, -each.sequence))
+            assert fold.is_shadowed(mirror) == any(speaks_of(mirror, record) for record in fold.live())
+        for after in range(fold.revision.sequence + 1):
+            newest = sorted((slot for slot in slots if slot.sequence > after), key=lambda slot: -slot.sequence)
+            assert list(fold.slots_after(after)) == newest
+            assert {each.id for each in fold.mirrors_after(after)} == {m.id for m in mirrors if m.sequence > after}
 
 
 @settings(max_examples=200)

@@ -105,3 +105,14 @@ def test_a_foreign_installation_yields_to_ours() -> None:
     fold = Fold(slots={ours.id: Slot(ours, 1)}, mirrors={mirror.id: mirror})
     assert rows.listed(fold) == [rows.row(ours)]
     assert [row for _, row in rows.changed(fold, 0)] == [rows.row(ours)]
+
+
+def test_the_end_of_an_echo_does_not_take_our_row_away() -> None:
+    ours = a_record(kind="installation", node="")
+    status = GalleryStatus(processed=True)
+    mirror = Mirror("installation:m", "job-m", "m", "s", 2, 5.0, done=True, status=status)
+    fold = Fold(slots={ours.id: Slot(ours, 1)}, mirrors={mirror.id: mirror})
+    assert rows.changed(fold, 1) == [(2, rows.row(ours))]
+    ended = msgspec.structs.replace(ours, state="succeeded")
+    fold = Fold(slots={ours.id: Slot(ended, 1)}, mirrors={mirror.id: mirror})
+    assert rows.changed(fold, 1) == [(2, rows.mirror_row(mirror))]

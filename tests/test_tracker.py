@@ -5,14 +5,18 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
-from stagecast import subjects
+from stagecast import broadcast, subjects
+from stagecast import tracker as tracker_module
+from stagecast.bus import Anew, CaughtUp
+from stagecast.bus.memory import MemoryBus
 from stagecast.errors import BusUnavailable, Interrupted, NotEnoughSpace
-from stagecast.messages import Entry, Placement, Record
+from stagecast.messages import Entry, Holding, Placement, Record
 from stagecast.ownership import Ownership, standing_record
 from stagecast.revision import Revision, identity_of
-from stagecast.tracker import RESTATE_GRACE, Tracker
+from stagecast.tracker import RESTATE_GRACE, Topic, Tracker
 from tests.conftest import NatsServer, eventually
 from tests.peers import Peers, a_record, agree, gathered, listed
 
@@ -314,6 +318,78 @@ async def test_waiting_is_for_a_change_and_gives_up_in_time(peers: Peers) -> Non
     assert await waiting
     assert await two.reached(revision, 5.0)
     assert await two.reached(Revision("another stream", 10**9), 0.0)
+
+
+async def test_a_burst_wakes_those_who_wait_once() -> None:
+    bus, looks = MemoryBus(), 0
+
+    def has_all() -> bool:
+        nonlocal looks
+        looks += 1
+        return len(tracker.fold.slots) == 100
+
+    async with Tracker(bus, "a").running() as tracker:
+        await eventually(tracker.caught_up.is_set)
+        waiting = asyncio.create_task(tracker.until(has_all))
+        with tracker.listening("any", lambda: heard.append(len(tracker.fold.slots))):
+            heard: list[int] = []
+            await asyncio.sleep(0)
+            for number in range(100):
+                record = a_record(node=f"n{number}")
+                await bus.log.append(subjects.operation(record), broadcast.encode(record))
+            assert await waiting
+            assert (looks, heard) == (2, [100])
+
+
+async def test_who_has_given_up_is_forgotten() -> None:
+    async with Tracker(MemoryBus(), "a").running() as tracker:
+        await eventually(tracker.caught_up.is_set)
+        assert not await tracker.until(lambda: False, 0.0)
+        waiting = asyncio.create_task(tracker.until(lambda: False))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert tracker._waiters == {}
+
+
+SAID: dict[Topic, tuple[str, msgspec.Struct]] = {
+    "holding": (subjects.holding("n", "m"), Holding(node="n", model="m", digest="d")),
+    "placement": (subjects.placement("m"), Placement(model="m", nodes=("n",))),
+}
+
+
+@pytest.mark.parametrize(("topic", "other"), [("holding", "placement"), ("placement", "holding")])
+async def test_who_listens_hears_of_what_concerns_it_and_of_a_fresh_picture(
+    topic: Topic, other: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker_module, "RESTATE_GRACE", 0.0)
+    bus, heard = MemoryBus(), []
+    async with Tracker(bus, "a").running() as tracker:
+        await eventually(tracker.caught_up.is_set)
+        with tracker.listening(topic, lambda: heard.append(tracker.revision)):
+            for subject, message in (SAID[other], SAID[topic], SAID[other]):
+                await tracker.reached(await tracker.say(subject, msgspec.json.encode(message)))
+            assert [revision.sequence for revision in heard] == [2]
+            for each in (Anew("zanother"), CaughtUp(0)):
+                for follower in bus.log._followers:
+                    follower.put_nowait(each)
+            await eventually(lambda: tracker.revision.identity == "zanother")
+            assert heard[1].identity == "zanother"
+        count = len(heard)
+        await tracker.reached(await tracker.say(SAID[topic][0], msgspec.json.encode(SAID[topic][1])))
+        assert len(heard) == count
+
+
+async def test_who_listens_for_another_stream_hears_of_it_before_it_is_shown() -> None:
+    bus, heard = MemoryBus(), []
+    async with Tracker(bus, "a").running() as tracker:
+        await eventually(tracker.caught_up.is_set)
+        with tracker.listening("identity", lambda: heard.append((tracker.identity, tracker.revision.identity))):
+            shown = tracker.revision.identity
+            for follower in bus.log._followers:
+                follower.put_nowait(Anew("zanother"))
+            await eventually(lambda: heard)
+            assert heard == [("zanother", shown)]
 
 
 async def test_a_revision_of_a_later_stream_is_waited_for_and_given_up_only_by_who_hears_the_log(peers: Peers) -> None:

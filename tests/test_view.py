@@ -3,14 +3,61 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, nullcontext
+from itertools import zip_longest
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from stagecast import rows
 from stagecast.bus.memory import MemoryBus
-from stagecast.view import View
+from stagecast.fold import Fold
+from stagecast.revision import Revision
+from stagecast.view import OperationList, View
 from tests.alone import find_again, lose
 from tests.conftest import eventually
 from tests.peers import Peers, a_record, agree
+from tests.test_fold import SCRIPTS, Scene
+
+
+class Stand:
+    """Where a replica stands: all of a tracker that a view looks at."""
+
+    def __init__(self, fold: Fold) -> None:
+        self.fold = fold
+        self.is_degraded = False
+
+    @property
+    def revision(self) -> Revision:
+        return self.fold.revision
+
+
+@settings(max_examples=300)
+@given(SCRIPTS, st.lists(st.sampled_from(["", "look", "degraded", "another"]), max_size=25))
+def test_what_is_kept_encoded_is_what_encoding_anew_gives(script: list[tuple[str, str, int]], does: list[str]) -> None:
+    scene = Scene()
+    stand = Stand(scene.full)
+    view = View(stand)  # type: ignore[arg-type]
+    for step, do in zip_longest(script, does):
+        if step is not None:
+            scene.act(*step)
+        if do == "degraded":
+            stand.is_degraded = not stand.is_degraded
+        elif do == "another":
+            # The log came back as another one: a late reader's picture of it, under another identity.
+            scene.full = scene.late()
+            scene.full.revision = scene.full.revision._replace(identity=f"{scene.full.revision.identity}x")
+            stand.fold = scene.full
+        if do:
+            fold = stand.fold
+            listed = OperationList(
+                operations=rows.listed(fold), revision=str(fold.revision), degraded=stand.is_degraded
+            )
+            assert view.body == msgspec.json.encode(listed)
+        for after in range(fold.revision.sequence + 1) if do == "look" else ():
+            told = [(at, msgspec.json.encode(row)) for at, row in rows.changed(fold, after)]
+            assert view.changed(after) == told
 
 
 @pytest.fixture

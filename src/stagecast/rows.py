@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from stagecast import broadcast, operations
-from stagecast.fold import Fold, Mirror
+from stagecast.fold import Fold, Mirror, Slot
 from stagecast.messages import GalleryStatus, Kind, Phase, Record, StagingStatus, State
 from stagecast.quantities import format_time, parse_time
 
@@ -142,8 +142,18 @@ def listed(fold: Fold) -> list[Row]:
 
 def changed(fold: Fold, after: int) -> list[tuple[int, Row]]:
     """Return the rows, ended ones too, that came to stand after the sequence ``after``, each with its own sequence."""
-    found = [(slot.sequence, row(slot.record)) for slot in fold.slots_after(after)]
-    found += [(mirror.sequence, mirror_row(mirror)) for mirror in fold.mirrors_after(after) if is_told(fold, mirror)]
+    return [
+        (at, row(source.record) if isinstance(source, Slot) else mirror_row(source)) for at, source in news(fold, after)
+    ]
+
+
+def news(fold: Fold, after: int) -> list[tuple[int, Slot | Mirror]]:
+    """Return what the rows of `changed` are made of."""
+    found: list[tuple[int, Slot | Mirror]] = [(slot.sequence, slot) for slot in fold.slots_after(after)]
+    for mirror in fold.mirrors_after(after):
+        source = _told(fold, mirror)
+        if source is not None:
+            found.append((mirror.sequence, source))
     return sorted(found, key=lambda pair: pair[0])
 
 
@@ -152,10 +162,14 @@ def is_shown(fold: Fold, mirror: Mirror) -> bool:
     return not mirror.done and not fold.is_shadowed(mirror)
 
 
-def is_told(fold: Fold, mirror: Mirror) -> bool:
-    """Tell whether a mirror's change is news: shown, or gone with no row of ours in its place under the same id."""
+def _told(fold: Fold, mirror: Mirror) -> Slot | Mirror | None:
+    """Return what a mirror's change shows under its id: it, or ours once it has gone; None where it is no news."""
     ours = fold.slots.get(mirror.id)
-    return (ours is None or ours.sequence < mirror.sequence) and (mirror.done or not fold.is_shadowed(mirror))
+    if ours is not None and ours.sequence >= mirror.sequence:
+        return None
+    if mirror.done:
+        return ours if ours is not None and operations.is_listed(ours.record) else mirror
+    return None if fold.is_shadowed(mirror) else mirror
 
 
 def _pace(record: Record) -> tuple[float | msgspec.UnsetType, float | msgspec.UnsetType]:

@@ -62,12 +62,7 @@ class View:
     def changed(self, after: int) -> list[tuple[int, bytes]]:
         """Return what `stagecast.rows.changed` does, with each row as JSON."""
         self._refresh()
-        fold = self._tracker.fold
-        found = [(slot.sequence, self._row(slot)) for slot in fold.slots_after(after)]
-        found += [
-            (mirror.sequence, self._row(mirror)) for mirror in fold.mirrors_after(after) if rows.is_told(fold, mirror)
-        ]
-        return sorted(found, key=lambda pair: pair[0])
+        return [(at, self._row(source)) for at, source in rows.news(self._tracker.fold, after)]
 
     def _joined(self, revision: Revision, *, is_degraded: bool) -> bytes:
         end = b'],"revision":%s,"degraded":%s}' % (_encode(str(revision)), _encode(is_degraded))
