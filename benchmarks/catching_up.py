@@ -1,4 +1,4 @@
-"""From a process that is up to a replica that is ready, with thousands of operations under way, against a bare client."""
+"""From a process that is up to a replica that is ready, with thousands of operations, against a bare client."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nats
 import uvloop
+from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from processes import child
@@ -66,7 +67,7 @@ async def _bare(url: str) -> float:
     heard: set[str] = set()
     whole = asyncio.Event()
 
-    async def hear(message: nats.aio.msg.Msg) -> None:
+    async def hear(message: Msg) -> None:
         heard.add(message.subject)
         if len(heard) == COUNT:
             whole.set()

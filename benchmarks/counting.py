@@ -8,6 +8,7 @@ import time
 import timeit
 
 import nats
+from nats.aio.client import Client
 
 from load import alive
 from records import event, record, ticked
@@ -51,7 +52,7 @@ async def measure(url: str) -> tuple[float, float, float, float]:
     return min(debounced), min(bare), *published
 
 
-async def _published(bus: object, client: nats.NATS) -> tuple[float, float]:
+async def _published(bus: object, client: Client) -> tuple[float, float]:
     """Return the processor seconds of this process for a tick that goes out, and for the client's own publish of it."""
     held = record(90_001)
     sequence = await bus.log.append(*event(held))  # type: ignore[attr-defined]

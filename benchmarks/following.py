@@ -9,6 +9,7 @@ import time
 
 import nats
 import uvloop
+from nats.aio.msg import Msg
 
 from processes import child, cpu_seconds, replica
 
@@ -37,7 +38,7 @@ async def _main(url: str) -> None:
     client = await nats.connect(url)
     count = 0
 
-    async def hear(message: nats.aio.msg.Msg) -> None:
+    async def hear(message: Msg) -> None:
         nonlocal count
         count += len(message.data) > 0
 

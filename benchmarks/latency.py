@@ -1,4 +1,4 @@
-"""From an owner's append to a waiter on another replica, against core NATS with the same bytes between the same processes."""
+"""From an owner's append to a waiter on another replica, against core NATS with the same bytes and processes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import statistics
 from dataclasses import dataclass
 
 import nats
+from nats.aio.client import Client
 
 from load import alive
 from processes import child
@@ -62,7 +63,7 @@ async def measure(url: str) -> tuple[Spread, Spread, Spread, Spread]:
     return spread(visible), spread(bare), spread(acknowledged[WARM_UP:]), spread(published)
 
 
-async def _acknowledged(client: nats.NATS, identifier: str) -> list[int]:
+async def _acknowledged(client: Client, identifier: str) -> list[int]:
     """Return how long the client's own publish to JetStream takes, with the same bytes."""
     stream, held = client.jetstream(timeout=10), record(0)
     assert held.id == identifier

@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from processes import child
+from processes import Child, child
 
 COUNT = 1000
 CONNECTIONS = 4
@@ -28,9 +28,11 @@ class Rates:
     peer: float
     ratio: float
     size: int
+    known: bool
+    ticking: bool
 
 
-async def measure(url: str) -> tuple[Rates, Rates, Rates, Rates]:
+async def measure(url: str) -> list[Rates]:
     """Return the rates at rest, of 304s, and both again while every operation ticks once a second."""
     with (
         child("load.py", url) as load,
@@ -45,25 +47,26 @@ async def measure(url: str) -> tuple[Rates, Rates, Rates, Rates]:
         for ticking in (False, True):
             if ticking:
                 await asyncio.to_thread(load.ask, "tick")
-            found.append(await asyncio.to_thread(_compare, asker, CONSTANT, size, known=False))
-            found.append(await asyncio.to_thread(_compare, asker, UNCHANGED, size, known=True))
-        return found[0], found[1], found[2], found[3]
+            for peer, known in ((CONSTANT, False), (UNCHANGED, True)):
+                rates = await asyncio.to_thread(_compare, asker, peer, size, known=known, ticking=ticking)
+                found.append(rates)
+        return found
 
 
-def served_at(served: object) -> str:
+def served_at(served: Child) -> str:
     """Return where a child serves."""
-    return str(served.said).removeprefix("http://")  # type: ignore[attr-defined]
+    return str(served.said).removeprefix("http://")
 
 
-def _compare(asker: object, peer: str, size: int, *, known: bool) -> Rates:
+def _compare(asker: Child, peer: str, size: int, *, known: bool, ticking: bool) -> Rates:
     ours, theirs = [], []
     for number in range(SLICES):
         # Who goes first changes, so that neither has the warmer half.
         for path in (LIST, peer) if number % 2 else (peer, LIST):
-            rate = asker.ask("rate", path=path, known=known)  # type: ignore[attr-defined]
+            rate = asker.ask("rate", path=path, known=known)
             (ours if path == LIST else theirs).append(rate)
     ratio = statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
-    return Rates(statistics.median(ours), statistics.median(theirs), ratio, size)
+    return Rates(statistics.median(ours), statistics.median(theirs), ratio, size, known, ticking)
 
 
 class Asker:

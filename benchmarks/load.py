@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import nats
 import uvloop
+from nats.aio.client import Client
 
 from records import OWNER, event, record, ticked
 from stagecast import subjects
@@ -23,7 +24,7 @@ AT_ONCE = 500
 
 
 @asynccontextmanager
-async def alive(client: nats.NATS) -> AsyncIterator[None]:
+async def alive(client: Client) -> AsyncIterator[None]:
     """Keep the lease of the operations' owner for as long as the block lasts."""
 
     async def beat() -> None:
@@ -38,7 +39,7 @@ async def alive(client: nats.NATS) -> AsyncIterator[None]:
         task.cancel()
 
 
-async def begin(client: nats.NATS, count: int) -> list[Record]:
+async def begin(client: Client, count: int) -> list[Record]:
     """Write the first records of that many operations."""
     stream = client.jetstream(timeout=10)
     records = [record(number) for number in range(count)]
@@ -47,7 +48,7 @@ async def begin(client: nats.NATS, count: int) -> list[Record]:
     return records
 
 
-async def tick(client: nats.NATS, records: list[Record]) -> None:
+async def tick(client: Client, records: list[Record]) -> None:
     """Let each operation tick once a second, at a moment of its own."""
     loop = asyncio.get_running_loop()
     order = sorted(range(len(records)), key=lambda _: random.random())

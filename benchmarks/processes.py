@@ -1,4 +1,4 @@
-"""Real processes for benchmarks: a nats-server, children that talk in lines of JSON, and what the kernel says of them."""
+"""Real processes for benchmarks: a nats-server, children that talk in lines of JSON, what the kernel says of them."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ def record(number: int) -> Record:
     model, node = f"model-{number:05}", f"worker-{number % 16}"
     now = time.time()
     return Record(
-        id=operations.operation_id("staging", model, node), job=f"{number:016x}", kind="staging", model=model, node=node,
-        owner=OWNER, attempt=1, seq=1, state="running", phase="transferring", bytes_total=2**63 - 1,
+        id=operations.operation_id("staging", model, node), job=f"{number:016x}", kind="staging", model=model,
+        node=node, owner=OWNER, attempt=1, seq=1, state="running", phase="transferring", bytes_total=2**63 - 1,
         file_name="model-00001-of-00002.safetensors", file_index=1, total_files=12, rate=123456789.5, cause="api",
         started_at=now, updated_at=now, parameters={"digest": "a" * 64},
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """A whole replica in a process of its own, with what a benchmark needs beside it.
 
-It is put together by `stagecast.composition` like every other. Beside its own routes, and on the same server and through the
-same middleware, it has a constant body, a constant 304, and a bare fan-out of server-sent events.
+It is put together by `stagecast.composition` like every other. Beside its own routes, on the same server and through
+the same middleware, it has a constant body, a constant 304, and a bare fan-out of server-sent events.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ async def _answer(beside: Beside, command: dict[str, Any], tasks: list[asyncio.T
         beside.visible, beside.bare = [], []
         return found
     elif command["do"] == "freeze":
-        beside.constant = beside.replica.view.body
+        beside.constant = beside.replica.participant.view.body
         return len(beside.constant)
     elif command["do"] == "held":
         return len(beside.replica.fold.slots)

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import nats
@@ -15,7 +16,7 @@ import uvloop
 
 from latency import Spread, spread
 from load import alive
-from processes import child, resident_bytes
+from processes import Child, child, resident_bytes
 from records import event, record, ticked
 from served import FAN_OUT
 from stagecast import rows
@@ -46,21 +47,21 @@ async def measure(url: str) -> tuple[Streamed, Streamed]:
     return Streamed(memory[0], delays[0]), Streamed(memory[1], delays[1])
 
 
-def _gather(listener: object, pid: int, path: str) -> float:
-    listener.ask("gather", path=path, count=10)  # type: ignore[attr-defined]  # what only the first ones cost
+def _gather(listener: Child, pid: int, path: str) -> float:
+    listener.ask("gather", path=path, count=10)  # what only the first ones cost
     before = resident_bytes(pid)
-    listener.ask("gather", path=path, count=CLIENTS)  # type: ignore[attr-defined]
+    listener.ask("gather", path=path, count=CLIENTS)
     return (resident_bytes(pid) - before) / CLIENTS
 
 
-async def _say(url: str, listener: object) -> tuple[Spread, Spread]:
+async def _say(url: str, listener: Child) -> tuple[Spread, Spread]:
     async with connect(url, "owner") as bus:
         client = await nats.connect(url)
         async with alive(client):
             held = record(0)
             sequence = await bus.log.append(*event(held))
             await asyncio.sleep(1.0)
-            await asyncio.to_thread(listener.ask, "delays")  # type: ignore[attr-defined]
+            await asyncio.to_thread(listener.ask, "delays")
             for _ in range(ROUNDS):
                 held = ticked(held)
                 subject, payload = event(held)
@@ -69,7 +70,7 @@ async def _say(url: str, listener: object) -> tuple[Spread, Spread]:
                 frame = _frame(sequence, msgspec.json.encode(rows.row(ticked(held))))
                 await client.publish(FAN_OUT, frame)
                 await asyncio.sleep(PAUSE)
-            found = await asyncio.to_thread(listener.ask, "delays")  # type: ignore[attr-defined]
+            found = await asyncio.to_thread(listener.ask, "delays")
         await client.close()
     return spread(found[STREAM]), spread(found[BARE])
 
@@ -87,7 +88,7 @@ class Listener(asyncio.Protocol):
         self._begun = begun
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.write(f"GET {self._path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())  # type: ignore[attr-defined]
+        transport.write(f"GET {self._path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
 
     def data_received(self, data: bytes) -> None:
         now = time.monotonic_ns()
@@ -108,7 +109,7 @@ async def _main(address: str) -> None:
             path, count = command["path"], command["count"]
             begun = [asyncio.Event() for _ in range(count)]
             for each in begun:
-                await loop.create_connection(lambda each=each: Listener(path, delays[path], each), host, int(port))  # type: ignore[misc]
+                await loop.create_connection(partial(Listener, path, delays[path], each), host, int(port))
             await asyncio.gather(*(each.wait() for each in begun))
             print(json.dumps("done"), flush=True)
         else:

@@ -58,7 +58,7 @@ class Tracker:
         self._chance = chance or random.SystemRandom()
         self._incoming = self.fold
         self._waiters: dict[asyncio.Future[None], None] = {}
-        self._is_waking = False
+        self._is_telling = False
         self._warned = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -353,17 +353,18 @@ class Tracker:
         return Revision(self._incoming.revision.identity, sequence)
 
     def _notify(self) -> None:
-        """Wake whoever waits for a change, once for all that this turn of the loop brings."""
-        if not self._is_waking and (self._waiters or self._listeners["any"]):
-            self._is_waking = True
-            asyncio.get_running_loop().call_soon(self._wake)
+        """Wake whoever waits for a change. They run once this turn of the loop is over, and see all that it brought."""
+        if self._waiters:
+            waiters, self._waiters = self._waiters, {}
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+        if self._listeners["any"] and not self._is_telling:
+            self._is_telling = True
+            asyncio.get_running_loop().call_soon(self._tell_any)
 
-    def _wake(self) -> None:
-        self._is_waking = False
-        waiters, self._waiters = self._waiters, {}
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+    def _tell_any(self) -> None:
+        self._is_telling = False
         self._tell("any")
 
     async def _change(self) -> None:
