@@ -42,7 +42,7 @@ LADDER: Final = (
                 "upstream stream transfer.limit transfer.source transfer.assignments transfer.ledger transfer.stream "
                 "transfer.pull transfer.exchange transfer.serve transfer"
             ),
-            "CONTROL": "ownership tracker presence history commands announcer duty view feed participant",
+            "CONTROL": "ownership tracker presence history commands announcer duty view feed participant operation",
         },
     ),
     ("verbs", {"FILES": "gallery installed installation", "CONTROL": "router proxy"}),
@@ -52,7 +52,8 @@ LADDER: Final = (
         {
             "FRONTEND": (
                 "frontend frontend.docs frontend.refusals frontend.gate frontend.events frontend.replica "
-                "frontend.installs frontend.operations_api frontend.models_api frontend.openai frontend.application"
+                "frontend.installs frontend.operations_api frontend.mounted frontend.models_api frontend.openai "
+                "frontend.application"
             ),
             "WORKER": "worker",
         },
@@ -61,7 +62,7 @@ LADDER: Final = (
         "composition",
         {
             "BOTH": (
-                "composition child balancer cluster answers client seen following display options remote "
+                "service composition child balancer cluster answers client seen following display options remote "
                 "demo_vectors demo_model demo_checks demo_view demo_job demo_report demo cli __main__ stagecast"
             ),
         },

@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from stagecast.messages import (
+    MODEL_KINDS,
     GalleryEvent,
     GalleryStatus,
     OperationEvent,
@@ -73,6 +74,10 @@ def sentence(record: Record) -> str:
 
 
 def _standing(record: Record) -> str:
+    if record.kind not in MODEL_KINDS:
+        # What is counted there is no matter of ours: frames, rows, documents.
+        counted = f"{record.bytes_done:,} of {record.bytes_total:,}" if record.bytes_total else f"{record.bytes_done:,}"
+        return counted + (f" ({record.note})" if record.note else "")
     if record.phase == "transferring" and record.bytes_total:
         return f"{format_size(record.bytes_done)} of {format_size(record.bytes_total)}"
     return record.phase + (f" ({record.note})" if record.note else "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 from stagecast.messages import Kind, Record
 from stagecast.ownership import Ownership
@@ -24,17 +24,20 @@ Clear = Callable[[Record], Awaitable[None]]
 class Duty:
     """Performs the operations of one ``kind``: those of ``node``, which no other process can do, or those of no node.
 
-    ``clear`` is called for each that was cancelled while nobody worked on it, to free what it left.
+    ``clear`` is called for each that was cancelled while nobody worked on it, to free what it left. Of ``at_once``
+    operations at a time, 0 for any number, the rest is left to whoever is free.
     """
 
     def __init__(
-        self, tracker: Tracker, kind: Kind, perform: Perform, *, node: str = "", clear: Clear | None = None
-    ) -> None:
+        self, tracker: Tracker, kind: Kind, perform: Perform, *, node: str = "", clear: Clear | None = None,
+        at_once: int = 0,
+    ) -> None:  # fmt: skip
         self._tracker = tracker
         self._kind = kind
         self._node = node
         self._work = perform
         self._clear = clear
+        self._room: AbstractAsyncContextManager[object] | None = asyncio.Semaphore(at_once) if at_once else None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._next: dict[str, Record] = {}
 
@@ -100,6 +103,14 @@ class Duty:
             _logger.exception("%s", record.id)
 
     async def _perform(self, record: Record) -> None:
-        async with self._tracker.own(record) as ownership:
-            if ownership is not None:
-                await self._work(ownership)
+        async with self._room or nullcontext():
+            if self._room is not None and self._is_taken(record):
+                return
+            async with self._tracker.own(record) as ownership:
+                if ownership is not None:
+                    await self._work(ownership)
+
+    def _is_taken(self, record: Record) -> bool:
+        """Tell whether somebody took an operation, or ended it, while it waited here for room."""
+        held = self._tracker.fold.record(record.id)
+        return held is not None and held.owner != self._tracker.process and not self._is_free(held)

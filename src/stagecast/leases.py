@@ -12,7 +12,7 @@ from typing import Final
 
 from stagecast import operations
 from stagecast.fold import Fold, Slot
-from stagecast.messages import Record
+from stagecast.messages import MODEL_KINDS, Kind, Record
 
 RENEWAL: Final = 2.0
 """Seconds between two renewals of a lease."""
@@ -30,11 +30,14 @@ class Leases:
 
     heard: dict[str, float] = field(default_factory=dict)
     left: set[str] = field(default_factory=set)
+    performs: dict[str, tuple[Kind, ...]] = field(default_factory=dict)
     looked: float = float("-inf")
+    forgiven: float = float("inf")
 
-    def renew(self, process: str, now: float) -> None:
-        """Note a sign of life."""
+    def renew(self, process: str, now: float, performs: tuple[Kind, ...] = ()) -> None:
+        """Note a sign of life, and which kinds of work a process takes."""
         self.heard[process] = now
+        self.performs[process] = performs
         self.left.discard(process)
 
     def leave(self, process: str) -> None:
@@ -50,6 +53,7 @@ class Leases:
     def forgive(self, now: float) -> None:
         """Begin everybody's lease anew: nobody could be heard until ``now``."""
         self.heard = dict.fromkeys(self.heard, now)
+        self.forgiven = now
 
     def silence(self, process: str, now: float) -> float:
         """Return for how many seconds a process was not heard. One never heard of begins its lease now."""
@@ -58,6 +62,13 @@ class Leases:
     def is_alive(self, process: str, now: float) -> bool:
         """Tell whether a process holds its lease."""
         return process not in self.left and self.silence(process, now) < LIFETIME
+
+    def performed(self, now: float) -> frozenset[Kind] | None:
+        """Return the kinds of work that some living process takes; None where not everybody can have been heard yet."""
+        if now - self.forgiven < LIFETIME:
+            return None
+        living = [process for process in self.performs if self.is_alive(process, now)]
+        return frozenset(kind for process in living for kind in self.performs[process])
 
 
 def verdicts(fold: Fold, leases: Leases, now: float, wall: float) -> Iterator[tuple[Slot, Record]]:
@@ -80,6 +91,17 @@ def verdicts(fold: Fold, leases: Leases, now: float, wall: float) -> Iterator[tu
             yield slot, operations.ended(record, "failed", wall, error=f"{who} stayed away for {PATIENCE:.0f} s")
         elif record.state != "stalled":
             yield slot, operations.stalled(record, f"{who} does not answer; it goes on when it is back", wall)
+
+
+def unattended(fold: Fold, performed: frozenset[Kind], wall: float) -> Iterator[tuple[Slot, Record]]:
+    """Yield each slot of another program's work whose record must say that nobody performs it, or no longer may."""
+    for slot in fold.slots.values():
+        record = slot.record
+        if record.state != "queued" or record.kind in MODEL_KINDS:
+            continue
+        note = "" if record.kind in performed else f"no living process performs {record.kind}; it waits for one"
+        if note != record.note:
+            yield slot, operations.succeeding(record, wall, note=note)
 
 
 def responsible(fold: Fold, record: Record) -> str:

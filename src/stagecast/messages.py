@@ -6,11 +6,12 @@ clock; they are shown to people and never compared between machines. Sizes are b
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 import msgspec
 
 ModelKind = Literal["staging", "installation", "loading", "deletion"]
+MODEL_KINDS: Final[frozenset[str]] = frozenset(get_args(ModelKind))
 Kind = str
 """A `ModelKind`, or the word of another program for its own work."""
 State = Literal["queued", "running", "paused", "stalled", "succeeded", "failed", "cancelled"]
@@ -192,10 +193,11 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
-    """A process is alive. ``leaving`` says that this was its last word."""
+    """A process is alive. ``leaving`` says that this was its last word; ``performs`` which kinds of work it takes."""
 
     process: str
     leaving: bool = False
+    performs: tuple[Kind, ...] = ()
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):

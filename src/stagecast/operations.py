@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from stagecast.errors import WrongState
-from stagecast.messages import Hindrance, Kind, Outcome, Record, State, Verb
+from stagecast.messages import MODEL_KINDS, Hindrance, Kind, Outcome, Record, State, Verb
 
 ENDED: Final[frozenset[State]] = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -93,12 +93,15 @@ def opened(
 def claimed(held: Record, owner: str, now: float) -> Record:
     """Return the record by which ``owner`` takes the operation.
 
-    Where somebody owned it before, this is a new attempt, so that the earlier owner is fenced.
+    Where somebody owned it before, this is a new attempt, so that the earlier owner is fenced. The phases are those of
+    a model's way; other work has but the one in which it moves, and what an earlier attempt of it did is done.
     """
     attempt, seq = (held.attempt + 1, 0) if held.owner else (held.attempt, held.seq + 1)
+    is_ours = held.kind in MODEL_KINDS
     return msgspec.structs.replace(
         held, owner=owner, attempt=attempt, seq=seq, state="running", note="", rate=None, updated_at=now,
-        claimed_at=now, bytes_present=0, waits_on="", waits_since=0.0,
+        claimed_at=now, waits_on="", waits_since=0.0, phase=held.phase if is_ours else "transferring",
+        bytes_present=0 if is_ours else held.bytes_done,
     )  # fmt: skip
 
 

@@ -11,13 +11,17 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from stagecast import rows
 from stagecast.announcer import Announcer
 from stagecast.bus import Bus
 from stagecast.commands import Commands
+from stagecast.errors import Unknown
 from stagecast.feed import Feed
 from stagecast.fold import Fold
 from stagecast.history import History
+from stagecast.messages import Kind
 from stagecast.presence import Presence
+from stagecast.rows import Row
 from stagecast.tracker import Tracker
 from stagecast.view import View
 
@@ -40,12 +44,25 @@ class Participant:
         """The picture at this process's revision."""
         return self.tracker.fold
 
+    def row(self, operation: str) -> Row:
+        """Return the row of an operation by its id or its job, also after its end. Raises `Unknown`."""
+        record = self.fold.record(operation) or self.history.find(operation)
+        if record is not None:
+            return rows.row(record)
+        mirror = self.fold.mirror(operation)
+        if mirror is None:
+            raise Unknown("operation", operation)
+        return rows.mirror_row(mirror)
+
 
 @asynccontextmanager
-async def participating(bus: Bus, name: str, *, judges: bool) -> AsyncGenerator[Participant, None]:
+async def participating(
+    bus: Bus, name: str, *, judges: bool, performs: tuple[Kind, ...] = ()
+) -> AsyncGenerator[Participant, None]:
     """Take part for as long as the block lasts, from when the log was read once.
 
     Who ``judges`` answers for everybody: it says who is dead, puts right what was written over, and keeps the history.
+    ``performs`` are the kinds of another program's work that this process takes, which everybody is to know.
 
     Raises:
         NameTaken: another living process speaks for a node of this name.
@@ -53,7 +70,7 @@ async def participating(bus: Bus, name: str, *, judges: bool) -> AsyncGenerator[
     tracker = Tracker(bus, f"{name}/{secrets.token_hex(4)}", mends=judges)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(tracker.running())
-        presence = await stack.enter_async_context(Presence(tracker, judges=judges).running())
+        presence = await stack.enter_async_context(Presence(tracker, judges=judges, performs=performs).running())
         commands = await stack.enter_async_context(Commands(tracker).running())
         await tracker.caught_up.wait()
         await commands.check_name(name)

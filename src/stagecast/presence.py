@@ -17,7 +17,7 @@ from stagecast import leases, subjects
 from stagecast.errors import AppendConflict, BusUnavailable
 from stagecast.fold import Mirror
 from stagecast.leases import Leases
-from stagecast.messages import Beat, GalleryEvent, GalleryStatus, StagingEvent
+from stagecast.messages import Beat, GalleryEvent, GalleryStatus, Kind, StagingEvent
 from stagecast.tracker import Tracker
 
 SWEEP: Final = 0.5
@@ -28,12 +28,13 @@ class Presence:
     """Who is alive, as this process sees it. Only a process that ``judges`` publishes what it sees."""
 
     def __init__(
-        self, tracker: Tracker, *, judges: bool, monotonic: Callable[[], float] = time.monotonic,
-        clock: Callable[[], float] = time.time,
+        self, tracker: Tracker, *, judges: bool, performs: tuple[Kind, ...] = (),
+        monotonic: Callable[[], float] = time.monotonic, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self.leases = Leases()
         self._tracker = tracker
         self._judges = judges
+        self._performs = performs
         self._monotonic = monotonic
         self._clock = clock
         self._deaf_since: float | None = None
@@ -79,6 +80,11 @@ class Presence:
         for slot, record in list(leases.verdicts(fold, self.leases, now, self._clock())):
             with suppress(AppendConflict, BusUnavailable):
                 await self._tracker.write(record, slot.sequence)
+        performed = self.leases.performed(now)
+        if performed is not None:
+            for slot, record in list(leases.unattended(fold, performed | set(self._performs), self._clock())):
+                with suppress(AppendConflict, BusUnavailable):
+                    await self._tracker.write(record, slot.sequence)
         for mirror in list(fold.expired(server_now)):
             with suppress(AppendConflict, BusUnavailable):
                 await self._tracker.say(mirror.subject, goodbye(mirror), expected=mirror.sequence)
@@ -94,10 +100,10 @@ class Presence:
             if beat.leaving:
                 self.leases.leave(beat.process)
             else:
-                self.leases.renew(beat.process, self._monotonic())
+                self.leases.renew(beat.process, self._monotonic(), beat.performs)
 
     async def _beat(self, *, leaving: bool = False) -> None:
-        beat = Beat(process=self._tracker.process, leaving=leaving)
+        beat = Beat(process=self._tracker.process, leaving=leaving, performs=self._performs)
         await self._tracker.bus.publish(subjects.BEAT, msgspec.json.encode(beat))
 
     async def _renew(self) -> None:

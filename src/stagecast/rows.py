@@ -5,6 +5,7 @@ A row depends on the fold alone, never on the reader's clock, so two replicas at
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
@@ -57,6 +58,10 @@ class Row(msgspec.Struct, kw_only=True, rename=_CAMEL):
     dismissed: bool | msgspec.UnsetType = msgspec.UNSET
     started_at: str
     updated_at: str
+
+    def __iter__(self) -> Iterator[tuple[str, object]]:
+        """Yield the fields under the names that the API has: ``dict(row)`` is what a web framework can answer with."""
+        return iter(msgspec.to_builtins(self).items())
 
 
 def row(record: Record) -> Row:

@@ -164,11 +164,12 @@ class Tracker:
         self._notify()
 
     @asynccontextmanager
-    async def own(self, record: Record) -> AsyncGenerator[Ownership | None, None]:
+    async def own(self, record: Record, *, passes_on: bool = False) -> AsyncGenerator[Ownership | None, None]:
         """Claim an operation and yield the right to write its record; what the block does decides how it ends.
 
         A block that returns has succeeded, one that raises has failed with that cause. Cancelling and pausing from
-        outside cancel the block. Yields None where somebody else was first: then there is nothing to do.
+        outside cancel the block. Yields None where somebody else was first: then there is nothing to do. What the block
+        raises goes no further, unless this ``passes_on``.
         """
         ownership = await self._claim(record)
         if ownership is None:
@@ -183,13 +184,19 @@ class Tracker:
                 await ownership.end("succeeded")
         except Fenced as error:
             _logger.info("%s", error.message)
+            if passes_on:
+                raise
         except (asyncio.CancelledError, Interrupted):
             await self._stopped(ownership)
         except StagecastError as error:
             await _fail(ownership, error.message)
+            if passes_on:
+                raise
         except Exception as error:
-            _logger.exception("%s", record.id)
             await _fail(ownership, f"{type(error).__name__}: {error}")
+            if passes_on:
+                raise
+            _logger.exception("%s", record.id)
         finally:
             ticker.cancel()
             await asyncio.gather(ticker, return_exceptions=True)

@@ -94,13 +94,7 @@ class OperationsApi(Controller):
     @get("/{operation:str}", summary="One operation by its id or job, also after its end")
     async def show(self, participant: NamedDependency[Participant], operation: FromPath[str]) -> Row:
         """Return one row."""
-        record = participant.fold.record(operation) or participant.history.find(operation)
-        if record is not None:
-            return rows.row(record)
-        mirror = participant.fold.mirror(operation)
-        if mirror is None:
-            raise Unknown("operation", operation)
-        return rows.mirror_row(mirror)
+        return participant.row(operation)
 
     @post("/{operation:str}/{verb:str}", status_code=200, summary="cancel, pause, resume, retry or dismiss")
     async def command(
