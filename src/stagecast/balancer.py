@@ -26,7 +26,7 @@ _TEMPLATE = """\
 	# A request that met a dead replica goes to the next one; only a GET does so once it has been sent.
 	lb_try_duration 5s
 	lb_try_interval 100ms
-	health_uri /readyz
+	health_uri {health}
 	health_interval 1s
 	health_timeout 2s
 	fail_duration 2s
@@ -56,6 +56,9 @@ http://:{port} {{
 """
 
 
-def caddyfile(port: int, upstreams: Sequence[str]) -> str:
-    """Return the Caddyfile that balances ``127.0.0.1:port`` over ``upstreams``, each ``host:port``."""
-    return _TEMPLATE.format(admin=ADMIN_SOCKET, port=port, upstreams=" ".join(upstreams))
+def caddyfile(port: int, upstreams: Sequence[str], *, health: str = "/readyz") -> str:
+    """Return the Caddyfile that balances ``127.0.0.1:port`` over ``upstreams``, each ``host:port``.
+
+    ``health`` is what an upstream that may get requests answers with a status below 400.
+    """
+    return _TEMPLATE.format(admin=ADMIN_SOCKET, port=port, upstreams=" ".join(upstreams), health=health)

@@ -19,7 +19,7 @@ from stagecast.errors import Unknown
 from stagecast.feed import Feed
 from stagecast.fold import Fold
 from stagecast.history import History
-from stagecast.messages import Kind
+from stagecast.messages import MODEL_KINDS, Kind
 from stagecast.presence import Presence
 from stagecast.rows import Row
 from stagecast.tracker import Tracker
@@ -43,6 +43,11 @@ class Participant:
     def fold(self) -> Fold:
         """The picture at this process's revision."""
         return self.tracker.fold
+
+    def knows(self, kind: Kind) -> bool:
+        """Tell whether there can be operations of this kind: it is one of ours, or was seen in the log or history."""
+        is_known = kind in MODEL_KINDS or any(slot.record.kind == kind for slot in self.fold.slots.values())
+        return is_known or bool(self.history.newest(kind=kind, limit=1))
 
     def row(self, operation: str) -> Row:
         """Return the row of an operation by its id or its job, also after its end. Raises `Unknown`."""

@@ -175,6 +175,14 @@ class Service:
         """Return one operation by its id or jobID, also after its end. Raises `Unknown`. No I/O."""
         return self._running.row(operation)
 
+    @property
+    def revision(self) -> str:
+        """How far this process has folded the log, opaque: what is sent along as ``Stagecast-Revision``.
+
+        Who sends it back as ``Stagecast-Min-Revision`` is shown nothing older, on whichever replica that lands.
+        """
+        return str(self._running.tracker.revision)
+
     async def ended(self, operation: str) -> Row:
         """Wait until an operation, by its id or jobID, has succeeded, failed or been cancelled; return its row.
 

@@ -17,7 +17,7 @@ from stagecast import revision, rows
 from stagecast.errors import BadInput, ReplicaBehind, Unknown
 from stagecast.frontend import events
 from stagecast.frontend.gate import MIN_REVISION_WAIT
-from stagecast.messages import ModelKind, Verb
+from stagecast.messages import Verb
 from stagecast.participant import Participant
 from stagecast.quantities import parse_time
 from stagecast.revision import Revision
@@ -75,8 +75,9 @@ class OperationsApi(Controller):
     @get("/history", summary="Ended operations, newest first")
     async def history(
         self,
+        request: Asked,
         participant: NamedDependency[Participant],
-        kind: FromQuery[ModelKind | None] = None,
+        kind: FromQuery[str | None] = None,
         model: FromQuery[str | None] = None,
         limit: FromQuery[int] = 100,
         before: FromQuery[str] = "",
@@ -84,6 +85,9 @@ class OperationsApi(Controller):
         """Return what has ended; ``before`` is an RFC 3339 time, for paging."""
         if limit < 1:
             raise BadInput(f"limit is {limit}; it must be at least 1")
+        if kind is not None and not participant.knows(kind):
+            path = f"{request.method} {request.url.path}"
+            raise BadInput(f"{path} does not take that: kind: {kind!r} is neither one of ours nor was it seen here")
         try:
             moment = parse_time(before) if before else None
         except ValueError:
