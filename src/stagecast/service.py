@@ -28,7 +28,9 @@ from stagecast.messages import Kind, Record, Verb
 from stagecast.operation import Operation, check_kind, check_work, whole
 from stagecast.ownership import Ownership
 from stagecast.participant import Participant, participating
+from stagecast.revision import Revision
 from stagecast.rows import Row
+from stagecast.tracker import Tracker
 from stagecast.work import in_thread
 
 if TYPE_CHECKING:
@@ -161,7 +163,9 @@ class Service:
             async with tracker.own(record, passes_on=True) as ownership:
                 if ownership is None:
                     raise Busy(identifier, "another process")
+                await _shown(tracker, ownership)
                 yield (working := Operation(ownership))
+            await _shown(tracker, ownership)
             if ownership.stopped_by is not None:
                 raise working.interruption()
         finally:
@@ -257,6 +261,11 @@ def _performing(handler: Handler) -> Perform:
             await in_thread(ownership.stop, handler, working)
 
     return perform
+
+
+async def _shown(tracker: Tracker, ownership: Ownership) -> None:
+    """Return once this process shows what the owner has written last: whoever asks here next sees it (law L5)."""
+    await tracker.reached(Revision(tracker.identity, ownership.sequence), 2.0)
 
 
 def _check_free(record: Record, process: str) -> None:
