@@ -125,6 +125,8 @@ def test_a_hundred_is_said_of_what_has_succeeded_even_where_there_was_nothing_to
         ({"kind": "installation", "node": "", "state": "succeeded"}, "Installing m: succeeded"),
         ({"kind": "loading", "phase": "loading"}, "Loading m on n: loading"),
         ({"kind": "deletion", "state": "cancelled"}, "Deleting m on n: cancelled"),
+        ({"kind": "render", "node": "", "bytes_done": 1200, "bytes_total": 24000}, "Render m: 1,200 of 24,000"),
+        ({"kind": "render", "node": "", "bytes_done": 3, "note": "encoding"}, "Render m: 3 (encoding)"),
     ],
 )
 def test_one_line_for_people(changes: dict[str, str], sentence: str) -> None:

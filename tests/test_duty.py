@@ -180,3 +180,20 @@ async def test_what_comes_in_the_very_moment_in_which_work_ends_is_done_too() ->
     async with tracker.running(), duty.running():
         duty.take(first)
         await eventually(lambda: cleared == [first, second])
+
+
+async def test_only_so_many_at_once_and_what_was_taken_meanwhile_is_left_alone(
+    peers: Peers, performer: Performer
+) -> None:
+    tracker, other = await peers.tracker("a"), await peers.tracker("b")
+    async with Duty(tracker, "render", performer.perform, at_once=2).running():
+        opened = [(await tracker.open("render", name, cause="test"))[0] for name in "abcd"]
+        await eventually(lambda: len(performer.begun) == 2)
+        await eventually(lambda: is_shown(other, opened[3].id, "queued"))
+        async with other.own(opened[2]) as ownership:
+            assert ownership is not None
+            await eventually(lambda: is_shown(tracker, opened[2].id, "running"))
+            performer.go.set()
+            await eventually(lambda: is_shown(tracker, opened[3].id, "succeeded"))
+            assert ownership.stopped_by is None
+    assert [record.model for record in performer.begun] == ["a", "b", "d"]

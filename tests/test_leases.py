@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from stagecast.fold import Fold, Slot
-from stagecast.leases import LIFETIME, NAP, PATIENCE, Leases, responsible, verdicts
+from stagecast.leases import LIFETIME, NAP, PATIENCE, Leases, responsible, unattended, verdicts
 from stagecast.messages import NodeRecord, Record
 from tests.peers import a_record
 
@@ -108,3 +108,33 @@ def test_the_living_are_not_judged() -> None:
     leases = Leases()
     leases.renew("a", 100.0)
     assert judged(a_fold(a_record()), leases, 101.0) == []
+
+
+def test_which_kinds_are_performed_is_known_once_everybody_can_have_been_heard() -> None:
+    leases = Leases()
+    leases.look(0.0)
+    leases.renew("a", 1.0, ("render",))
+    leases.renew("b", 1.0, ("crunch", "render"))
+    assert leases.performed(LIFETIME - 0.1) is None
+    leases.renew("b", LIFETIME, ("crunch",))
+    assert leases.performed(LIFETIME) == {"render", "crunch"}
+    assert leases.performed(LIFETIME + 1.0) == {"crunch"}, "a is dead"
+    leases.look(LIFETIME + NAP + 1.0)
+    assert leases.performed(LIFETIME + NAP + 1.0) is None, "the judge has slept"
+
+
+def test_queued_work_that_nobody_performs_says_so_until_somebody_does() -> None:
+    queued = a_record(kind="render", node="", owner="", state="queued")
+    others = [
+        a_record(kind="render", model="running", node="", owner="p"),
+        a_record(kind="staging", owner="", state="queued"),
+        a_record(kind="installation", node="", owner="", state="queued"),
+    ]
+    fold = a_fold(queued, *others)
+    [(slot, told)] = unattended(fold, frozenset({"crunch"}), 1.7e9)
+    assert (slot.record, told.seq, told.state) == (queued, queued.seq + 1, "queued")
+    assert told.note == "no living process performs render; it waits for one"
+    fold = a_fold(told, *others)
+    assert list(unattended(fold, frozenset(), 1.7e9)) == [], "once is enough"
+    [(_, again)] = unattended(fold, frozenset({"render"}), 1.7e9)
+    assert again.note == ""

@@ -173,3 +173,11 @@ def test_dismissing_hides_and_does_not_touch_the_time_of_the_end() -> None:
 def test_a_retry_is_open_to_any_owner_again() -> None:
     retried = operations.commanded(a_record(state="failed", error="why", note="x"), "retry", 9.0)
     assert (retried.owner, retried.error, retried.note, retried.attempt, retried.phase) == ("", "", "", 2, "planning")
+
+
+def test_other_programs_work_moves_from_its_claim_on_and_what_was_done_is_done() -> None:
+    queued = a_record(kind="render", node="", owner="", state="queued", phase="planning", bytes_done=7)
+    claimed = operations.claimed(queued, "a", 2.0)
+    assert (claimed.phase, claimed.bytes_present) == ("transferring", 7)
+    staging = operations.claimed(a_record(owner="", state="queued", phase="planning", bytes_done=7), "a", 2.0)
+    assert (staging.phase, staging.bytes_present) == ("planning", 0)

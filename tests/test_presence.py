@@ -238,3 +238,35 @@ def _subject(tracker: Tracker) -> str:
     record = tracker.fold.record(ID)
     assert record is not None
     return subjects.operation(record)
+
+
+async def test_work_that_no_living_process_performs_says_so_once_though_two_judge(peers: Peers) -> None:
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+    clock = Clock()
+    judges = [judging(each, clock) for each in (one, two)]
+    for judge in judges:
+        judge.leases.look(clock.now)
+    _, at = await one.open("render", "film", cause="asked")
+    await two.reached(at)
+    before = one.revision.sequence
+    await asyncio.gather(*(judge.sweep(clock.now + LIFETIME - 0.01, 0.0) for judge in judges))
+    assert one.revision.sequence == before, "not everybody can have been heard yet"
+    await asyncio.gather(*(judge.sweep(clock.now + LIFETIME, 0.0) for judge in judges))
+    await agree(one, two)
+    [row] = rows.listed(two.fold)
+    assert row.message == "Render film: queued (no living process performs render; it waits for one)"
+    assert one.revision.sequence == before + 1
+    performer = Presence(one, judges=True, performs=("render",), monotonic=clock)
+    performer.leases.look(clock.now)
+    await performer.sweep(clock.now + LIFETIME, 0.0)
+    await eventually(lambda: rows.listed(two.fold)[0].message == "Render film: queued")
+
+
+async def test_which_kinds_a_process_performs_is_heard_with_its_lease(peers: Peers) -> None:
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+    clock = Clock()
+    watching = judging(two, clock)
+    async with watching.running(), Presence(one, judges=False, performs=("render",)).running():
+        watching.leases.look(clock.now)
+        await eventually(lambda: watching.leases.performs.get("one") == ("render",))
+    assert watching.leases.performed(clock.now + LIFETIME) == frozenset()

@@ -104,7 +104,7 @@ async def test_a_coroutine_is_cancelled_where_it_waits(service: stagecast.Servic
         assert (await service.command(row.id, "cancel")).state == "cancelled"
         assert begun[0].is_stopped
         with pytest.raises(stagecast.WrongState):
-            await service.command(row.id, "cancel")
+            await service.command(row.id, "resume")
         with pytest.raises(stagecast.Unknown):
             await service.command("render:other", "cancel")
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ from stagecast import broadcast, subjects
 from stagecast import tracker as tracker_module
 from stagecast.bus import Anew, CaughtUp
 from stagecast.bus.memory import MemoryBus
-from stagecast.errors import BusUnavailable, Interrupted, NotEnoughSpace
+from stagecast.errors import BadInput, BusUnavailable, Interrupted, NotEnoughSpace
 from stagecast.messages import Entry, Holding, Placement, Record
 from stagecast.ownership import Ownership, standing_record
 from stagecast.revision import Revision, identity_of
@@ -520,3 +520,17 @@ async def test_a_claim_waits_for_a_bus_that_is_away(peers: Peers, monkeypatch: p
     async with tracker.own(record) as ownership:
         assert ownership is not None
         assert len(tries) == 3
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), BadInput("no")])
+async def test_what_a_block_raises_fails_it_and_goes_on_where_that_is_asked_for(peers: Peers, error: Exception) -> None:
+    tracker = await peers.tracker("a")
+    for passes_on in (False, True):
+        record, _ = await tracker.open("render", f"film-{passes_on}", cause="asked", claim=True)
+        with pytest.raises(type(error)) if passes_on else nullcontext():
+            async with tracker.own(record, passes_on=passes_on):
+                raise error
+        await eventually(lambda record=record: (held := tracker.fold.record(record.id)) and held.state == "failed")
+        held = tracker.fold.record(record.id)
+        assert held is not None
+        assert held.error == ("no" if isinstance(error, BadInput) else "ValueError: no")

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stagecast import answers
+from stagecast.messages import MODEL_KINDS
 from stagecast.quantities import format_duration, format_size
 from stagecast.rows import Row
 
@@ -104,7 +105,7 @@ def bars(rows: Iterable[Row]) -> RenderableType:
     for row in rows:
         style = _STYLES[row.state]
         bar = ProgressBar(total=100, completed=row.progress, width=24, complete_style=style, finished_style=style)
-        state = Text(row.state if row.state != "running" else row.phase, style=style)
+        state = Text(row.phase if row.state == "running" and row.task_type in MODEL_KINDS else row.state, style=style)
         table.add_row(row.id, bar, f"{row.progress} %", state, _bytes(row), _rate(row), _left(row))
     return table
 
@@ -135,11 +136,16 @@ def _table(*columns: str) -> Table:
 
 
 def _bytes(row: Row) -> str:
-    return f"{format_size(row.current_bytes)} of {format_size(row.total_bytes)}" if row.total_bytes else ""
+    return f"{_count(row, row.current_bytes)} of {_count(row, row.total_bytes)}" if row.total_bytes else ""
 
 
 def _rate(row: Row) -> str:
-    return f"{format_size(row.bytes_per_second)}/s" if row.bytes_per_second is not msgspec.UNSET else ""
+    return f"{_count(row, row.bytes_per_second)}/s" if row.bytes_per_second is not msgspec.UNSET else ""
+
+
+def _count(row: Row, number: float) -> str:
+    """Return a count in the units of its kind; those of other programs have no name here."""
+    return format_size(number) if row.task_type in MODEL_KINDS else f"{number:,.0f}"
 
 
 def _left(row: Row) -> str:

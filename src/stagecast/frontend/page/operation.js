@@ -34,11 +34,17 @@ export function task(row) {
   return row.nodeName ? `${noun} ${link} ${row.nodeName}` : noun;
 }
 
+/** A count as people read it. What other programs count is no matter of ours: frames, rows, documents. */
+export function count(row, number) {
+  return row.taskType in TASKS ? format.bytes(number) : Math.round(number).toLocaleString("en");
+}
+
 /** "transferring", "failed while verifying", and the attempt from the second on. */
 export function circumstances(row) {
   const parts = [];
-  if (row.phase && row.state === "failed") parts.push(`failed while ${row.phase}`);
-  else if (row.phase && row.state !== "queued") parts.push(row.phase);
+  const phase = row.taskType in TASKS ? row.phase : "";
+  if (phase && row.state === "failed") parts.push(`failed while ${phase}`);
+  else if (phase && row.state !== "queued") parts.push(phase);
   if (row.attempt > 1) parts.push(`attempt ${row.attempt}`);
   return parts.join(" · ");
 }
@@ -58,11 +64,11 @@ function isUncounted(row) {
 
 export function amount(row) {
   if (!(row.totalBytes > 0) || isUncounted(row)) return "";
-  return `${format.bytes(row.currentBytes ?? 0)} of ${format.bytes(row.totalBytes)}`;
+  return `${count(row, row.currentBytes ?? 0)} of ${count(row, row.totalBytes)}`;
 }
 
 export function speed(row) {
-  return row.state === "running" && row.bytesPerSecond > 0 ? format.rate(row.bytesPerSecond) : "";
+  return row.state === "running" && row.bytesPerSecond > 0 ? `${count(row, row.bytesPerSecond)}/s` : "";
 }
 
 export function timeLeft(row) {

@@ -71,7 +71,7 @@ function fill(slots, row, element) {
   setText(slots.name, row.name);
   setText(slots.task, operation.task(row));
   setText(slots.duration, elapsed === null ? "" : format.duration(elapsed, { fine: true }));
-  setText(slots.bytes, row.currentBytes > 0 ? format.bytes(row.currentBytes) : "");
+  setText(slots.bytes, row.currentBytes > 0 ? operation.count(row, row.currentBytes) : "");
   setText(slots.mean, mean === null ? "" : format.rate(mean));
   setText(slots.time, format.clock(new Date(row.updatedAt)));
   slots.time.dateTime = row.updatedAt;
