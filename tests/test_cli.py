@@ -65,6 +65,12 @@ def test_ops_prints_a_table(replica: ReplicaStandIn, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     for word in ("staging:m@worker-1", "failed", "40 %", "400 B of 1.0 kB", "no space"):
         assert word in shown
+    frames = row(id="render:film", taskType="render", currentBytes=400, totalBytes=24_000, bytesPerSecond=7)
+    replica.script.append(answering({"operations": [frames], "revision": "a-1"}))
+    assert main(["ops"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("render:film", "running", "400 of 24,000", "7/s"):
+        assert word in shown
     replica.script.append(answering(json.loads(BODY)))
     assert main(["ops"]) == 0
     assert capsys.readouterr().out == "nothing is under way\n"

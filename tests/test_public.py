@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,12 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(code: str, loaded: list[str
     program = f"import sys; {code}; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == str(loaded)
+
+
+@pytest.mark.parametrize("name", stagecast.__all__)
+def test_the_documentation_has_every_name_and_what_it_can_do(name: str) -> None:
+    document = (Path(__file__).parent.parent / "docs" / "library.md").read_text()
+    assert f"`{name}`" in document
+    if name in {"Service", "Operation"}:
+        members = {member for member in vars(getattr(stagecast, name)) if not member.startswith("_")}
+        assert {member for member in members if f"`{member}`" not in document} <= {"id", "job", "interruption"}
