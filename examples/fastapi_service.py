@@ -9,7 +9,7 @@ Start it as often as you like on one NATS server with JetStream, or once without
 import asyncio
 import os
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 
 import stagecast
 
@@ -26,5 +26,7 @@ async def render(operation: stagecast.Operation) -> None:
 
 
 @app.post("/render/{name}")
-async def submit(name: str, frames: int = 240):
-    return await progress.submit("render", name, total=frames)
+async def submit(name: str, response: Response, frames: int = 240):
+    row = await progress.submit("render", name, total=frames)
+    response.headers["Stagecast-Revision"] = progress.revision
+    return row

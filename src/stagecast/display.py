@@ -43,7 +43,7 @@ def operations(rows: Sequence[Row]) -> RenderableType:
         return Text("nothing is under way", style="dim")
     table = _table("operation", "state", "progress", "bytes", "rate", "left", "message")
     for row in rows:
-        state = Text(row.state if row.state != "running" else row.phase, style=_STYLES[row.state])
+        state = Text(_standing(row), style=_STYLES[row.state])
         message = row.error if isinstance(row.error, str) else row.message
         table.add_row(row.id, state, f"{row.progress} %", _bytes(row), _rate(row), _left(row), message)
     return table
@@ -105,7 +105,7 @@ def bars(rows: Iterable[Row]) -> RenderableType:
     for row in rows:
         style = _STYLES[row.state]
         bar = ProgressBar(total=100, completed=row.progress, width=24, complete_style=style, finished_style=style)
-        state = Text(row.phase if row.state == "running" and row.task_type in MODEL_KINDS else row.state, style=style)
+        state = Text(_standing(row), style=style)
         table.add_row(row.id, bar, f"{row.progress} %", state, _bytes(row), _rate(row), _left(row))
     return table
 
@@ -141,6 +141,11 @@ def _bytes(row: Row) -> str:
 
 def _rate(row: Row) -> str:
     return f"{_count(row, row.bytes_per_second)}/s" if row.bytes_per_second is not msgspec.UNSET else ""
+
+
+def _standing(row: Row) -> str:
+    """Return the phase of what runs; other programs' work has none to speak of."""
+    return row.phase if row.state == "running" and row.task_type in MODEL_KINDS else row.state
 
 
 def _count(row: Row, number: float) -> str:
