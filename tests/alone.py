@@ -14,8 +14,9 @@ import aiohttp
 import msgspec
 
 from stagecast import composition, operations, subjects
-from stagecast.bus import CaughtUp, Lost
+from stagecast.bus import CaughtUp, Lost, sqlite
 from stagecast.bus.memory import MemoryBus
+from stagecast.bus.sqlite import SqliteBus
 from stagecast.messages import Beat, Kind, NodeRecord
 from stagecast.settings import ReplicaSettings
 from stagecast.tracker import Tracker
@@ -116,15 +117,22 @@ def find_again(bus: MemoryBus) -> None:
 async def alone(folder: Path, contents: Mapping[str, bytes] = OWL, **options: Any) -> AsyncIterator[Alone]:
     """Run it in ``folder`` for as long as the block lasts, from when it is ready."""
     lay_out(folder / "models", contents)
-    bus = MemoryBus()
     settings = ReplicaSettings(**({"listen": "127.0.0.1:0", "data": folder, "name": "here"} | options))
-    with patch.object(composition, "MemoryBus", lambda: bus):
+    buses: list[SqliteBus] = []
+
+    @asynccontextmanager
+    async def opened(*arguments: Any) -> AsyncIterator[SqliteBus]:
+        async with sqlite.opened(*arguments) as bus:
+            buses.append(bus)
+            yield bus
+
+    with patch.object(composition, "opened", opened):
         async with (
             composition.replica(settings) as url,
-            Tracker(bus, "peer/1").running() as peer,
+            Tracker(buses[0], "peer/1").running() as peer,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as http,
         ):
-            running = Alone(url, http, bus, peer)
+            running = Alone(url, http, buses[0], peer)
             while (await running.get("/readyz")).status != 200:
                 pass
             for model in {path.partition("/")[0] for path in contents}:

@@ -23,6 +23,7 @@ from stagecast.options import (
     Backends,
     Environment,
     Galleries,
+    HistoryOptions,
     Labels,
     Models,
     NodeOptions,
@@ -96,12 +97,13 @@ async def serve(
     wait_budget: Annotated[
         float, Parameter(help="Seconds that a request waits for its model to load.")
     ] = ReplicaSettings.wait_budget,
+    history: HistoryOptions = HistoryOptions(),  # noqa: B008  # frozen
 ) -> int:
     """Run one replica: the HTTP API, the page and the router."""
     from stagecast.composition import run_replica
 
     _log_to_stderr()
-    settings = node.replica(nats=nats, api_key=api_key, galleries=galleries, wait_budget=wait_budget)
+    settings = node.replica(history, nats=nats, api_key=api_key, galleries=galleries, wait_budget=wait_budget)
     return await _until_terminated(run_replica(settings))
 
 

@@ -7,14 +7,15 @@ import logging
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Literal
+from typing import Final, Literal
 
 import aiohttp
+import msgspec
 
-from stagecast import recipes
+from stagecast import recipes, subjects
 from stagecast.bus import Bus
-from stagecast.bus.memory import MemoryBus
 from stagecast.bus.nats import connect
+from stagecast.bus.sqlite import opened
 from stagecast.frontend.application import build
 from stagecast.frontend.installs import Installs
 from stagecast.frontend.replica import Replica
@@ -26,11 +27,14 @@ from stagecast.metrics import Metrics
 from stagecast.node import Node
 from stagecast.participant import Participant, participating
 from stagecast.router import Router
-from stagecast.settings import NodeSettings, ReplicaSettings, WorkerSettings
+from stagecast.settings import Bounds, NodeSettings, ReplicaSettings, WorkerSettings
 from stagecast.store import Store
 from stagecast.worker import Worker
 
 _logger = logging.getLogger(__name__)
+
+ALONE_LOG: Final = "log.sqlite3"
+"""Where a process alone keeps its log and history, in its data folder."""
 
 
 async def run_replica(settings: ReplicaSettings) -> None:
@@ -60,12 +64,13 @@ async def replica(settings: ReplicaSettings) -> AsyncGenerator[str, None]:
         listening = stack.enter_context(bound(endpoint))
         url = _base_url(settings, endpoint, listening)
         bus = await stack.enter_async_context(_bus(settings))
-        control = await stack.enter_async_context(participating(bus, settings.name, judges=True))
+        control = await stack.enter_async_context(participating(bus, settings.name, judges=True, bounds=settings.bounds))
         store = Store(settings.models_folder, settings.data, settings.name)
         session = await stack.enter_async_context(_session(keeps_connections=True))
         if settings.nats:
             node = await stack.enter_async_context(_node(settings, control, store, "replica", url, {}))
         else:
+            _outlive(control, settings.name)
             node = await stack.enter_async_context(_working_node(settings, control, store, None, {}))
         parts = Replica(
             participant=control, router=Router(control.tracker, control.presence), node=node,
@@ -93,6 +98,21 @@ async def worker(settings: WorkerSettings) -> AsyncGenerator[str, None]:
         url = _base_url(settings, endpoint, listening)
         _logger.info("worker %s answers at %s", settings.name, url)
         yield url
+
+
+def _outlive(control: Participant, name: str) -> None:
+    """Take every other process for gone, and nodes of other names for left: the log of one alone had no others.
+
+    What an earlier process left behind is then gone on with at once, whatever this machine was called then.
+    """
+    fold, leases, process = control.tracker.fold, control.presence.leases, control.tracker.process
+    for record in fold.live():
+        if record.owner not in {"", process}:
+            leases.leave(record.owner)
+    for node in fold.nodes.values():
+        leases.leave(node.process)
+        if node.name != name and not node.left:
+            control.announcer.say(subjects.node(node.name), msgspec.structs.replace(node, left=True))
 
 
 @asynccontextmanager
@@ -141,10 +161,12 @@ async def _working_node(
 
 @asynccontextmanager
 async def _bus(settings: NodeSettings) -> AsyncGenerator[Bus, None]:
+    bounds = settings.bounds if isinstance(settings, ReplicaSettings) else None
     if not settings.nats:
-        yield MemoryBus()
+        async with opened(settings.data / ALONE_LOG, bounds or Bounds()) as alone:
+            yield alone
         return
-    async with connect(settings.nats, settings.name) as bus:
+    async with connect(settings.nats, settings.name, bounds=bounds) as bus:
         yield bus
 
 

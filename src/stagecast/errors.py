@@ -22,6 +22,8 @@
     ├── Interrupted               409   the operation was cancelled or paused from outside
     ├── BusError                  503
     │   ├── BusUnavailable
+    │   │   └── LogNotWritten           the disk takes nothing more of a lone process's log
+    │   ├── LogUnusable                 the file of a lone process's log cannot be opened
     │   ├── BusUnsuitable
     │   ├── NobodyListens
     │   └── AppendConflict
@@ -238,6 +240,24 @@ class BusUnavailable(BusError):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"the bus cannot be reached ({why}); what runs goes on, try again when NATS is back")
+
+
+class LogNotWritten(BusUnavailable):
+    """The disk under the log of a process alone takes nothing more. What was said is lost, unless it is said again."""
+
+    def __init__(self, path: str, why: str) -> None:
+        StagecastError.__init__(
+            self, f"the log {path} cannot be written ({why}); what runs goes on: free some space, it is tried again"
+        )
+
+
+class LogUnusable(BusError):
+    """The log of a process alone cannot be opened; nothing was changed. ``what`` says what to do."""
+
+    code = "log_unusable"
+
+    def __init__(self, path: str, why: str, what: str) -> None:
+        super().__init__(f"the log {path} cannot be used: {why}; {what}")
 
 
 class BusUnsuitable(BusError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,6 +59,11 @@ def _at_least(least: int) -> Callable[[Any, int], None]:
     return check
 
 
+def _is_positive(kind: Any, number: float) -> None:  # noqa: ARG001  # cyclopts calls it so
+    if not 0 < number < inf:
+        raise ValueError("it must be a number above 0")
+
+
 def argument(text: str) -> Parameter:
     """Return what describes a positional argument."""
     return Parameter(help=text, show_env_var=False)
@@ -91,6 +97,19 @@ class Reach:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class HistoryOptions:
+    """How much of what has ended ``serve`` keeps."""
+
+    history_count: Annotated[
+        int, Parameter(help="How many ended operations are kept at most.", validator=_at_least(1))
+    ] = ReplicaSettings.history_count
+    history_age: Annotated[
+        float, Parameter(help="For how many days an ended operation is kept at most.", validator=_is_positive)
+    ] = ReplicaSettings.history_age
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class NodeOptions:
     """What ``serve`` and ``worker`` have in common."""
 
@@ -115,10 +134,9 @@ class NodeOptions:
     backends: Backends = None
     rate_limit: Rate = 0
 
-    def replica(self, *, nats: str, api_key: str, galleries: tuple[str, ...], wait_budget: float) -> ReplicaSettings:
-        """Return these as a replica's settings."""
-        own = self._own(DEFAULT_LISTEN, default_name())
-        return ReplicaSettings(**own, nats=nats, api_key=api_key, galleries=galleries, wait_budget=wait_budget)
+    def replica(self, history: HistoryOptions, **given: Any) -> ReplicaSettings:
+        """Return these as a replica's settings, together with what only a replica is ``given``."""
+        return ReplicaSettings(**self._own(DEFAULT_LISTEN, default_name()), **vars(history), **given)
 
     def worker(self, *, nats: str, labels: Sequence[str]) -> WorkerSettings:
         """Return these as a worker's settings; labels are ``KEY=VALUE``."""

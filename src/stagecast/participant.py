@@ -22,6 +22,7 @@ from stagecast.history import History
 from stagecast.messages import MODEL_KINDS, Kind
 from stagecast.presence import Presence
 from stagecast.rows import Row
+from stagecast.settings import Bounds
 from stagecast.tracker import Tracker
 from stagecast.view import View
 
@@ -62,12 +63,13 @@ class Participant:
 
 @asynccontextmanager
 async def participating(
-    bus: Bus, name: str, *, judges: bool, performs: tuple[Kind, ...] = ()
+    bus: Bus, name: str, *, judges: bool, performs: tuple[Kind, ...] = (), bounds: Bounds | None = None
 ) -> AsyncGenerator[Participant, None]:
     """Take part for as long as the block lasts, from when the log was read once.
 
-    Who ``judges`` answers for everybody: it says who is dead, puts right what was written over, and keeps the history.
-    ``performs`` are the kinds of another program's work that this process takes, which everybody is to know.
+    Who ``judges`` answers for everybody: it says who is dead, puts right what was written over, and keeps the history
+    within ``bounds``. ``performs`` are the kinds of another program's work that this process takes, which everybody is
+    to know.
 
     Raises:
         NameTaken: another living process speaks for a node of this name.
@@ -80,7 +82,7 @@ async def participating(
         await tracker.caught_up.wait()
         await commands.check_name(name)
         announcer = await stack.enter_async_context(Announcer(tracker).running())
-        history = History(tracker)
+        history = History(tracker, bounds)
         if judges:
             await stack.enter_async_context(history.running())
         view = View(tracker)

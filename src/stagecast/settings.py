@@ -16,6 +16,14 @@ def default_name() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """How much of what has ended is kept: the newest ``count``, and none for longer than ``age`` seconds."""
+
+    count: int = 10_000
+    age: float = 30 * 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class NodeSettings:
     """What replicas and workers have in common.
 
@@ -46,11 +54,21 @@ class NodeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaSettings(NodeSettings):
-    """What a replica is told. ``wait_budget``: seconds that a request waits for a model before it gets the 503 body."""
+    """What a replica is told. ``wait_budget``: seconds that a request waits for a model before it gets the 503 body.
+
+    ``history_count`` and ``history_age``, in days, bound the history; the same on every replica.
+    """
 
     api_key: str = field(default="", repr=False)
     galleries: tuple[str, ...] = ()
     wait_budget: float = 20.0
+    history_count: int = Bounds.count
+    history_age: float = Bounds.age / 86400
+
+    @property
+    def bounds(self) -> Bounds:
+        """How much of what has ended is kept."""
+        return Bounds(count=self.history_count, age=self.history_age * 86400)
 
 
 @dataclass(frozen=True, kw_only=True)

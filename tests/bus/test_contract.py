@@ -1,14 +1,15 @@
-"""The contract of the bus: the same suite for the one in memory and the one on a real nats-server."""
+"""The contract of the bus: one suite for the one in memory, the one in a file and the one on a real nats-server."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from pathlib import Path
 
 import pytest
 
-from stagecast.bus import Anew, Bus, CaughtUp, Heard
+from stagecast.bus import Anew, Bus, CaughtUp, Heard, sqlite
 from stagecast.bus.memory import MemoryBus
 from stagecast.bus.nats import connect
 from stagecast.errors import AppendConflict, BusUnavailable, NobodyListens
@@ -18,10 +19,14 @@ from tests.conftest import NatsServer
 ONE, TWO = "staging.one.progress", "staging.two.progress"
 
 
-@pytest.fixture(params=["memory", "nats"])
-async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
+@pytest.fixture(params=["memory", "sqlite", "nats"])
+async def bus(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bus]:
     if request.param == "memory":
         yield MemoryBus()
+        return
+    if request.param == "sqlite":
+        async with sqlite.opened(tmp_path / "log") as alone:
+            yield alone
         return
     server: NatsServer = request.getfixturevalue("nats_server")
     async with connect(server.url, "contract") as connected:

@@ -13,6 +13,7 @@ from stagecast.bus import Anew, CaughtUp, Heard, Lost
 from stagecast.bus.nats import NatsBus, connect
 from stagecast.errors import BusUnavailable, BusUnsuitable
 from stagecast.messages import Entry
+from stagecast.settings import Bounds
 from tests.conftest import NatsServer, eventually, free_port
 
 ONE, TWO = "staging.one.progress", "staging.two.progress"
@@ -60,7 +61,7 @@ async def test_a_follower_resumes_where_it_was_when_the_server_comes_back(nats_s
 async def test_a_server_that_comes_back_empty_begins_anew(nats_server: NatsServer) -> None:
     async with connect(nats_server.url, "one") as bus, following(bus) as heard:
         for number in range(5):
-            await bus.log.append(ONE, str(number).encode())
+            await bus.log.append(f"staging.{number}.progress", str(number).encode())
         await eventually(lambda: sum(isinstance(each, Entry) for each in heard) == 5)
         nats_server.stop(kill=True)
         nats_server.empty()
@@ -80,6 +81,33 @@ async def test_thousands_of_records_are_caught_up_whole(nats_server: NatsServer)
         await asyncio.gather(*(bus.log.append(subject, subject.encode()) for subject in subjects))
         async with following(bus) as heard:
             assert sorted(each.subject for each in heard if isinstance(each, Entry)) == sorted(subjects)
+
+
+async def test_other_bounds_of_the_history_hold_from_the_next_start_of_a_replica(nats_server: NatsServer) -> None:
+    ends = [f"stagecast.history.{number}-1" for number in range(5)]
+
+    async def standing(bus: NatsBus) -> list[str]:
+        return [each for each in ends if await bus.history.last(each)]
+
+    async def limits(bus: NatsBus) -> tuple[object, object, object]:
+        config = (await bus.history.ensure()).config
+        return config.max_msgs, config.max_age, config.description
+
+    async with connect(nats_server.url, "one") as bus:
+        for each in ends:
+            await bus.history.append(each, b"")
+        assert await limits(bus) == (10_000, 30 * 86400.0, None)
+        config = (await bus.history.ensure()).config
+        await bus.history._stream.update_stream(config.evolve(description="an operator's own"))
+    async with connect(nats_server.url, "replica", bounds=Bounds(count=3, age=3600.0)) as bus:
+        assert await standing(bus) == ends[2:]
+        assert await limits(bus) == (3, 3600.0, "an operator's own")
+        async with connect(nats_server.url, "worker") as worker:
+            assert await limits(worker) == (3, 3600.0, "an operator's own"), "a worker is told none, and changes none"
+        assert await bus.history.append(ends[0], b"", expected=0) == 6
+        assert await standing(bus) == [ends[0], *ends[3:]]
+        info = await bus.log.ensure()
+        assert (info.config.max_msgs, info.config.max_age or 0) == (-1, 0), "the log itself has none"
 
 
 async def test_a_core_subscriber_follows_along(nats_server: NatsServer) -> None:

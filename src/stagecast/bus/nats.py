@@ -23,47 +23,26 @@ from nats.js.api import (
     AckPolicy,
     ConsumerConfig,
     DeliverPolicy,
-    DiscardPolicy,
-    StorageType,
     StreamConfig,
     StreamInfo,
 )
 from nats.js.errors import APIError, NotFoundError
 
-from stagecast.bus import Anew, Answer, Heard, Lost
+from stagecast.bus import Anew, Answer, Heard, Lost, streams
 from stagecast.bus.consumer import Consumer
 from stagecast.errors import AppendConflict, BusUnavailable, BusUnsuitable, NobodyListens
 from stagecast.messages import Entry
 from stagecast.revision import identity_of
-from stagecast.subjects import HISTORY_SUBJECTS, LOG_SUBJECTS
+from stagecast.settings import Bounds
 
 _logger = logging.getLogger(__name__)
 
 HEARTBEAT: Final = 0.5
 """Seconds between the server's signs of life on a quiet log; after three missed ones the consumer is made anew."""
 REQUEST_TIMEOUT: Final = 2.0
-HISTORY_COUNT: Final = 10_000
-HISTORY_AGE: Final = 30 * 24 * 3600.0
 OLDEST_SERVER: Final = (2, 10)
 _WRONG_LAST_SEQUENCE: Final = 10071
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
-
-_LOG = StreamConfig(
-    name="STAGECAST",
-    subjects=list(LOG_SUBJECTS),
-    storage=StorageType.FILE,
-    max_msgs_per_subject=1,
-    discard=DiscardPolicy.OLD,
-)
-_HISTORY = StreamConfig(
-    name="STAGECAST_HISTORY",
-    subjects=list(HISTORY_SUBJECTS),
-    storage=StorageType.FILE,
-    max_msgs_per_subject=1,
-    max_msgs=HISTORY_COUNT,
-    max_age=HISTORY_AGE,
-    discard=DiscardPolicy.OLD,
-)
 
 _Result = TypeVar("_Result")
 _Gone = (NatsError, APIError, OSError, TimeoutError, asyncio.TimeoutError)
@@ -72,8 +51,9 @@ _Gone = (NatsError, APIError, OSError, TimeoutError, asyncio.TimeoutError)
 class NatsLog:
     """One JetStream stream that keeps the last word on every subject."""
 
-    def __init__(self, client: Client, config: StreamConfig) -> None:
+    def __init__(self, client: Client, config: StreamConfig, bounds: Bounds | None = None) -> None:
         self._client = client
+        self._bounds = bounds
         self._stream: JetStreamContext = client.jetstream(timeout=REQUEST_TIMEOUT)
         self._config = config
         self._name = config.name or ""
@@ -140,9 +120,8 @@ class NatsLog:
             info = await _cancellable(self._stream.stream_info(self._name))
         except NotFoundError:
             return await self._stream.add_stream(self._config)
-        if set(info.config.subjects or ()) != set(self._config.subjects or ()):
-            return await self._stream.update_stream(self._config)
-        return info
+        amended = streams.amended(info.config, self._config, self._bounds)
+        return await self._stream.update_stream(amended) if amended else info
 
     def wake(self) -> None:
         """Make every follower look at the stream anew; the connection has changed."""
@@ -176,10 +155,10 @@ class NatsLog:
 class NatsBus:
     """A connection to NATS. Made by `connect`."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, bounds: Bounds | None = None) -> None:
         self._client = client
-        self.log = NatsLog(client, _LOG)
-        self.history = NatsLog(client, _HISTORY)
+        self.log = NatsLog(client, streams.LOG)
+        self.history = NatsLog(client, streams.bounded(streams.HISTORY, bounds or Bounds()), bounds)
 
     @property
     def is_connected(self) -> bool:
@@ -241,8 +220,12 @@ class NatsBus:
 
 
 @asynccontextmanager
-async def connect(url: str, name: str, *, patience: float = 10.0) -> AsyncIterator[NatsBus]:
+async def connect(
+    url: str, name: str, *, bounds: Bounds | None = None, patience: float = 10.0
+) -> AsyncIterator[NatsBus]:
     """Yield a bus on the NATS server at ``url``; ``name`` is what the server's own reports call this process.
+
+    ``bounds`` are the history's from now on, for everybody; None leaves them as they are.
 
     Raises:
         BusUnavailable: no server answered within ``patience`` seconds.
@@ -260,7 +243,7 @@ async def connect(url: str, name: str, *, patience: float = 10.0) -> AsyncIterat
     client = await _dial(url, patience, name=name, disconnected_cb=changed, reconnected_cb=changed, error_cb=complain)
     try:
         await _check(client, url)
-        bus = NatsBus(client)
+        bus = NatsBus(client, bounds)
         try:
             await bus.log.ensure()
             await bus.history.ensure()
