@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from stagecast import cli
+from stagecast import cli, display
 from stagecast.cli import main
 from stagecast.settings import ReplicaSettings, WorkerSettings
 from tests.conftest import free_port
@@ -171,6 +171,61 @@ def test_the_other_commands(replica: ReplicaStandIn, capsys: pytest.CaptureFixtu
     assert replica.bodies[-1] == {"node": "w"}
 
 
+ENDED = {
+    "state": "failed", "error": "the disk of worker-1 is full", "updatedAt": "2026-11-24T01:48:04.123Z",
+    "cause": "api", "durationSeconds": 64.2, "bytesMoved": 5_000_000, "totalBytes": 9_000_000,
+    "meanBytesPerSecond": 77_881.6, "attempts": [
+        {"attempt": 1, "state": "replaced", "owner": "w#0", "endedAt": "2026-11-24T01:47:04.123Z"},
+        {"attempt": 2, "state": "failed", "owner": "w#1", "endedAt": "2026-11-24T01:48:04.123Z"},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [200, 80, 40])
+def test_the_history_reads_well_on_every_terminal(
+    replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(display, "_PIPE_WIDTH", width)
+    page = {"operations": [row(**ENDED), row(state="succeeded", durationSeconds=0.31)], "next": "5.0~1~job"}
+    replica.routes["GET /api/operations/history"] = answering(page)
+    asked = "history --node worker-1 --state failed --job j --kind staging --model m --limit 2 --before 6.0~2~x"
+    assert main(asked.split()) == 0
+    assert dict(replica.requests[-1].query) == {
+        "node": "worker-1", "state": "failed", "job": "j", "kind": "staging", "model": "m", "limit": "2",
+        "before": "6.0~2~x",
+    }  # fmt: skip
+    said = capsys.readouterr()
+    assert said.err == "There is more: --before 5.0~1~job\n"
+    assert max(map(len, said.out.splitlines())) <= width
+    words = " ".join(said.out.split())
+    for fact in ("staging m", "worker-1", "failed (attempt 2)", "1 min 4 s", "5.0 MB of 9.0 MB", "77.9 kB/s", "api"):
+        assert fact in words
+    assert "the disk of worker-1 is full" in words
+    assert "0.3 s" in words
+    assert said.out.startswith("when") == (width == 200), "a table where it fits"
+    lines = said.out.splitlines()
+    assert len(lines) == 4 if width == 200 else len(lines) >= 5
+
+
+def test_an_empty_history_says_so(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    replica.routes["GET /api/operations/history"] = answering({"operations": []})
+    assert main(["history"]) == 0
+    assert capsys.readouterr().out == "nothing has ended that is still known\n"
+
+
+def test_the_history_as_json_is_what_the_api_returns(
+    replica: ReplicaStandIn, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    async def answer(request: object) -> object:
+        from aiohttp import web
+
+        return web.Response(body=BODY.encode(), content_type="application/json")
+
+    replica.script.append(answer)  # type: ignore[arg-type]
+    assert main(["history", "--json"]) == 0
+    assert capfdbinary.readouterr() == (BODY.encode(), b"")
+
+
 def test_a_refusal_is_one_line(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
     replica.script.append(refusing(404, "not_found", "no model 'x' is known; known: m"))
     assert main(["stage", "x", "--all"]) == 1
@@ -193,7 +248,7 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         ("up --replicas 0", "at least 1"),
         ("worker", "--nats"),
         ("worker --nats nats://x --label gpu", "KEY=VALUE"),
-        ("history --kind nonsense", "nonsense"),
+        ("history --state nonsense", "nonsense"),
     ],
 )
 def test_usage_errors(capsys: pytest.CaptureFixture[str], arguments: str, said: str) -> None:

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
+from typing import Any
 
 import pytest
 
 from stagecast import operations, subjects
-from stagecast.bus import Bus
+from stagecast.bus import Bus, CaughtUp, Heard, Log, Lost
+from stagecast.commands import Commands
 from stagecast.history import History
-from stagecast.messages import Kind, Outcome
+from stagecast.messages import Entry, Kind, Outcome
+from stagecast.past import Sought, place_before
+from stagecast.settings import Bounds
 from stagecast.tracker import Tracker
 from tests.conftest import NatsServer, eventually
 from tests.peers import Peers, gathered
@@ -51,6 +56,24 @@ async def kept(bus: Bus, job: str, attempt: int) -> int:
     return entry.sequence if entry else 0
 
 
+async def until_kept(bus: Bus, job: str, attempt: int) -> None:
+    async with asyncio.timeout(10):
+        while not await kept(bus, job, attempt):
+            await asyncio.sleep(0.005)
+
+
+async def entries(bus: Bus) -> list[Entry]:
+    """Return what the second log has."""
+    found: list[Entry] = []
+    async with aclosing(bus.history.follow()) as heard:
+        async for each in heard:
+            if isinstance(each, CaughtUp):
+                break
+            if isinstance(each, Entry):
+                found.append(each)
+    return found
+
+
 async def test_each_ended_attempt_is_kept_once_though_three_write_it(peers: Peers) -> None:
     trackers = [await peers.tracker(name, clock=Wall()) for name in ("one", "two", "three")]
     histories = [History(each) for each in trackers]
@@ -65,9 +88,11 @@ async def test_each_ended_attempt_is_kept_once_though_three_write_it(peers: Peer
         async with trackers[0].own(retried):
             pass
         await eventually(lambda: all(each.find(jobs[1]).state == "succeeded" for each in histories))  # type: ignore[union-attr]
-        seen = [[(record.job, record.attempt) for record in each.newest()] for each in histories]
+        seen = [[(record.job, record.attempt) for record in each.page().records] for each in histories]
         assert seen[0] == seen[1] == seen[2]
         assert len(seen[0]) == len(set(seen[0])) == 4
+        for job, attempt in seen[0]:
+            await until_kept(trackers[0].bus, job, attempt)
         kept_at = {await kept(trackers[0].bus, job, attempt) for job, attempt in seen[0]}
     assert kept_at == {1, 2, 3, 4}
 
@@ -91,34 +116,155 @@ async def test_the_newest_come_first_and_can_be_narrowed(peers: Peers) -> None:
     async with History(tracker).running() as history:
         for number in range(6):
             await run(tracker, "succeeded", f"m{number % 3}", "loading" if number % 2 else "staging")
-        await eventually(lambda: len(history._kept) == 6)
-        ends = [record.updated_at for record in history.newest()]
+        await eventually(lambda: len(history) == 6)
+        ends = [record.updated_at for record in history.page().records]
         assert ends == sorted(ends, reverse=True)
         assert len(ends) == 6
-        assert {record.kind for record in history.newest(kind="loading")} == {"loading"}
-        assert [record.model for record in history.newest(model="m1")] == ["m1", "m1"]
-        assert [record.updated_at for record in history.newest(before=ends[2])] == ends[3:]
-        assert [record.updated_at for record in history.newest(limit=2)] == ends[:2]
+        assert {record.kind for record in history.page(Sought(kind="loading")).records} == {"loading"}
+        assert [record.model for record in history.page(Sought(model="m1")).records] == ["m1", "m1"]
+        assert [record.updated_at for record in history.page(before=place_before(ends[2])).records] == ends[3:]
+        assert [record.updated_at for record in history.page(limit=2).records] == ends[:2]
         assert history.find("nothing") is None
 
 
+class Shut:
+    """A log that takes nothing: whoever appends waits for ever."""
+
+    def __init__(self, log: Log) -> None:
+        self.last = log.last
+        self.follow = log.follow
+        self.tried: list[str] = []
+
+    async def append(self, subject: str, *_: object, **__: object) -> int:
+        self.tried.append(subject)
+        return await asyncio.get_running_loop().create_future()
+
+
+class Shutting:
+    """A bus whose history takes nothing."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.history = Shut(bus.history)
+        self._bus = bus
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+
 async def test_what_ended_is_in_the_history_the_moment_it_leaves_the_list(peers: Peers) -> None:
+    tracker = Tracker(Shutting(await peers.bus("one")), "one")  # type: ignore[arg-type]
+    leaving: list[list[str]] = []
+    async with tracker.running(), History(tracker).running() as history:
+        await eventually(tracker.caught_up.is_set)
+        tracker.hearers.append(lambda _: leaving.append([each.job for each in history.page().records]))
+        job = await run(tracker, "succeeded")
+        await eventually(lambda: not list(tracker.fold.live()) and tracker.fold.slots)
+        await eventually(lambda: tracker.bus.history.tried)  # type: ignore[attr-defined]
+    assert leaving[-1] == [job], "at that very record, though it is not written yet"
+    assert leaving[-2] == []
+
+
+async def test_no_end_is_lost_though_every_replica_dies_before_it_is_kept(peers: Peers) -> None:
+    worker = await peers.tracker("worker")
+    async with AsyncExitStack() as stack:
+        dying = [Tracker(Shutting(await peers.bus(name)), name) for name in ("one", "two", "three")]  # type: ignore[arg-type]
+        for each in dying:
+            await stack.enter_async_context(each.running())
+            await stack.enter_async_context(History(each).running())
+        job = await run(worker, "failed")
+        await eventually(lambda: all(each.bus.history.tried for each in dying))  # type: ignore[attr-defined]
+    assert await kept(worker.bus, job, 1) == 0, "all of them died over it"
+    async with History(await peers.tracker("four")).running() as history:
+        await until_kept(worker.bus, job, 1)
+        assert [(record.job, record.error) for record in history.page().records] == [(job, "why")]
+
+
+async def test_a_new_run_while_no_replica_lives_is_not_written_over_an_end_that_nobody_kept(peers: Peers) -> None:
+    worker = await peers.tracker("worker")
+    first = await run(worker, "failed")
+    second = await run(worker, "succeeded")
+    assert await kept(worker.bus, first, 1) > 0
+    async with History(await peers.tracker("one")).running() as history:
+        await until_kept(worker.bus, second, 2)
+        assert {record.job for record in history.page().records} == {first, second}
+
+
+async def test_a_retry_is_not_written_over_an_end_that_nobody_kept(peers: Peers) -> None:
     tracker = await peers.tracker("one")
-    history = History(tracker)
-    job = await run(tracker, "succeeded")
-    await eventually(lambda: not list(tracker.fold.live()) and tracker.fold.slots)
-    assert [record.job for record in history.newest()] == [job]
+    job = await run(tracker, "failed")
+    await eventually(lambda: tracker.fold.record(job))
+    await Commands(tracker).give(job, "retry")
+    assert await kept(tracker.bus, job, 1) > 0
+
+
+async def test_a_dismissed_end_is_kept_as_it_was(peers: Peers) -> None:
+    """A replica that starts later, when the log has another run, knows nothing of the dismissal."""
+    tracker = await peers.tracker("one")
+    job = await run(tracker, "failed")
+    await eventually(lambda: tracker.fold.record(job))
+    await Commands(tracker).give(job, "dismiss")
+    async with History(tracker).running() as history:
+        await until_kept(tracker.bus, job, 1)
+        [found] = history.page().records
+    assert (found.job, found.state, found.dismissed) == (job, "failed", False)
+
+
+async def test_what_fell_out_of_the_history_does_not_come_back_with_the_next_replica(peers: Peers) -> None:
+    """The log still has the last word on each operation, also on those whose end is too old by now."""
+    bounds = Bounds(count=3)
+    tracker = await peers.tracker("one")
+    async with History(tracker, bounds).running() as history:
+        for number in range(5):
+            await until_kept(tracker.bus, await run(tracker, "succeeded", f"m{number}"), 1)
+        newest = [record.model for record in history.page().records]
+    assert newest == ["m4", "m3", "m2"]
+    subjects_before = await entries(tracker.bus)
+    async with History(await peers.tracker("two"), bounds).running() as again:
+        await eventually(again.caught_up.is_set)
+        last = await run(tracker, "succeeded", "m5")
+        await until_kept(tracker.bus, last, 1)
+        assert [record.model for record in again.page().records] == ["m5", "m4", "m3"]
+        assert len(await entries(tracker.bus)) == len(subjects_before) + 1
+
+
+async def test_the_history_forgets_by_the_server_s_clock(peers: Peers) -> None:
+    passed = 0.0
+    tracker = await peers.tracker("one")
+    history = History(tracker, Bounds(age=60.0), monotonic=lambda: asyncio.get_running_loop().time() + passed)
+    async with history.running():
+        job = await run(tracker, "succeeded")
+        await until_kept(tracker.bus, job, 1)
+        passed = 50.0
+        assert history.find(job)
+        passed = 70.0
+        assert history.find(job) is None
+        assert history.page().records == []
+
+
+async def test_a_history_that_cannot_be_heard_yet_is_not_taken_for_empty(peers: Peers) -> None:
+    class Deaf(Shutting):
+        async def follow(self) -> AsyncIterator[Heard]:
+            yield Lost()
+            await asyncio.get_running_loop().create_future()
+
+    deaf = Deaf(await peers.bus("one"))
+    deaf.history.follow = deaf.follow  # type: ignore[assignment]
+    tracker = Tracker(deaf, "one")  # type: ignore[arg-type]
+    async with tracker.running(), History(tracker).running() as history:
+        await eventually(tracker.caught_up.is_set)
+        await run(tracker, "succeeded")
+        assert not history.caught_up.is_set()
 
 
 async def test_it_survives_every_process(peers: Peers) -> None:
     async with peers.passing("one") as one, History(one).running() as history:
         job = await run(one, "failed")
         await eventually(lambda: history.find(job))
-        old = history.newest()
+        old = history.page().records
     two = await peers.tracker("two")
     async with History(two).running() as again:
         await eventually(again.caught_up.is_set)
-        assert again.newest() == old
+        assert again.page().records == old
         assert again.find(job) == old[0]
 
 
@@ -127,7 +273,7 @@ async def test_rubbish_in_the_history_is_passed_over(peers: Peers, caplog: pytes
     await tracker.bus.history.append("stagecast.history.x-1", b"nonsense")
     async with History(tracker).running() as history:
         await run(tracker, "succeeded")
-        await eventually(lambda: len(history._kept) == 1)
+        await eventually(lambda: len(history) == 1)
     assert "cannot read stagecast.history.x-1" in caplog.text
 
 
@@ -146,9 +292,8 @@ async def test_an_end_while_nats_restarts_empty_is_kept_in_the_new_history(
         await eventually(lambda: one.is_degraded)
         await eventually(lambda: not one.is_degraded)
         later = await run(one, "succeeded", "later")
-        await eventually(lambda: history.find(later))
-        assert await kept(one.bus, later, 1) > 0
-        assert await kept(one.bus, job, 1) > 0
+        await until_kept(one.bus, later, 1)
+        await until_kept(one.bus, job, 1)
         async with History(await cluster.tracker("two")).running() as another:
-            await eventually(lambda: {record.job for record in another.newest()} == {job, later})
-        assert {record.job for record in history.newest()} == {job, later}
+            await eventually(lambda: {record.job for record in another.page().records} == {job, later})
+        assert {record.job for record in history.page().records} == {job, later}

@@ -180,4 +180,64 @@ def test_other_programs_work_moves_from_its_claim_on_and_what_was_done_is_done()
     claimed = operations.claimed(queued, "a", 2.0)
     assert (claimed.phase, claimed.bytes_present) == ("transferring", 7)
     staging = operations.claimed(a_record(owner="", state="queued", phase="planning", bytes_done=7), "a", 2.0)
-    assert (staging.phase, staging.bytes_present) == ("planning", 0)
+    assert (staging.phase, staging.bytes_present) == ("planning", 7)
+
+
+def test_a_record_tells_of_every_attempt_before_it_and_how_it_was_left() -> None:
+    asked = operations.opened(None, kind="staging", model="m", node="n", job="j", now=1.0, cause="api")
+    first = operations.claimed(asked, "one", 2.0)
+    assert (first.attempt, first.earlier) == (1, ()), "nobody had it before"
+    stalled = operations.stalled(first, "node n does not answer; it goes on when it is back", 12.0)
+    second = operations.claimed(stalled, "two", 13.0)
+    paused = operations.commanded(second, "pause", 14.0)
+    resumed = operations.commanded(paused, "resume", 20.0)
+    third = operations.claimed(resumed, "two", 21.0)
+    failed = operations.ended(third, "failed", 25.0, "no space")
+    retried = operations.commanded(failed, "retry", 30.0)
+    assert [(each.attempt, each.state, each.owner, each.error) for each in retried.earlier] == [
+        (1, "replaced", "one", "node n does not answer"),
+        (2, "paused", "two", ""),
+        (3, "failed", "two", "no space"),
+    ]
+    assert [(each.claimed_at, each.ended_at) for each in retried.earlier] == [(2.0, 12.0), (13.0, 14.0), (21.0, 25.0)]
+    assert (retried.attempt, retried.claimed_at, retried.job) == (4, 0.0, "j")
+    assert [each.attempt for each in operations.told(retried)] == [1, 2, 3, 4]
+
+
+def test_a_record_stays_small_however_often_its_owner_dies() -> None:
+    record = a_record(owner="0", attempt=1)
+    for number in range(1, 100):
+        record = operations.claimed(record, str(number), float(number))
+    assert [each.attempt for each in record.earlier] == list(range(80, 100))
+    assert record.attempt == 100
+
+
+def test_another_run_tells_nothing_of_the_one_before() -> None:
+    held = a_record(state="failed", attempt=3, earlier=operations.told(a_record()))
+    opened = operations.opened(held, kind="staging", model="m", node="n", job="next", now=1.0)
+    assert (opened.attempt, opened.earlier) == (4, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds", "count"),
+    [
+        ({"claimed_at": 10.0, "updated_at": 14.0, "bytes_done": 70, "bytes_present": 30}, 4.0, 40),
+        ({"claimed_at": 10.0, "updated_at": 14.0, "bytes_done": 30, "bytes_present": 30}, 4.0, 0),
+        ({"claimed_at": 10.0, "updated_at": 9.0, "bytes_done": 70}, None, 70),  # ended by another clock
+        ({"claimed_at": 0.0, "updated_at": 14.0, "bytes_done": 70}, None, None),  # nobody took it up
+        ({"claimed_at": 10.0, "updated_at": 14.0, "bytes_done": 70, "kind": "loading"}, 4.0, None),
+    ],
+)
+def test_what_cannot_be_known_of_an_attempt_is_not_told(
+    changes: dict[str, object], seconds: float | None, count: int | None
+) -> None:
+    record = a_record(state="failed", **changes)
+    assert (operations.took(record), operations.moved(record)) == (seconds, count)
+
+
+def test_what_an_earlier_attempt_moved_is_no_later_one_s() -> None:
+    """Also before the work has found out what is there: it may fail before."""
+    held = a_record(state="failed", claimed_at=1.0, updated_at=2.0, bytes_done=70)
+    again = operations.claimed(operations.commanded(held, "retry", 3.0), "b", 4.0)
+    assert operations.moved(operations.ended(again, "failed", 5.0)) == 0
+    assert operations.moved(operations.claimed(a_record(bytes_done=70), "b", 4.0)) == 0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagecast import rows
+from stagecast import operations, rows
 from stagecast.fold import Fold, Mirror, Slot
 from stagecast.messages import GalleryStatus, Record, StagingStatus
 from tests.peers import a_record
@@ -32,6 +32,38 @@ def test_every_row_has_the_fields_of_the_wire(record: Record) -> None:
     assert ("error" in row) == (record.state == "failed")
     assert 0 <= row["progress"] <= 100  # type: ignore[operator]
     assert isinstance(row["progress"], int)
+
+
+@given(records())
+def test_what_has_ended_tells_more_and_what_has_not_tells_the_same(record: Record) -> None:
+    plain, detailed = as_json(record), json.loads(msgspec.json.encode(rows.detailed(record)))
+    assert plain.items() <= detailed.items()
+    assert ("attempts" in detailed) == (record.state in {"succeeded", "failed", "cancelled"})
+
+
+def test_an_ended_attempt_has_its_time_its_bytes_its_rate_and_those_before_it() -> None:
+    before = a_record(claimed_at=1.0, updated_at=3.0, state="failed", error="no space")
+    record = a_record(
+        attempt=2, state="succeeded", claimed_at=10.0, updated_at=14.5, bytes_done=1000, bytes_present=100,
+        bytes_total=1000, cause="placement", begun_by="retry", earlier=operations.told(before),
+    )  # fmt: skip
+    row = json.loads(msgspec.json.encode(rows.detailed(record)))
+    assert row.items() >= {
+        "cause": "placement", "begunBy": "retry", "durationSeconds": 4.5, "bytesMoved": 900,
+        "meanBytesPerSecond": 200.0, "currentBytes": 1000, "totalBytes": 1000,
+    }.items()  # fmt: skip
+    assert row["attempts"] == [
+        {"attempt": 1, "state": "failed", "owner": "a", "error": "no space",
+         "startedAt": "1970-01-01T00:00:01.000Z", "endedAt": "1970-01-01T00:00:03.000Z"},
+        {"attempt": 2, "state": "succeeded", "owner": "a",
+         "startedAt": "1970-01-01T00:00:10.000Z", "endedAt": "1970-01-01T00:00:14.500Z"},
+    ]  # fmt: skip
+
+
+def test_an_attempt_that_nobody_took_up_has_no_time_and_no_rate() -> None:
+    row = json.loads(msgspec.json.encode(rows.detailed(a_record(state="cancelled", owner="", bytes_done=5))))
+    assert not {"durationSeconds", "bytesMoved", "meanBytesPerSecond", "cause", "begunBy"} & row.keys()
+    assert "startedAt" not in row["attempts"][0]
 
 
 @given(records())

@@ -23,7 +23,7 @@ LADDER: Final = (
         "pure",
         {
             "FILES": "pieces",
-            "CONTROL": "subjects operations broadcast fold rows leases placement event_stream",
+            "CONTROL": "subjects operations broadcast fold rows leases past placement event_stream",
         },
     ),
     (
@@ -32,7 +32,7 @@ LADDER: Final = (
             "FILES": (
                 "address disk durable journal records publication adoption partial draft_file draft store leash recipes"
             ),
-            "CONTROL": "bus bus.memory bus.consumer bus.nats",
+            "CONTROL": "bus bus.memory bus.database bus.sqlite bus.streams bus.consumer bus.nats",
         },
     ),
     (

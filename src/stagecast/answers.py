@@ -13,6 +13,8 @@ class Operations(msgspec.Struct, kw_only=True):
     operations: list[Row] = []
     revision: str = ""
     degraded: bool = False
+    next: str = ""
+    """What the next page of the history goes on before."""
 
 
 class Holder(msgspec.Struct, kw_only=True):

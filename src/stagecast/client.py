@@ -126,11 +126,15 @@ class Client:
         """Return one operation by its id or jobID, also after its end."""
         return _read(await self.request("GET", f"/api/operations/{_part(operation)}"), Row)
 
-    async def history(self, *, kind: str = "", model: str = "", limit: int = 0, before: str = "") -> list[Row]:
-        """Return ended operations, newest first."""
-        query = {"kind": kind, "model": model, "limit": str(limit or ""), "before": before}
-        answer = await self.request("GET", "/api/operations/history", query=query)
+    async def history(self, *, limit: int = 0, before: str = "", **sought: str) -> list[Row]:
+        """Return ended attempts, newest first. ``sought``: kind, model, node, state, job."""
+        answer = await self.history_as_sent(limit=limit, before=before, **sought)
         return _read(answer, answers.Operations).operations
+
+    async def history_as_sent(self, *, limit: int = 0, before: str = "", **sought: str) -> Answer:
+        """Return the same as it came, byte for byte."""
+        query = {**sought, "limit": str(limit or ""), "before": before}
+        return await self.request("GET", "/api/operations/history", query=query)
 
     async def command(self, operation: str, verb: Verb) -> Row:
         """Cancel, pause, resume, retry or dismiss an operation; return its row once its owner has taken that up."""

@@ -109,6 +109,8 @@ class Commands:
     async def _write(self, record: Record, verb: Verb) -> Revision | None:
         held, sequence = await self._tracker.standing(record.id, record.kind, record.model, record.node)
         now = operations.commanded(held or record, verb, self._tracker.now())
+        if verb == "retry":
+            await self._tracker.keep(held or record)
         with suppress(AppendConflict):
             return await self._tracker.write(now, sequence)
         return None

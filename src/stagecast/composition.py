@@ -64,7 +64,9 @@ async def replica(settings: ReplicaSettings) -> AsyncGenerator[str, None]:
         listening = stack.enter_context(bound(endpoint))
         url = _base_url(settings, endpoint, listening)
         bus = await stack.enter_async_context(_bus(settings))
-        control = await stack.enter_async_context(participating(bus, settings.name, judges=True, bounds=settings.bounds))
+        control = await stack.enter_async_context(
+            participating(bus, settings.name, judges=True, bounds=settings.bounds)
+        )
         store = Store(settings.models_folder, settings.data, settings.name)
         session = await stack.enter_async_context(_session(keeps_connections=True))
         if settings.nats:

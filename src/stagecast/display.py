@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterable, Iterable, Sequence
+from datetime import datetime
 from typing import Final
 
 import msgspec
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from stagecast import answers
 from stagecast.messages import MODEL_KINDS
-from stagecast.quantities import format_duration, format_size
+from stagecast.quantities import format_duration, format_size, parse_time
 from stagecast.rows import Row
 
 _PIPE_WIDTH: Final = 200
 """Columns where the output is no terminal: nothing is to be cut there."""
+
+_HISTORY: Final = ("when", "what", "node", "outcome", "took", "moved", "rate", "cause")
 
 _STYLES: Final = {
     "queued": "dim",
@@ -49,13 +55,48 @@ def operations(rows: Sequence[Row]) -> RenderableType:
     return table
 
 
-def history(rows: Sequence[Row]) -> RenderableType:
-    """Draw ended operations with their times and outcomes."""
-    table = _table("ended", "operation", "outcome", "bytes", "cause")
-    for row in rows:
-        cause = row.error if isinstance(row.error, str) else ""
-        table.add_row(row.updated_at, row.id, Text(row.state, style=_STYLES[row.state]), _bytes(row), cause)
-    return table
+def history(rows: Sequence[Row], width: int = _PIPE_WIDTH) -> RenderableType:
+    """Draw ended attempts, one a line, or two where ``width`` has no room for that; beneath, what went wrong."""
+    if not rows:
+        return Text("nothing has ended that is still known", style="dim")
+    cells = [_cells(row) for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(_HISTORY, *cells, strict=True)]
+    is_wide = sum(widths) + 2 * len(widths) <= width
+    drawn: list[RenderableType] = [_line(_HISTORY, widths, Style(bold=True))] if is_wide else []
+    for row, cell in zip(rows, cells, strict=True):
+        style = Style.parse(_STYLES[row.state])
+        drawn += [_line(cell, widths, style)] if is_wide else _two_lines(cell, style)
+        if isinstance(row.error, str):
+            drawn.append(Padding(Text(row.error, style), (0, 0, 0, 4), expand=False))
+    return Group(*drawn)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    """Return what `_HISTORY` heads."""
+    what = f"{row.task_type} {row.name}"
+    cause = row.begun_by if isinstance(row.begun_by, str) else row.cause
+    return (
+        _when(row), what, row.node_name or "-", _outcome(row), _took(row), _moved(row), _mean(row),
+        cause if isinstance(cause, str) else "",
+    )  # fmt: skip
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], style: Style) -> Text:
+    """Return an aligned line, in which ``style`` is the outcome's."""
+    line = Text(no_wrap=True)
+    for number, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        is_meant = number == _HISTORY.index("outcome") or cells is _HISTORY
+        line.append(f"{cell}{' ' * (width - cell_len(cell) + 2)}", style if is_meant else None)
+    line.rstrip()
+    return line
+
+
+def _two_lines(cells: Sequence[str], style: Style) -> list[RenderableType]:
+    when, what, node, outcome, took, moved, mean, cause = cells
+    place = f" on {node}" if node != "-" else ""
+    facts = [f" in {took}" if took else "", f", {moved}" if moved else "", f" at {mean}" if mean else ""]
+    how = Text.assemble((outcome, style), *facts, f" ({cause})" if cause else "")
+    return [Text(f"{when}  {what}{place}"), Padding(how, (0, 0, 0, 4), expand=False)]
 
 
 def models(found: Sequence[answers.Model]) -> RenderableType:
@@ -151,6 +192,34 @@ def _standing(row: Row) -> str:
 def _count(row: Row, number: float) -> str:
     """Return a count in the units of its kind; those of other programs have no name here."""
     return format_size(number) if row.task_type in MODEL_KINDS else f"{number:,.0f}"
+
+
+def _when(row: Row) -> str:
+    """Return when it ended, by this machine's clock and calendar."""
+    return datetime.fromtimestamp(parse_time(row.updated_at)).strftime("%Y-%m-%d %H:%M:%S")  # local time is meant
+
+
+def _outcome(row: Row) -> str:
+    attempts = row.attempts if isinstance(row.attempts, list) else []
+    return row.state + (f" (attempt {len(attempts)})" if len(attempts) > 1 else "")
+
+
+def _took(row: Row) -> str:
+    if not isinstance(row.duration_seconds, float):
+        return ""
+    return f"{row.duration_seconds:.1f} s" if row.duration_seconds < 10 else format_duration(row.duration_seconds)
+
+
+def _moved(row: Row) -> str:
+    if not isinstance(row.bytes_moved, int):
+        return ""
+    whole = row.bytes_moved >= row.total_bytes
+    return _count(row, row.bytes_moved) + ("" if whole else f" of {_count(row, row.total_bytes)}")
+
+
+def _mean(row: Row) -> str:
+    mean = row.mean_bytes_per_second
+    return f"{_count(row, mean)}/s" if isinstance(mean, float) else ""
 
 
 def _left(row: Row) -> str:

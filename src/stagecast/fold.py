@@ -42,6 +42,8 @@ class Slot(msgspec.Struct, frozen=True):
 
     record: Record
     sequence: int
+    time: float = 0.0
+    """The server's clock when it came, in seconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +209,7 @@ class Fold:
         held = self.slots.get(record.id)
         if held is not None and operations.outranks(held.record, record):
             return Change("nothing", record.id, held.record)
-        self._put_slot(Slot(record, entry.sequence))
+        self._put_slot(Slot(record, entry.sequence, entry.time))
         if self.mirrors:
             self._silence_mirrors(record, entry)
         return Change("operation", record.id)

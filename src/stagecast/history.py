@@ -1,50 +1,60 @@
 """History: what has ended, newest first, the same on every replica and through every restart.
 
 Each end has a subject of its own on a second log. Every replica that folds an end writes it there, provided that
-nothing stands there yet: so exactly one is kept, and no death of a single process loses it. Bounded by the stream.
+nothing stands there yet: so exactly one is kept, and no death of a single process loses it. Where all of them die
+before they have, the end still stands in the first log, and whoever comes next writes it: nothing is written over an
+end before it is kept (`Tracker.keep`). Bounded by the stream, and by the same bounds here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager, suppress
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
 import msgspec
 
-from stagecast import operations, subjects
-from stagecast.bus import Anew
-from stagecast.errors import AppendConflict, BusUnavailable
-from stagecast.fold import Slot
-from stagecast.messages import Entry, Kind, Record
+from stagecast import operations
+from stagecast.bus import Anew, CaughtUp
+from stagecast.errors import BusUnavailable
+from stagecast.messages import Entry, Record
+from stagecast.past import Key, Page, Past, Place, Sought, key_of
+from stagecast.settings import Bounds
 from stagecast.tracker import Tracker
 
 _logger = logging.getLogger(__name__)
 
-KEPT_IN_MEMORY: Final = 10_000
 RETRY_INTERVAL: Final = 0.5
-Key = tuple[str, int]
 
 
 class History:
-    """The ended operations that this process knows of."""
+    """The ended attempts that this process knows of: those in the second log, and those that are due there."""
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(
+        self, tracker: Tracker, bounds: Bounds | None = None, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.caught_up = asyncio.Event()
         self._tracker = tracker
-        self._kept: dict[Key, Record] = {}
-        self._lost: dict[Key, Record] = {}
+        self._monotonic = monotonic
+        self._past = Past(bounds or Bounds())
+        self._kept: set[Key] = set()
         self._due: dict[Key, Record] = {}
         self._woken = asyncio.Event()
-        self.caught_up = asyncio.Event()
+        self._ahead = float("-inf")
+
+    def __len__(self) -> int:
+        """Return how many are known."""
+        return len(self._past)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[History, None]:
         """Follow and write for as long as the block lasts."""
         self._tracker.hearers.append(self._hear)
-        for slot in self._ended():
-            self._hear(slot.record)
+        for slot in list(self._tracker.fold.slots.values()):
+            self._take(slot.record, slot.time)
         tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._write())]
         try:
             yield self
@@ -54,31 +64,25 @@ class History:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._tracker.hearers.remove(self._hear)
 
-    def newest(
-        self, *, kind: Kind | None = None, model: str | None = None, before: float | None = None, limit: int = 100
-    ) -> list[Record]:
-        """Return ended operations, newest first; ``before`` is a time in seconds since 1970."""
-        known = self._due | self._lost | self._kept | {_key(slot.record): slot.record for slot in self._ended()}
-        found = [
-            record
-            for record in known.values()
-            if (kind is None or record.kind == kind)
-            and (model is None or record.model == model)
-            and (before is None or record.updated_at < before)
-        ]
-        return sorted(found, key=lambda record: (-record.updated_at, record.id))[:limit]
+    def page(self, sought: Sought | None = None, *, limit: int = 100, before: Place | None = None) -> Page:
+        """Return ended attempts, newest first, that stand before a place."""
+        self._forget(self._past.expire(self._now()))
+        return self._past.page(sought or Sought(), limit, before)
 
-    def find(self, job: str) -> Record | None:
-        """Return the latest end of a job, or None."""
-        found = [record for (name, _), record in (self._lost | self._kept).items() if name == job]
-        return max(found, key=lambda record: record.attempt, default=None)
-
-    def _ended(self) -> list[Slot]:
-        return [slot for slot in self._tracker.fold.slots.values() if operations.is_ended(slot.record)]
+    def find(self, operation: str) -> Record | None:
+        """Return the latest end of an operation, by its id or its job, or None."""
+        self._forget(self._past.expire(self._now()))
+        return self._past.find(operation)
 
     def _hear(self, record: Record) -> None:
-        if operations.is_ended(record) and _key(record) not in self._kept:
-            self._due[_key(record)] = record
+        self._take(record, self._now())
+
+    def _take(self, record: Record, written: float) -> None:
+        """Let an end be known, and be due in the second log unless it stands there."""
+        end, key = operations.undismissed(record), key_of(record)
+        if operations.is_ended(end) and key not in self._kept and key not in self._due:
+            self._due[key] = end
+            self._forget(self._past.add(end, written))
             self._woken.set()
 
     async def _follow(self) -> None:
@@ -87,8 +91,10 @@ class History:
                 if isinstance(each, Entry):
                     self._keep(each)
                 elif isinstance(each, Anew):
-                    self._lost, self._kept = self._lost | self._kept, {}
-                else:
+                    # What a log that came back empty has lost is due again, like an end that was just seen.
+                    self._kept.clear()
+                    self._due = {key_of(record): record for record in self._past}
+                elif isinstance(each, CaughtUp):
                     self.caught_up.set()
                     self._woken.set()
 
@@ -98,32 +104,34 @@ class History:
         except msgspec.DecodeError:
             _logger.warning("history: cannot read %s", entry.subject)
             return
-        self._kept[_key(record)] = record
-        for waiting in (self._lost, self._due):
-            waiting.pop(_key(record), None)
-        while len(self._kept) > KEPT_IN_MEMORY:
-            self._kept.pop(next(iter(self._kept)))
+        self._ahead = max(self._ahead, entry.time - self._monotonic())
+        self._due.pop(key_of(record), None)
+        self._kept.add(key_of(record))
+        self._forget(self._past.add(record, entry.time))
+
+    def _forget(self, dropped: Iterable[Key]) -> None:
+        for key in dropped:
+            self._kept.discard(key)
+            self._due.pop(key, None)
 
     async def _write(self) -> None:
         await self.caught_up.wait()
         while True:
             await self._woken.wait()
             self._woken.clear()
-            # What a log that came back empty has lost is written again, like an end that was just seen.
-            for record in [*self._lost.values(), *self._due.values()]:
-                await self._record(record)
+            self._forget(self._past.expire(self._now()))
+            for key, record in list(self._due.items()):
+                await self._record(key, record)
 
-    async def _record(self, record: Record) -> None:
-        subject = subjects.history(record.job, record.attempt)
-        while _key(record) not in self._kept:
+    async def _record(self, key: Key, record: Record) -> None:
+        while key in self._due:
             try:
-                with suppress(AppendConflict):
-                    await self._tracker.bus.history.append(subject, msgspec.json.encode(record), expected=0)
+                await self._tracker.keep(record)
+                self._due.pop(key, None)
             except BusUnavailable:
                 await asyncio.sleep(RETRY_INTERVAL)
-            else:
-                break
 
-
-def _key(record: Record) -> Key:
-    return (record.job, record.attempt)
+    def _now(self) -> float:
+        """Return the server's clock as far as its messages tell: the latest time seen, and what passed here since."""
+        self._ahead = max(self._ahead, self._tracker.server_time - self._monotonic())
+        return self._monotonic() + self._ahead

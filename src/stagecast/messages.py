@@ -31,6 +31,21 @@ class Entry(NamedTuple):
     time: float
 
 
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An attempt that another one followed, and how it was left.
+
+    ``replaced`` had no end of its own: its owner died, slept or lost bytes, and somebody claimed the operation anew;
+    ``error`` then says on what it waited. ``claimed_at`` is 0 for one that nobody ever took up.
+    """
+
+    attempt: int
+    state: Literal["succeeded", "failed", "cancelled", "paused", "replaced"]
+    owner: str = ""
+    error: str = ""
+    claimed_at: float = 0.0
+    ended_at: float = 0.0
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The last word on one operation. Only its owner writes it, or whoever wins a compare-and-set.
 
@@ -41,7 +56,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``job`` stays through every attempt of one run; ``call`` is shared by all operations that one request asked for.
     ``begun_by`` is the command that began this attempt anew. ``bytes_present`` were on the disk when the attempt
     began, so ``bytes_done - bytes_present`` have moved in it; ``bytes_kept`` were left there by a cancel.
-    While it is stalled, ``waits_on`` says for what, and ``waits_since`` since when.
+    While it is stalled, ``waits_on`` says for what, and ``waits_since`` since when. ``earlier`` are the attempts of
+    the same job before this one, the latest 20.
     """
 
     id: str
@@ -74,6 +90,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bytes_kept: int = 0
     waits_on: Hindrance = ""
     waits_since: float = 0.0
+    earlier: tuple[Attempt, ...] = ()
 
 
 class StagingStatus(msgspec.Struct, kw_only=True):

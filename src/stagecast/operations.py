@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from stagecast.errors import WrongState
-from stagecast.messages import MODEL_KINDS, Hindrance, Kind, Outcome, Record, State, Verb
+from stagecast.messages import MODEL_KINDS, Attempt, Hindrance, Kind, Outcome, Record, State, Verb
 
 ENDED: Final[frozenset[State]] = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -23,6 +23,9 @@ _ALLOWED: Final[dict[Verb, frozenset[State]]] = {
     "retry": frozenset({"failed", "cancelled"}),
     "dismiss": frozenset({"failed"}),
 }
+
+EARLIER_KEPT: Final = 20
+"""How many attempts a record tells of: it must stay small, however often its owner dies."""
 
 Rank = tuple[int, int, int, bytes]
 
@@ -96,13 +99,49 @@ def claimed(held: Record, owner: str, now: float) -> Record:
     Where somebody owned it before, this is a new attempt, so that the earlier owner is fenced. The phases are those of
     a model's way; other work has but the one in which it moves, and what an earlier attempt of it did is done.
     """
-    attempt, seq = (held.attempt + 1, 0) if held.owner else (held.attempt, held.seq + 1)
-    is_ours = held.kind in MODEL_KINDS
+    following = anew(held, now) if held.owner else msgspec.structs.replace(held, seq=held.seq + 1)
+    phase = held.phase if held.kind in MODEL_KINDS else "transferring"
     return msgspec.structs.replace(
-        held, owner=owner, attempt=attempt, seq=seq, state="running", note="", rate=None, updated_at=now,
-        claimed_at=now, waits_on="", waits_since=0.0, phase=held.phase if is_ours else "transferring",
-        bytes_present=0 if is_ours else held.bytes_done,
+        following, owner=owner, state="running", phase=phase, note="", rate=None, updated_at=now, claimed_at=now,
+        bytes_present=held.bytes_done, waits_on="", waits_since=0.0,
     )  # fmt: skip
+
+
+def anew(held: Record, now: float, why: str = "") -> Record:
+    """Return the record of a next attempt, which fences the one that is held and tells of it; ``why``, where known."""
+    return msgspec.structs.replace(
+        held, attempt=held.attempt + 1, seq=0, earlier=told(held, why), claimed_at=now, bytes_present=held.bytes_done
+    )
+
+
+def told(held: Record, why: str = "") -> tuple[Attempt, ...]:
+    """Return the attempts of a job so far, the one that is held included."""
+    is_own = held.state == "paused" or is_ended(held)
+    last = Attempt(
+        attempt=held.attempt, state=held.state if is_own else "replaced", owner=held.owner,  # type: ignore[arg-type]
+        error=held.error or why or (held.note.partition(";")[0] if held.state == "stalled" else ""),
+        claimed_at=held.claimed_at, ended_at=held.updated_at,
+    )  # fmt: skip
+    return (*held.earlier, last)[-EARLIER_KEPT:]
+
+
+def undismissed(held: Record) -> Record:
+    """Return an end as it was before people took it out of the list."""
+    return msgspec.structs.replace(held, dismissed=False) if held.dismissed else held
+
+
+def took(held: Record) -> float | None:
+    """Return for how many seconds an attempt that has ended was worked on; None where nobody took it up."""
+    seconds = held.updated_at - held.claimed_at
+    # Who ended it may have another clock than who began it.
+    return seconds if held.claimed_at and seconds >= 0 else None
+
+
+def moved(held: Record) -> int | None:
+    """Return how many bytes moved in an attempt; None where it was never begun, or moves none by its nature."""
+    if not held.claimed_at or held.kind in {"loading", "deletion"}:
+        return None
+    return max(0, held.bytes_done - held.bytes_present)
 
 
 def succeeding(held: Record, now: float, **changes: object) -> Record:
@@ -136,7 +175,7 @@ def commanded(held: Record, verb: Verb, now: float) -> Record:
     if verb == "pause":
         return succeeding(held, now, state="paused", note="paused", rate=None)
     return msgspec.structs.replace(
-        held, attempt=held.attempt + 1, seq=0, owner="", state="queued", phase="planning", begun_by=verb, error="",
+        anew(held, now), owner="", claimed_at=0.0, state="queued", phase="planning", begun_by=verb, error="",
         note="", rate=None, dismissed=False, updated_at=now, bytes_kept=0, waits_on="", waits_since=0.0,
     )  # fmt: skip
 

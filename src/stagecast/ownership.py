@@ -177,7 +177,10 @@ class Ownership:
         }
         following = operations.succeeding(self.record, self._clock(), **values)
         if following.bytes_done < self.record.bytes_done:
-            return msgspec.structs.replace(following, attempt=following.attempt + 1, seq=0)
+            lost = operations.anew(self.record, following.updated_at, "bytes that had arrived were lost")
+            return msgspec.structs.replace(
+                following, attempt=lost.attempt, seq=0, earlier=lost.earlier, claimed_at=lost.claimed_at
+            )
         return following
 
     def _ticked(self) -> Record:
@@ -229,7 +232,7 @@ class Ownership:
         if held is None or operations.outranks(wanted, held):
             return wanted
         # Our own word of before, or somebody took us for dead while we slept: claim the work anew and go on.
-        return msgspec.structs.replace(wanted, attempt=held.attempt + 1, seq=0)
+        return msgspec.structs.replace(wanted, attempt=held.attempt + 1, seq=0, earlier=operations.told(held))
 
     async def _standing(self, subject: str) -> Entry | None:
         while True:

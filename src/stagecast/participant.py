@@ -20,6 +20,7 @@ from stagecast.feed import Feed
 from stagecast.fold import Fold
 from stagecast.history import History
 from stagecast.messages import MODEL_KINDS, Kind
+from stagecast.past import Sought
 from stagecast.presence import Presence
 from stagecast.rows import Row
 from stagecast.settings import Bounds
@@ -48,13 +49,13 @@ class Participant:
     def knows(self, kind: Kind) -> bool:
         """Tell whether there can be operations of this kind: it is one of ours, or was seen in the log or history."""
         is_known = kind in MODEL_KINDS or any(slot.record.kind == kind for slot in self.fold.slots.values())
-        return is_known or bool(self.history.newest(kind=kind, limit=1))
+        return is_known or bool(self.history.page(Sought(kind=kind), limit=1).records)
 
     def row(self, operation: str) -> Row:
         """Return the row of an operation by its id or its job, also after its end. Raises `Unknown`."""
         record = self.fold.record(operation) or self.history.find(operation)
         if record is not None:
-            return rows.row(record)
+            return rows.detailed(record)
         mirror = self.fold.mirror(operation)
         if mirror is None:
             raise Unknown("operation", operation)

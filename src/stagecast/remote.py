@@ -15,7 +15,7 @@ from rich.live import Live
 from stagecast import answers, display, seen
 from stagecast.client import Answer, Client
 from stagecast.following import follow as follow_operations
-from stagecast.messages import ModelKind, Verb
+from stagecast.messages import Outcome, Verb
 from stagecast.options import Follow, Id, ModelName, NodeName, Reach, argument
 from stagecast.rows import Row
 
@@ -94,16 +94,28 @@ def commanding(verb: Verb, does: str) -> Callable[..., Awaitable[int]]:
 
 async def history(
     *,
-    kind: Annotated[ModelKind | None, Parameter(help="Only operations of this kind.")] = None,
-    model: Annotated[str, Parameter(help="Only operations on this model.")] = "",
+    kind: Annotated[str, Parameter(help="Only this kind: staging, installation, loading, deletion.")] = "",
+    model: Annotated[str, Parameter(help="Only what was done with this model.")] = "",
+    node: Annotated[str, Parameter(help="Only what was done on this worker.")] = "",
+    state: Annotated[Outcome | None, Parameter(help="Only what ended so.")] = None,
+    job: Annotated[str, Parameter(help="Only the attempts of this job.")] = "",
     limit: Annotated[int, Parameter(help="At most so many.")] = 50,
-    before: Annotated[str, Parameter(help="Only what ended before this time, in RFC 3339.")] = "",
+    before: Annotated[str, Parameter(help="Only what ended before this time, RFC 3339, or a page's next.")] = "",
+    json: Annotated[bool, Parameter(help="Print what the API returns, byte for byte.")] = False,
     reach: Reach = Reach(),  # noqa: B008  # frozen
 ) -> int:
-    """Show what has ended, newest first."""
+    """Show what has ended, newest first, an attempt a line."""
+    sought = {"kind": kind, "model": model, "node": node, "state": state or "", "job": job}
     async with _client(reach) as client:
-        rows = await client.history(kind=kind or "", model=model, limit=limit, before=before)
-        display.console().print(display.history(rows))
+        answer = await client.history_as_sent(limit=limit, before=before, **sought)
+    if json:
+        sys.stdout.buffer.write(answer.body)
+        sys.stdout.buffer.flush()
+        return 0
+    page, screen = _listed(answer), display.console()
+    screen.print(display.history(page.operations, screen.width))
+    if page.next:
+        print(f"There is more: --before {page.next}", file=sys.stderr)
     return 0
 
 

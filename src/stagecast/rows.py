@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from stagecast import broadcast, operations
 from stagecast.fold import Fold, Mirror, Slot
-from stagecast.messages import GalleryStatus, Kind, Phase, Record, StagingStatus, State
+from stagecast.messages import Attempt, GalleryStatus, Kind, Phase, Record, StagingStatus, State
 from stagecast.quantities import format_time, parse_time
 
 _CANCELLABLE: Final[frozenset[State]] = frozenset({"queued", "running", "paused", "stalled"})
@@ -23,12 +23,31 @@ _CAMEL = {
     "total_bytes": "totalBytes", "file_name": "fileName", "file_index": "fileIndex", "total_files": "totalFiles",
     "bytes_per_second": "bytesPerSecond", "eta_seconds": "etaSeconds", "node_name": "nodeName", "node_id": "nodeID",
     "is_deletion": "isDeletion", "is_backend": "isBackend", "is_queued": "isQueued", "started_at": "startedAt",
-    "updated_at": "updatedAt",
+    "updated_at": "updatedAt", "begun_by": "begunBy", "duration_seconds": "durationSeconds",
+    "bytes_moved": "bytesMoved", "mean_bytes_per_second": "meanBytesPerSecond", "ended_at": "endedAt",
 }  # fmt: skip
 
 
+class AttemptRow(msgspec.Struct, kw_only=True, rename=_CAMEL):
+    """One attempt of a job. ``replaced``: it had no end of its own, and ``error`` says what it last waited for.
+
+    ``startedAt`` is absent where nobody ever took it up.
+    """
+
+    attempt: int
+    state: Literal["succeeded", "failed", "cancelled", "paused", "replaced"]
+    owner: str
+    error: str | msgspec.UnsetType = msgspec.UNSET
+    started_at: str | msgspec.UnsetType = msgspec.UNSET
+    ended_at: str
+
+
 class Row(msgspec.Struct, kw_only=True, rename=_CAMEL):
-    """One operation as WIRE section 3 shows it. Sizes in bytes, ``progress`` 0 to 100, times RFC 3339 in UTC."""
+    """One operation as WIRE section 3 shows it. Sizes in bytes, ``progress`` 0 to 100, times RFC 3339 in UTC.
+
+    Of what has ended also: ``cause`` and ``begunBy``, why the job and this attempt were begun; ``durationSeconds`` and
+    ``bytesMoved`` of this attempt, ``meanBytesPerSecond`` over all of it; ``attempts``, the job's, this one the last.
+    """
 
     id: str
     job_id: str
@@ -58,6 +77,12 @@ class Row(msgspec.Struct, kw_only=True, rename=_CAMEL):
     dismissed: bool | msgspec.UnsetType = msgspec.UNSET
     started_at: str
     updated_at: str
+    cause: str | msgspec.UnsetType = msgspec.UNSET
+    begun_by: str | msgspec.UnsetType = msgspec.UNSET
+    duration_seconds: float | msgspec.UnsetType = msgspec.UNSET
+    bytes_moved: int | msgspec.UnsetType = msgspec.UNSET
+    mean_bytes_per_second: float | msgspec.UnsetType = msgspec.UNSET
+    attempts: list[AttemptRow] | msgspec.UnsetType = msgspec.UNSET
 
     def __iter__(self) -> Iterator[tuple[str, object]]:
         """Yield the fields under the names that the API has: ``dict(row)`` is what a web framework can answer with."""
@@ -97,6 +122,21 @@ def row(record: Record) -> Row:
         started_at=format_time(record.started_at),
         updated_at=format_time(record.updated_at),
     )
+
+
+def detailed(record: Record) -> Row:
+    """Return the row of one operation; of an ended one with what only then can be told, absent rather than guessed."""
+    shown = row(record)
+    if not operations.is_ended(record):
+        return shown
+    seconds, moved = operations.took(record), operations.moved(record)
+    shown.cause = record.cause or msgspec.UNSET
+    shown.begun_by = record.begun_by or msgspec.UNSET
+    shown.duration_seconds = round(seconds, 3) if seconds is not None else msgspec.UNSET
+    shown.bytes_moved = moved if moved is not None else msgspec.UNSET
+    shown.mean_bytes_per_second = round(moved / seconds, 1) if moved and seconds else msgspec.UNSET
+    shown.attempts = [_attempt(each) for each in operations.told(record)]
+    return shown
 
 
 def mirror_row(mirror: Mirror) -> Row:
@@ -175,6 +215,17 @@ def _told(fold: Fold, mirror: Mirror) -> Slot | Mirror | None:
     if mirror.done:
         return ours if ours is not None and operations.is_listed(ours.record) else mirror
     return None if fold.is_shadowed(mirror) else mirror
+
+
+def _attempt(told: Attempt) -> AttemptRow:
+    return AttemptRow(
+        attempt=told.attempt,
+        state=told.state,
+        owner=told.owner,
+        error=told.error or msgspec.UNSET,
+        started_at=format_time(told.claimed_at) if told.claimed_at else msgspec.UNSET,
+        ended_at=format_time(told.ended_at),
+    )
 
 
 def _pace(record: Record) -> tuple[float | msgspec.UnsetType, float | msgspec.UnsetType]:

@@ -83,6 +83,11 @@ class Tracker:
         """The identity of the stream that is followed now, which may be newer than the picture in view."""
         return self._incoming.revision.identity
 
+    @property
+    def server_time(self) -> float:
+        """The latest time that the log's messages told, in seconds since 1970."""
+        return max(self.fold.server_time, self._incoming.server_time)
+
     def now(self) -> float:
         """Return the time that this process dates its records with, in seconds since 1970."""
         return self._clock()
@@ -138,6 +143,8 @@ class Tracker:
             held, sequence = await self.standing(identifier, kind, model, node)
             if held is not None and not operations.is_ended(held):
                 return held, self._at(sequence)
+            if held is not None:
+                await self.keep(held)
             record = operations.opened(
                 held, kind=kind, model=model, node=node, job=f"{self._chance.getrandbits(64):016x}", now=self._clock(),
                 cause=cause, parameters=parameters, bytes_total=bytes_total, total_files=total_files,
@@ -147,6 +154,15 @@ class Tracker:
                 record = operations.claimed(record, self.process, self._clock())
             with suppress(AppendConflict):
                 return record, await self.write(record, sequence)
+
+    async def keep(self, end: Record) -> None:
+        """Write an end into the history, unless it stands there; to be done before anything is written over it.
+
+        Raises `BusUnavailable`.
+        """
+        payload = msgspec.json.encode(operations.undismissed(end))
+        with suppress(AppendConflict):
+            await self.bus.history.append(subjects.history(end.job, end.attempt), payload, expected=0)
 
     async def standing(self, identifier: str, kind: Kind, model: str, node: str) -> tuple[Record | None, int]:
         """Return the log's own last word on an operation, and the sequence of whatever stands on its subject."""

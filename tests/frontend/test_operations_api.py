@@ -145,13 +145,62 @@ async def test_the_history_is_newest_first_and_can_be_narrowed(here: Alone) -> N
     assert await found(model="nobody") == []
 
 
+async def test_the_history_is_paged_with_each_entry_exactly_once(here: Alone) -> None:
+    for number in range(7):  # as many calls of one moment end
+        await here.running("staging", "paged", f"n{number}", state="succeeded", updated_at=2000.0 + number // 5)
+    seen, before = [], ""
+    for limit in ("3", "3", "3"):
+        query = {"model": "paged", "limit": limit} | ({"before": before} if before else {})
+        answer = (await here.get(f"{LIST}/history", params=query)).json
+        seen += [row["id"] for row in answer["operations"]]
+        before = answer.get("next", "")
+    assert before == "", "there is no next page"
+    assert len(seen) == 7
+    assert set(seen) == {f"staging:paged@n{number}" for number in range(7)}
+    assert set(seen[:2]) == {"staging:paged@n5", "staging:paged@n6"}
+
+
+async def test_the_history_is_narrowed_by_node_outcome_job_and_any_kind(here: Alone) -> None:
+    ends = {"n0": "succeeded", "n1": "failed", "n2": "cancelled"}
+    for node, state in ends.items():
+        await here.running("baking", "cake", node, state=state, updated_at=1000.0, error="burnt")
+    job = (await here.row("baking:cake@n1"))["jobID"]
+
+    async def found(**query: str) -> set[str]:
+        answer = await here.get(f"{LIST}/history", params={"model": "cake"} | query)
+        return {row["nodeName"] for row in answer.json["operations"]}
+
+    assert await found(kind="baking") == set(ends)
+    assert await found(kind="staging") == set()
+    assert await found(node="n2") == {"n2"}
+    assert await found(state="failed") == await found(job=job) == {"n1"}
+    assert await found(state="failed", node="n0") == set()
+
+
+async def test_each_attempt_of_a_job_is_a_row_of_the_history_and_tells_of_those_before(here: Alone) -> None:
+    identifier = await here.running("staging", "tried", "there", state="failed", error="no space")
+    await here.post(f"{LIST}/{identifier}/retry")
+    await here.post(f"{LIST}/{identifier}/cancel")
+    job = (await here.row(identifier))["jobID"]
+    rows = (await here.get(f"{LIST}/history", params={"job": job})).json["operations"]
+    assert [(row["attempt"], row["state"], row["cause"], row.get("begunBy")) for row in rows] == [
+        (2, "cancelled", "test", "retry"),
+        (1, "failed", "test", None),
+    ]
+    assert [(each["attempt"], each["state"]) for each in rows[0]["attempts"]] == [(1, "failed"), (2, "cancelled")]
+    assert "durationSeconds" in rows[1]
+    assert "durationSeconds" not in rows[0], "nobody had begun it"
+    assert await here.row(identifier) == await here.row(job) == rows[0], "after its end it is the same"
+
+
 @pytest.mark.parametrize(
     ("query", "said"),
     [
         ({"limit": "0"}, "limit is 0; it must be at least 1"),
-        ({"before": "yesterday"}, "before is 'yesterday'; write a time like 2026-11-24T01:48:00Z"),
+        ({"before": "yesterday"}, "before is 'yesterday'; write a time like 2026-11-24T01:48:00Z, or a page's next"),
         ({"limit": "ten"}, "GET /api/operations/history does not take that: limit: "),
-        ({"kind": "baking"}, "GET /api/operations/history does not take that: kind: "),
+        ({"kind": "frying"}, "GET /api/operations/history does not take that: kind: "),
+        ({"state": "baking"}, "state is 'baking'; it is one of succeeded, failed, cancelled"),
     ],
 )
 async def test_a_question_to_the_history_that_cannot_be_meant(here: Alone, query: dict[str, str], said: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Final
+from typing import Annotated, Final, get_args
 
 import msgspec
 from litestar import Controller, Request, Response, get, post
@@ -17,8 +17,9 @@ from stagecast import revision, rows
 from stagecast.errors import BadInput, ReplicaBehind, Unknown
 from stagecast.frontend import events
 from stagecast.frontend.gate import MIN_REVISION_WAIT
-from stagecast.messages import Verb
+from stagecast.messages import Outcome, Verb
 from stagecast.participant import Participant
+from stagecast.past import Place, Sought, parse_place, place_before
 from stagecast.quantities import parse_time
 from stagecast.revision import Revision
 from stagecast.rows import Row
@@ -31,9 +32,10 @@ Asked = Request[object, object, State]
 
 
 class Ended(msgspec.Struct, kw_only=True):
-    """Ended operations, newest first."""
+    """Attempts that have ended, newest first. ``next`` is what the next page goes on ``before``, if there is one."""
 
     operations: list[Row]
+    next: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class OperationsApi(Controller):
@@ -77,23 +79,26 @@ class OperationsApi(Controller):
         self,
         request: Asked,
         participant: NamedDependency[Participant],
-        kind: FromQuery[str | None] = None,
-        model: FromQuery[str | None] = None,
-        limit: FromQuery[int] = 100,
-        before: FromQuery[str] = "",
+        kind: FromQuery[str] = "",
+        model: FromQuery[str] = "",
+        node: FromQuery[str] = "",
+        outcome: Annotated[str, QueryParameter(name="state", description="How it ended")] = "",
+        job: FromQuery[str] = "",
+        limit: Annotated[int, QueryParameter(description=f"At most so many, {HISTORY_LIMIT} at most")] = 100,
+        before: Annotated[str, QueryParameter(description="An RFC 3339 time, or the next of a page")] = "",
     ) -> Ended:
-        """Return what has ended; ``before`` is an RFC 3339 time, for paging."""
+        """Return the attempts that have ended, also those that a retry followed."""
         if limit < 1:
             raise BadInput(f"limit is {limit}; it must be at least 1")
-        if kind is not None and not participant.knows(kind):
+        if kind and not participant.knows(kind):
             path = f"{request.method} {request.url.path}"
             raise BadInput(f"{path} does not take that: kind: {kind!r} is neither one of ours nor was it seen here")
-        try:
-            moment = parse_time(before) if before else None
-        except ValueError:
-            raise BadInput(f"before is {before!r}; write a time like 2026-11-24T01:48:00Z") from None
-        found = participant.history.newest(kind=kind, model=model, before=moment, limit=min(limit, HISTORY_LIMIT))
-        return Ended(operations=[rows.row(record) for record in found])
+        if outcome and outcome not in get_args(Outcome):
+            raise BadInput(f"state is {outcome!r}; it is one of {', '.join(get_args(Outcome))}")
+        sought = Sought(kind=kind, model=model, node=node, state=outcome, job=job)
+        page = participant.history.page(sought, limit=min(limit, HISTORY_LIMIT), before=_place(before))
+        following = str(page.following) if page.following else msgspec.UNSET
+        return Ended(operations=[rows.detailed(record) for record in page.records], next=following)
 
     @get("/{operation:str}", summary="One operation by its id or job, also after its end")
     async def show(self, participant: NamedDependency[Participant], operation: FromPath[str]) -> Row:
@@ -114,13 +119,23 @@ class OperationsApi(Controller):
             await participant.commands.give_foreign(mirror, wanted)
             return rows.mirror_row(mirror)
         record, _ = await participant.commands.give(operation, wanted)
-        return rows.row(record)
+        return rows.detailed(record)
 
 
 def is_known(etag: str, if_none_match: str) -> bool:
     """Tell whether a client's ``If-None-Match`` names the entity tag, by weak comparison (RFC 9110, section 13.1.2)."""
     known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
     return etag in known or "*" in known
+
+
+def _place(before: str) -> Place | None:
+    place = parse_place(before)
+    if place is not None or not before:
+        return place
+    try:
+        return place_before(parse_time(before))
+    except ValueError:
+        raise BadInput(f"before is {before!r}; write a time like 2026-11-24T01:48:00Z, or a page's next") from None
 
 
 def _is_later(participant: Participant, known: Revision) -> bool:

@@ -18,6 +18,7 @@ from stagecast.manifest import Manifest
 from stagecast.messages import Holding, NodeRecord, Record
 from stagecast.node import Node
 from stagecast.participant import Participant
+from stagecast.past import Sought
 from stagecast.presence import Presence
 from stagecast.revision import Revision
 from stagecast.router import Router
@@ -153,10 +154,10 @@ class Replica:
         """Return how long ``count`` bytes take at the rate of the last staging to a node; absent if there was none."""
         if count == 0:
             return 0.0
-        for record in self.history.newest(kind="staging", limit=1000):
-            took = record.updated_at - record.started_at
-            if record.node == node and record.state == "succeeded" and took > 0 and record.bytes_total:
-                return round(count * took / record.bytes_total, 1)
+        for record in self.history.page(Sought(kind="staging", node=node, state="succeeded"), limit=100).records:
+            took, moved = operations.took(record), operations.moved(record)
+            if took and moved:
+                return round(count * took / moved, 1)
         return msgspec.UNSET
 
     async def delete(self, model: str, node: str | None) -> list[Record]:
