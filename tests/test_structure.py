@@ -42,7 +42,9 @@ LADDER: Final = (
                 "upstream stream transfer.limit transfer.source transfer.assignments transfer.ledger transfer.stream "
                 "transfer.pull transfer.exchange transfer.serve transfer"
             ),
-            "CONTROL": "ownership tracker presence history commands announcer duty view feed participant operation",
+            "CONTROL": (
+                "archive ownership tracker presence history commands announcer duty view feed participant operation"
+            ),
         },
     ),
     ("verbs", {"FILES": "gallery installed installation", "CONTROL": "router proxy"}),

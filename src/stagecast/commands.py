@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from stagecast import operations, subjects
+from stagecast import archive, operations, subjects
 from stagecast.errors import AppendConflict, BusError, NameTaken, StagecastError, Unknown, WrongState
 from stagecast.fold import Mirror
 from stagecast.messages import Command, CommandReply, GalleryCancel, GalleryStatus, NodeVerb, Record, Verb
@@ -110,7 +110,7 @@ class Commands:
         held, sequence = await self._tracker.standing(record.id, record.kind, record.model, record.node)
         now = operations.commanded(held or record, verb, self._tracker.now())
         if verb == "retry":
-            await self._tracker.keep(held or record)
+            await archive.keep(self._tracker.bus.history, held or record)
         with suppress(AppendConflict):
             return await self._tracker.write(now, sequence)
         return None

@@ -3,7 +3,7 @@
 Each end has a subject of its own on a second log. Every replica that folds an end writes it there, provided that
 nothing stands there yet: so exactly one is kept, and no death of a single process loses it. Where all of them die
 before they have, the end still stands in the first log, and whoever comes next writes it: nothing is written over an
-end before it is kept (`Tracker.keep`). Bounded by the stream, and by the same bounds here.
+end before it is kept (`stagecast.archive`). Bounded by the stream, and by the same bounds here.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
+from math import inf
 from typing import Final
 
 import msgspec
 
-from stagecast import operations
+from stagecast import archive, operations
 from stagecast.bus import Anew, CaughtUp
 from stagecast.errors import BusUnavailable
 from stagecast.messages import Entry, Record
@@ -43,7 +44,7 @@ class History:
         self._kept: set[Key] = set()
         self._due: dict[Key, Record] = {}
         self._woken = asyncio.Event()
-        self._ahead = float("-inf")
+        self._ahead = -inf
 
     def __len__(self) -> int:
         """Return how many are known."""
@@ -82,7 +83,8 @@ class History:
         end, key = operations.undismissed(record), key_of(record)
         if operations.is_ended(end) and key not in self._kept and key not in self._due:
             self._due[key] = end
-            self._forget(self._past.add(end, written))
+            # Of a time that nobody knows only this is known: it is not long ago.
+            self._forget(self._past.add(end, written or inf))
             self._woken.set()
 
     async def _follow(self) -> None:
@@ -126,12 +128,16 @@ class History:
     async def _record(self, key: Key, record: Record) -> None:
         while key in self._due:
             try:
-                await self._tracker.keep(record)
+                await archive.keep(self._tracker.bus.history, record)
                 self._due.pop(key, None)
             except BusUnavailable:
                 await asyncio.sleep(RETRY_INTERVAL)
 
     def _now(self) -> float:
-        """Return the server's clock as far as its messages tell: the latest time seen, and what passed here since."""
-        self._ahead = max(self._ahead, self._tracker.server_time - self._monotonic())
-        return self._monotonic() + self._ahead
+        """Return the server's clock as far as its messages tell: the latest time seen, and what passed here since.
+
+        0 while it has told none.
+        """
+        told, now = self._tracker.fold.server_time, self._monotonic()
+        self._ahead = max(self._ahead, told - now if told else -inf)
+        return max(0.0, now + self._ahead)

@@ -15,7 +15,7 @@ from typing import Final, Literal, get_args
 
 import msgspec
 
-from stagecast import broadcast, operations, subjects
+from stagecast import archive, broadcast, operations, subjects
 from stagecast.bus import Anew, Bus, CaughtUp, Heard, Lost
 from stagecast.errors import AppendConflict, BusError, BusUnavailable, Fenced, Interrupted, StagecastError
 from stagecast.fold import Change, Fold, Mirror
@@ -83,11 +83,6 @@ class Tracker:
         """The identity of the stream that is followed now, which may be newer than the picture in view."""
         return self._incoming.revision.identity
 
-    @property
-    def server_time(self) -> float:
-        """The latest time that the log's messages told, in seconds since 1970."""
-        return max(self.fold.server_time, self._incoming.server_time)
-
     def now(self) -> float:
         """Return the time that this process dates its records with, in seconds since 1970."""
         return self._clock()
@@ -144,7 +139,7 @@ class Tracker:
             if held is not None and not operations.is_ended(held):
                 return held, self._at(sequence)
             if held is not None:
-                await self.keep(held)
+                await archive.keep(self.bus.history, held)
             record = operations.opened(
                 held, kind=kind, model=model, node=node, job=f"{self._chance.getrandbits(64):016x}", now=self._clock(),
                 cause=cause, parameters=parameters, bytes_total=bytes_total, total_files=total_files,
@@ -154,15 +149,6 @@ class Tracker:
                 record = operations.claimed(record, self.process, self._clock())
             with suppress(AppendConflict):
                 return record, await self.write(record, sequence)
-
-    async def keep(self, end: Record) -> None:
-        """Write an end into the history, unless it stands there; to be done before anything is written over it.
-
-        Raises `BusUnavailable`.
-        """
-        payload = msgspec.json.encode(operations.undismissed(end))
-        with suppress(AppendConflict):
-            await self.bus.history.append(subjects.history(end.job, end.attempt), payload, expected=0)
 
     async def standing(self, identifier: str, kind: Kind, model: str, node: str) -> tuple[Record | None, int]:
         """Return the log's own last word on an operation, and the sequence of whatever stands on its subject."""
