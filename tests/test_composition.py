@@ -94,6 +94,22 @@ async def test_what_was_refused_leaves_no_port_taken(tmp_path: Path) -> None:
         pass
 
 
+async def test_alone_under_another_name_what_the_earlier_one_left_is_no_riddle(tmp_path: Path) -> None:
+    """As in a container that is called otherwise with every start."""
+    async with alone(tmp_path, name="first") as here:
+        cut_off = await here.running("installation", "big", parameters={"reference": "/nowhere", "gallery": "",
+                                                                        "name": "", "sha256": ""})  # fmt: skip
+        paused = await here.running("installation", "held", state="paused")
+    async with alone(tmp_path, name="second") as here:
+        assert {node["name"]: node["alive"] for node in (await here.get("/api/nodes")).json["nodes"]} == {
+            "second": True
+        }
+        row = await here.ended(cut_off)
+        assert "/nowhere" in row["error"], "it was gone on with, and found what is wrong with it"
+        assert [each["state"] for each in row["attempts"]] == ["replaced", "failed"]
+        assert (await here.row(paused))["state"] == "paused"
+
+
 async def test_alone_one_process_is_replica_and_worker_and_says_goodbye(tmp_path: Path) -> None:
     async with alone(tmp_path) as here:
         [node] = (await here.get("/api/nodes")).json["nodes"]

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
+import msgspec
 import pytest
 
-from stagecast import operations, subjects
+from stagecast import operations, rows, subjects
 from stagecast.bus import Bus, CaughtUp, Heard, Log, Lost
 from stagecast.commands import Commands
 from stagecast.history import History
@@ -56,6 +57,12 @@ async def kept(bus: Bus, job: str, attempt: int) -> int:
     return entry.sequence if entry else 0
 
 
+def as_answered(history: History) -> bytes:
+    """Return what a replica answers, as bytes."""
+    page = history.page(limit=1000)
+    return msgspec.json.encode([[rows.detailed(record) for record in page.records], str(page.following)])
+
+
 async def until_kept(bus: Bus, job: str, attempt: int) -> None:
     async with asyncio.timeout(10):
         while not await kept(bus, job, attempt):
@@ -90,6 +97,7 @@ async def test_each_ended_attempt_is_kept_once_though_three_write_it(peers: Peer
         await eventually(lambda: all(each.find(jobs[1]).state == "succeeded" for each in histories))  # type: ignore[union-attr]
         seen = [[(record.job, record.attempt) for record in each.page().records] for each in histories]
         assert seen[0] == seen[1] == seen[2]
+        assert len({as_answered(each) for each in histories}) == 1, "the same bytes"
         assert len(seen[0]) == len(set(seen[0])) == 4
         for job, attempt in seen[0]:
             await until_kept(trackers[0].bus, job, attempt)
@@ -192,7 +200,7 @@ async def test_a_new_run_while_no_replica_lives_is_not_written_over_an_end_that_
 async def test_a_retry_is_not_written_over_an_end_that_nobody_kept(peers: Peers) -> None:
     tracker = await peers.tracker("one")
     job = await run(tracker, "failed")
-    await eventually(lambda: tracker.fold.record(job))
+    await eventually(lambda: not list(tracker.fold.live()) and tracker.fold.record(job))
     await Commands(tracker).give(job, "retry")
     assert await kept(tracker.bus, job, 1) > 0
 
@@ -201,7 +209,7 @@ async def test_a_dismissed_end_is_kept_as_it_was(peers: Peers) -> None:
     """A replica that starts later, when the log has another run, knows nothing of the dismissal."""
     tracker = await peers.tracker("one")
     job = await run(tracker, "failed")
-    await eventually(lambda: tracker.fold.record(job))
+    await eventually(lambda: not list(tracker.fold.live()) and tracker.fold.record(job))
     await Commands(tracker).give(job, "dismiss")
     async with History(tracker).running() as history:
         await until_kept(tracker.bus, job, 1)
@@ -268,6 +276,22 @@ async def test_it_survives_every_process(peers: Peers) -> None:
         assert again.find(job) == old[0]
 
 
+async def test_it_survives_everything_restarting_at_once(cluster: Peers, nats_server: NatsServer) -> None:
+    async with cluster.passing("one") as one, History(one).running() as history:
+        jobs = [await run(one, outcome, outcome) for outcome in ("succeeded", "failed", "cancelled")]
+        for job in jobs:
+            await until_kept(one.bus, job, 1)
+        before = as_answered(history)
+    nats_server.stop(kill=True)
+    nats_server.start()
+    for name in ("two", "three"):
+        async with History(await cluster.tracker(name)).running() as again:
+            await eventually(again.caught_up.is_set)
+            assert as_answered(again) == before
+            assert [again.find(job).job for job in jobs] == jobs  # type: ignore[union-attr]
+            assert again.find("staging:failed@n").error == "why"  # type: ignore[union-attr]
+
+
 async def test_rubbish_in_the_history_is_passed_over(peers: Peers, caplog: pytest.LogCaptureFixture) -> None:
     tracker = await peers.tracker("one")
     await tracker.bus.history.append("stagecast.history.x-1", b"nonsense")
@@ -296,4 +320,5 @@ async def test_an_end_while_nats_restarts_empty_is_kept_in_the_new_history(
         await until_kept(one.bus, job, 1)
         async with History(await cluster.tracker("two")).running() as another:
             await eventually(lambda: {record.job for record in another.page().records} == {job, later})
+            assert as_answered(another) == as_answered(history)
         assert {record.job for record in history.page().records} == {job, later}
