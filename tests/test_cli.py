@@ -249,6 +249,8 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         ("worker", "--nats"),
         ("worker --nats nats://x --label gpu", "KEY=VALUE"),
         ("history --state nonsense", "nonsense"),
+        ("serve --history-count 0", "at least 1"),
+        ("serve --history-age 0", "above 0"),
     ],
 )
 def test_usage_errors(capsys: pytest.CaptureFixture[str], arguments: str, said: str) -> None:
@@ -287,13 +289,14 @@ def test_serve_is_told_by_options(ran: _Ran) -> None:
     options = (
         "--listen 0.0.0.0:1 --files-listen 0.0.0.0:2 --advertise host --nats nats://x --data /d --models /m --name n "
         "--token t --allow-unauthenticated --backends /b --rate-limit 20MB/s --api-key k --galleries g1 --galleries g2 "
-        "--wait-budget 3"
+        "--wait-budget 3 --history-count 500 --history-age 0.5"
     )
     assert main(["serve", *options.split()]) == 0
     assert ran.settings == ReplicaSettings(
         listen="0.0.0.0:1", files_listen="0.0.0.0:2", advertise="host", nats="nats://x", data=Path("/d"),
         models=Path("/m"), name="n", token="t", allow_unauthenticated=True, backends=Path("/b"),
         rate_limit=20_000_000, api_key="k", galleries=("g1", "g2"), wait_budget=3,
+        history_count=500, history_age=0.5,
     )  # fmt: skip
 
 

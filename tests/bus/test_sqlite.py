@@ -19,8 +19,10 @@ from stagecast.bus import Anew, CaughtUp, Heard, Lost, database, sqlite
 from stagecast.bus.database import Change, Database
 from stagecast.bus.sqlite import SqliteBus, opened
 from stagecast.errors import AppendConflict, BusUnavailable, LogNotWritten, LogUnusable
+from stagecast.history import History
 from stagecast.messages import Entry
 from stagecast.settings import Bounds
+from stagecast.tracker import Tracker
 from tests.conftest import eventually
 
 ONE, TWO = "staging.one.progress", "staging.two.progress"
@@ -231,6 +233,40 @@ async def test_a_full_disk_is_said_and_ridden_out(
     assert [type(each).__name__ for each in heard] == ["Anew", "CaughtUp", "Entry", "Lost", "CaughtUp", "Entry"]
     assert caplog.text.count("cannot be written") == 1
     assert (await picture(tmp_path / "log"))[1:] == [heard[-1], CaughtUp(2)]
+
+
+async def test_an_operation_that_ends_on_a_full_disk_ends_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "PROBE_INTERVAL", 0.01)
+    async with opened(tmp_path / "log") as bus, Tracker(bus, "one").running() as tracker, History(tracker).running():
+        await eventually(tracker.caught_up.is_set)
+        record, _ = await tracker.open("staging", "m", "n", cause="asked", bytes_total=10)
+        async with tracker.own(record) as ownership:
+            assert ownership is not None
+            await limit(bus, 1)
+            with pytest.raises(LogNotWritten):
+                await bus.log.append(TWO, b"x" * 100_000)
+            ownership.advance(10)
+            ending = asyncio.create_task(ownership.end("failed", error="no space"))
+            await eventually(lambda: tracker.is_degraded)
+            held = tracker.fold.record(record.id)
+            assert held is not None
+            assert held.state == "running", "what is not written, nobody is told"
+            await limit(bus, 1_000_000)
+            await ending
+        await eventually(lambda: not tracker.is_degraded and not list(tracker.fold.live()))
+    async with opened(tmp_path / "log") as bus, Tracker(bus, "two").running() as tracker:
+        await eventually(tracker.caught_up.is_set)
+        held = tracker.fold.record(record.id)
+        assert held is not None
+        assert (held.state, held.error, held.bytes_done) == ("failed", "no space", 10)
+
+
+async def test_nobody_else_reads_the_file(tmp_path: Path) -> None:
+    async with opened(tmp_path / "log") as bus:
+        await bus.log.append(ONE, b"a URL with a key")
+        assert {path.stat().st_mode & 0o077 for path in tmp_path.glob("log*")} == {0}
 
 
 async def test_a_process_ends_though_its_disk_is_full(tmp_path: Path) -> None:

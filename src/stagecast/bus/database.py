@@ -102,6 +102,8 @@ class Database:
         self._connection.close()
 
     def _open(self) -> None:
+        # What people asked for may have keys in it: URLs that models come from.
+        self.path.touch(mode=0o600)
         self._connection = sqlite3.connect(self.path, timeout=LOCK_PATIENCE, isolation_level=None)
         try:
             self._prepare(self._connection)
