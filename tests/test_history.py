@@ -10,6 +10,8 @@ import pytest
 
 from stagecast import operations, rows, subjects
 from stagecast.bus import Bus, CaughtUp, Heard, Log, Lost
+from stagecast.bus.memory import MemoryBus
+from stagecast.bus.nats import connect
 from stagecast.commands import Commands
 from stagecast.history import History
 from stagecast.messages import Entry, Kind, Outcome
@@ -217,22 +219,32 @@ async def test_a_dismissed_end_is_kept_as_it_was(peers: Peers) -> None:
     assert (found.job, found.state, found.dismissed) == (job, "failed", False)
 
 
-async def test_what_fell_out_of_the_history_does_not_come_back_with_the_next_replica(peers: Peers) -> None:
+@pytest.mark.parametrize("kind", ["memory", "nats"])
+async def test_what_fell_out_of_the_history_does_not_come_back_with_the_next_replica(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
     """The log still has the last word on each operation, also on those whose end is too old by now."""
     bounds = Bounds(count=3)
-    tracker = await peers.tracker("one")
-    async with History(tracker, bounds).running() as history:
-        for number in range(5):
-            await until_kept(tracker.bus, await run(tracker, "succeeded", f"m{number}"), 1)
-        newest = [record.model for record in history.page().records]
-    assert newest == ["m4", "m3", "m2"]
-    subjects_before = await entries(tracker.bus)
-    async with History(await peers.tracker("two"), bounds).running() as again:
-        await eventually(again.caught_up.is_set)
-        last = await run(tracker, "succeeded", "m5")
-        await until_kept(tracker.bus, last, 1)
-        assert [record.model for record in again.page().records] == ["m5", "m4", "m3"]
-        assert len(await entries(tracker.bus)) == len(subjects_before) + 1
+    async with AsyncExitStack() as stack:
+        if kind == "memory":
+            bus: Bus = MemoryBus(bounds)
+        else:
+            server: NatsServer = request.getfixturevalue("nats_server")
+            bus = await stack.enter_async_context(connect(server.url, "one", bounds=bounds))
+        tracker = await stack.enter_async_context(Tracker(bus, "one").running())
+        async with History(tracker, bounds).running() as history:
+            for number in range(5):
+                await until_kept(bus, await run(tracker, "succeeded", f"m{number}"), 1)
+            assert [record.model for record in history.page().records] == ["m4", "m3", "m2"]
+            late = await run(tracker, "succeeded", "m5")
+            await until_kept(bus, late, 1)
+        stood = await entries(bus)
+        assert len(stood) == 3
+        async with History(tracker, bounds).running() as again:
+            await eventually(again.caught_up.is_set)
+            await until_kept(bus, await run(tracker, "succeeded", "m6"), 1)
+            assert [record.model for record in again.page().records] == ["m6", "m5", "m4"]
+        assert [each.subject for each in (await entries(bus))[:2]] == [each.subject for each in stood[1:]]
 
 
 async def test_the_history_forgets_by_the_server_s_clock(peers: Peers) -> None:

@@ -340,5 +340,18 @@ async def test_the_history_is_bounded_in_the_file_too(tmp_path: Path) -> None:
     connection.close()
 
 
+async def test_what_was_driven_out_and_came_back_at_once_stays(tmp_path: Path) -> None:
+    """All of it in one transaction: the file must not lose the word that it has just got."""
+    bounds = Bounds(count=3)
+    subjects = [f"stagecast.history.{number}-1" for number in (1, 2, 3, 4, 1)]
+    async with opened(tmp_path / "log", bounds) as bus:
+        await asyncio.gather(*(bus.history.append(subject, b"") for subject in subjects))
+        await bus.history.append(subjects[3], b"so that something is written after it")
+        stood = database_entries(bus)
+        assert [entry.subject for entry in stood] == [subjects[2], subjects[0], subjects[3]]
+    async with opened(tmp_path / "log", bounds) as bus:
+        assert database_entries(bus) == stood
+
+
 def database_entries(bus: SqliteBus) -> list[Entry]:
     return list(bus.history._last.values())
