@@ -111,12 +111,14 @@ export function announcement(row) {
 }
 
 export function seconds(row) {
+  if (row.attempts) return row.durationSeconds ?? null;
   const elapsed = (Date.parse(row.updatedAt) - Date.parse(row.startedAt)) / 1000;
   return Number.isFinite(elapsed) && elapsed >= 0 ? elapsed : null;
 }
 
 /** Over the whole time, for what moves bytes between machines; null elsewhere. */
 export function meanRate(row) {
+  if (row.attempts) return row.meanBytesPerSecond ?? null; // the server knows what lay there before
   const elapsed = seconds(row);
   return movesBytes(row) && elapsed > 0 && row.currentBytes > 0 ? row.currentBytes / elapsed : null;
 }

@@ -46,9 +46,10 @@ export class Recent {
     setText(this.#more, this.#rows.list.hasAttribute("data-all") ? "Show fewer" : `Show all ${shown.length}`);
   }
 
-  // An end is final and never changes, so the same run keeps its element and its object.
+  // An end is final and never changes, so the same run keeps its element; but the history tells more of it.
   #keep(row) {
-    if (!this.#ended.has(run(row))) this.#ended.set(run(row), row);
+    const held = this.#ended.get(run(row));
+    if (!held || (row.attempts && !held.attempts)) this.#ended.set(run(row), row);
   }
 }
 
