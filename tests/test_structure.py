@@ -74,7 +74,8 @@ MEETING: Final = "hosts"
 IMPURE: Final = frozenset(
     [
         "aiohttp", "asyncio", "blake3", "concurrent", "ctypes", "http", "io", "litestar", "logging", "multiprocessing",
-        "nats", "os", "pathlib", "random", "secrets", "selectors", "shutil", "signal", "socket", "ssl", "subprocess",
+        "nats", "os", "pathlib", "random", "secrets", "selectors", "shutil", "signal", "socket", "sqlite3", "ssl",
+        "subprocess",
         "sys", "tempfile", "threading", "time", "urllib", "uuid", "yaml",
     ]
 )  # fmt: skip

@@ -85,7 +85,7 @@ class SqliteLog(MemoryLog):
     def written(self, change: Change) -> None:
         """Let everybody hear what is in the file now."""
         for subject in change.dropped:
-            del self._surplus[subject]
+            self._surplus.pop(subject, None)
         for entry in change.entries:
             self._surplus.pop(entry.subject, None)
             self._take(entry)
@@ -141,7 +141,7 @@ class _Pen:
             try:
                 await self._write(requests)
             except (sqlite3.Error, ValueError) as error:
-                self._fail(requests, str(error))
+                self._fail(requests, str(error) or type(error).__name__)
                 await self._recover()
 
     async def _write(self, requests: Sequence[_Request]) -> None:
