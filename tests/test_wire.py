@@ -12,9 +12,10 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from stagecast import rows, subjects
+from stagecast import mending, rows, subjects
 from stagecast.commands import Commands
 from stagecast.fold import FOREIGN_LIFETIME
+from stagecast.operations import succeeding
 from stagecast.presence import Presence
 from stagecast.quantities import parse_time
 from stagecast.tracker import Tracker
@@ -313,3 +314,58 @@ async def test_the_events_of_a_staging_always_say_which_of_how_many_files(peers:
     await tracker.open("staging", "m", "n", cause="asked", total_files=3)
     await eventually(lambda: plain.events)
     assert (plain.events[0]["status"]["file_index"], plain.events[0]["status"]["total_files"]) == (1, 3)
+
+
+async def test_what_has_ended_beside_another_of_the_same_token_is_not_revived_for_late_ones(
+    peers: Peers, plain: Plain
+) -> None:
+    one = await peers.tracker("one")
+    await plain.say("staging.a-b.progress", foreign("a.b"))
+    await plain.say("staging.a-b.progress", foreign("a b"))
+    # Each that was written over gets a subject of its own, on which nobody would ever say that it is done.
+    await eventually(lambda: one.fold.mirrors["staging:a.b"].subject != "staging.a-b.progress")
+    await plain.say("staging.a-b.progress", foreign("a.b", done=True))
+    await eventually(lambda: shown(one) == ["staging:a b"])
+    await plain.say("staging.a-b.progress", foreign("a b", done=True))
+    await eventually(lambda: shown(one) == [])
+    home = subjects.mirror("staging", "staging:a.b")
+
+    async def is_done_there() -> bool:
+        entry = await one.bus.log.last(home)
+        return entry is not None and json.loads(entry.payload)["done"]
+
+    async with asyncio.timeout(10):
+        while not await is_done_there():
+            await one.changed(one.revision, 0.05)
+    late = await peers.tracker("late")
+    await agree(one, late)
+    assert shown(late) == []
+
+
+@pytest.mark.parametrize("stray", [foreign("m"), b"{"])
+async def test_who_starts_while_our_word_is_written_over_waits_for_it(
+    peers: Peers, plain: Plain, monkeypatch: pytest.MonkeyPatch, stray: object
+) -> None:
+    monkeypatch.setattr(mending, "MEND_DELAY", (0.2, 0.2))
+    monkeypatch.setattr(mending, "MEND_PATIENCE", 10.0)
+    one = await peers.tracker("one")
+    record, at = await one.open("staging", "m", "n", cause="asked", claim=True)
+    await one.reached(await one.write(succeeding(record, 1.0, owner="gone"), at.sequence))
+    before = listed(one)
+    sequence = one.revision.sequence
+    await plain.say(subjects.operation(record), stray)
+    late = await peers.tracker("late")
+    assert late.fold.record(record.id) is not None, "it did not call itself ready before"
+    assert late.revision.sequence == sequence + 2
+    await agree(one, late)
+    assert listed(late) == before
+
+
+async def test_it_does_not_wait_for_long_where_nobody_can_put_it_back(
+    peers: Peers, plain: Plain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mending, "MEND_PATIENCE", 0.05)
+    await peers.bus("makes the stream")
+    await plain.say("staging.m-0123456789.progress", foreign("m"))
+    late = await peers.tracker("late")
+    assert shown(late) == ["staging:m"]

@@ -66,12 +66,14 @@ class Change(msgspec.Struct, frozen=True):
 
     ``displaced``: a record that the log's last word on its subject should be, but is not. ``unseated``: a foreign
     operation whose last event the message was written over, so that a replica that starts now would not know of it.
+    ``outlived``: a foreign operation that has ended, while the subject of its own that it was given says otherwise.
     """
 
     what: What
     id: str = ""
     displaced: Record | None = None
     unseated: Mirror | None = None
+    outlived: Mirror | None = None
 
 
 @dataclass
@@ -95,6 +97,7 @@ class Fold:
     _subjects: dict[str, str] = field(default_factory=dict)
     _stagings: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _mirror_jobs: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _homes: set[str] = field(default_factory=set)
     _seats: defaultdict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
 
     def __post_init__(self) -> None:
@@ -203,7 +206,13 @@ class Fold:
             return Change("malformed", entry.subject, displaced, self._unseated_by(entry))
         unseated = self._unseated_by(entry, mirror.id)
         self._put_mirror(mirror)
-        return Change("foreign", mirror.id, displaced, unseated)
+        return Change("foreign", mirror.id, displaced, unseated, mirror if self._outlives_its_home(mirror) else None)
+
+    def _outlives_its_home(self, mirror: Mirror) -> bool:
+        """Tell whether a foreign operation has ended, and the subject of its own shows it as running still."""
+        if mirror.subject == subjects.mirror(mirror.subject.partition(".")[0], mirror.id):
+            (self._homes.discard if mirror.done else self._homes.add)(mirror.id)
+        return mirror.done and mirror.id in self._homes
 
     def _apply_record(self, record: Record, entry: Entry) -> Change:
         held = self.slots.get(record.id)

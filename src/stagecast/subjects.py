@@ -6,6 +6,7 @@ name back out of a subject.
 
 from __future__ import annotations
 
+import re
 from hashlib import blake2s
 from typing import Final
 
@@ -35,6 +36,7 @@ HISTORY_SUBJECTS: Final = ("stagecast.history.*",)
 BEAT: Final = "stagecast.beat"
 GALLERY_CANCEL: Final = "gallery.*.cancel"
 
+_DISTINCT: Final = re.compile(r"-[0-9a-f]{10}\.progress$", re.ASCII)
 _FORBIDDEN = str.maketrans(dict.fromkeys(".*> \t\n", "-"))
 
 
@@ -48,6 +50,11 @@ def distinct(*names: str) -> str:
     digest = blake2s("\0".join(names).encode("utf-8", "surrogatepass"), digest_size=5).hexdigest()
     readable = "".join(character for character in token(names[0]) if character.isprintable())
     return f"{readable}-{digest}"
+
+
+def is_distinct(subject: str) -> bool:
+    """Tell whether a subject's token looks like one of `distinct`; of a plain publisher's it hardly ever does."""
+    return _DISTINCT.search(subject) is not None
 
 
 def operation(record: Record) -> str:

@@ -18,15 +18,14 @@ import msgspec
 from stagecast import archive, broadcast, operations, subjects
 from stagecast.bus import Anew, Bus, CaughtUp, Heard, Lost
 from stagecast.errors import AppendConflict, BusError, BusUnavailable, Fenced, Interrupted, StagecastError
-from stagecast.fold import Change, Fold, Mirror
+from stagecast.fold import Change, Fold
+from stagecast.mending import Mender
 from stagecast.messages import Entry, Kind, Record
 from stagecast.ownership import RETRY_INTERVAL, TICK_INTERVAL, Ownership, standing_record
 from stagecast.revision import Revision
 
 _logger = logging.getLogger(__name__)
 
-MEND_DELAY: Final = (0.02, 0.3)
-"""Seconds after which one of several processes puts right what another wrote over, if nobody else has."""
 RESTATE_GRACE: Final = 1.0
 """Seconds for which the old picture stays in view after the log came back as another one: owners restate theirs."""
 WARN_INTERVAL: Final = 60.0
@@ -54,8 +53,8 @@ class Tracker:
         self._listeners: dict[Topic, list[Callable[[], None]]] = {topic: [] for topic in get_args(Topic)}
         self._clock = clock
         self._interval = interval
-        self._mends = mends
         self._chance = chance or random.SystemRandom()
+        self._mender = Mender(bus.log, process, mends=mends, chance=self._chance)
         self._incoming = self.fold
         self._waiters: dict[asyncio.Future[None], None] = {}
         self._is_telling = False
@@ -277,8 +276,14 @@ class Tracker:
         incoming.revision = Revision(incoming.revision.identity, at)
         if incoming is not self.fold and self.caught_up.is_set():
             asyncio.get_running_loop().call_later(RESTATE_GRACE, self._show, incoming)
+        elif not self._mender.is_whole:
+            self._spawn(self._show_once_mended(incoming))
         else:
             self._show(incoming)
+
+    async def _show_once_mended(self, fold: Fold) -> None:
+        await self._mender.mended()
+        self._show(fold)
 
     def _show(self, fold: Fold) -> None:
         if fold is self._incoming:
@@ -293,10 +298,11 @@ class Tracker:
         change = self._incoming.apply(entry)
         if change.what == "malformed":
             self._count_malformed(entry)
-        if change.displaced is not None and self.caught_up.is_set():
-            self._spawn(self._mend(change.displaced, entry.sequence))
-        if change.unseated is not None and self.caught_up.is_set():
-            self._spawn(self._reseat(change.unseated))
+        if self.caught_up.is_set():
+            for repair in self._mender.repairs(change, entry.sequence, lambda: self._incoming):
+                self._spawn(repair)
+        else:
+            self._mender.look(change, entry.subject)
         if change.what == "operation":
             for hear in self.hearers:
                 hear(self._incoming.slots[change.id].record)
@@ -323,33 +329,6 @@ class Tracker:
         for ownership in list(self.owned.values()):
             with suppress(Fenced):
                 await ownership.restate()
-
-    async def _mend(self, record: Record, sequence: int) -> None:
-        """Put an operation's last word back where something else was written over it.
-
-        The owner does so at once; where it does not, one of those that mend, after a moment that differs for each.
-        """
-        with suppress(AppendConflict, BusUnavailable):
-            if record.owner != self.process:
-                if not await self._is_my_turn():
-                    return
-                standing = await self.bus.log.last(subjects.operation(record))
-                if standing is None or standing.sequence != sequence:
-                    return
-            await self.write(record, sequence)
-
-    async def _reseat(self, mirror: Mirror) -> None:
-        """Give a foreign operation a subject of its own, where another message was written over its last event."""
-        with suppress(AppendConflict, BusUnavailable):
-            if await self._is_my_turn() and self._incoming.mirrors.get(mirror.id) is mirror:
-                subject = subjects.mirror(mirror.subject.partition(".")[0], mirror.id)
-                standing = await self.bus.log.last(subject)
-                await self.say(subject, mirror.payload, expected=standing.sequence if standing else 0)
-
-    async def _is_my_turn(self) -> bool:
-        if self._mends:
-            await asyncio.sleep(self._chance.uniform(*MEND_DELAY))  # only to be apart from the others
-        return self._mends
 
     def _count_malformed(self, entry: Entry) -> None:
         self.malformed += 1
