@@ -321,6 +321,7 @@ async def test_what_has_ended_beside_another_of_the_same_token_is_not_revived_fo
 ) -> None:
     one = await peers.tracker("one")
     await plain.say("staging.a-b.progress", foreign("a.b"))
+    await eventually(lambda: shown(one) == ["staging:a.b"])
     await plain.say("staging.a-b.progress", foreign("a b"))
     # Each that was written over gets a subject of its own, on which nobody would ever say that it is done.
     await eventually(lambda: one.fold.mirrors["staging:a.b"].subject != "staging.a-b.progress")
