@@ -136,6 +136,30 @@ async def test_a_plain_function_has_a_thread_and_stops_at_its_next_advance(servi
     assert seen == [False, "cancel"]
 
 
+async def test_a_thread_is_told_too_when_its_process_ends_and_another_goes_on(
+    make: Make, stack: AsyncExitStack
+) -> None:
+    one, two = make("one"), make("two")
+    ended: list[str] = []
+
+    @one.performs("crunch")
+    def crunch(operation: stagecast.Operation) -> None:
+        try:
+            while True:
+                operation.advance()
+        except stagecast.Interrupted as interrupted:
+            ended.append(interrupted.message)
+
+    there = endless(two, "crunch")
+    async with one.lifespan():
+        row = await one.submit("crunch", "numbers")
+        await eventually(lambda: one.row(row.id).owner)
+        await stack.enter_async_context(two.lifespan())
+    assert ended == ["stopped by the end of its process"]
+    await eventually(lambda: there)
+    assert (there[0].attempt, there[0].job) == (2, row.job_id)
+
+
 async def test_pause_and_resume_go_on_where_it_was(service: stagecast.Service) -> None:
     begun = endless(service)
     async with service.lifespan():

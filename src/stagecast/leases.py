@@ -95,7 +95,7 @@ def verdicts(fold: Fold, leases: Leases, now: float, wall: float) -> Iterator[tu
 
 def unattended(fold: Fold, performed: frozenset[Kind], wall: float) -> Iterator[tuple[Slot, Record]]:
     """Yield each slot of another program's work whose record must say that nobody performs it, or no longer may."""
-    for slot in fold.slots.values():
+    for slot in fold.live_slots():
         record = slot.record
         if record.state != "queued" or record.kind in MODEL_KINDS:
             continue

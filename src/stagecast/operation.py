@@ -74,7 +74,8 @@ class Operation:
         """Count ``count`` more units as done. Callable from any thread, however often: others hear of it once a second.
 
         Raises:
-            Interrupted: the operation was cancelled or paused from outside, or another process has it now.
+            Interrupted: the operation was cancelled or paused from outside, or this process ends.
+            StagecastError: another process has the operation now.
         """
         if count < 0:
             raise BadInput(f"advance({count}): progress never falls; say `await operation.update(done=...)` instead")
@@ -104,9 +105,7 @@ class Operation:
     def interruption(self) -> StagecastError:
         """Return the error that says why the work had to stop."""
         by = self._ownership.stopped_by
-        if by is None or by == "fence":
-            return Fenced(self.id, self.attempt)
-        return Interrupted(by)
+        return Fenced(self.id, self.attempt) if by == "fence" else Interrupted(by or "the end of its process")
 
 
 def whole(count: int, what: str) -> int:

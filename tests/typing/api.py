@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import assert_type
 
+from fastapi import FastAPI
+
 import stagecast
 from stagecast import Client, Operation, Row, Service, StagecastError
 
@@ -40,6 +42,10 @@ async def decorated_functions_keep_their_types(operation: Operation) -> None:
     await render(operation)
     crunch(operation)
     await render("film")  # type: ignore[arg-type]
+
+
+app = FastAPI(lifespan=service.lifespan)
+app.mount("/jobs", service.app)
 
 
 async def a_program() -> None:
