@@ -160,6 +160,17 @@ async def test_a_thread_is_told_too_when_its_process_ends_and_another_goes_on(
     assert (there[0].attempt, there[0].job) == (2, row.job_id)
 
 
+async def test_what_only_turns_out_to_be_a_coroutine_is_awaited(service: stagecast.Service) -> None:
+    class Renderer:
+        async def __call__(self, operation: stagecast.Operation) -> None:
+            operation.advance(3)
+
+    service.performs("render")(Renderer())
+    async with service.lifespan():
+        row = await service.ended((await service.submit("render", "film", total=3)).id)
+        assert (row.state, row.current_bytes) == ("succeeded", 3)
+
+
 async def test_pause_and_resume_go_on_where_it_was(service: stagecast.Service) -> None:
     begun = endless(service)
     async with service.lifespan():
@@ -351,6 +362,22 @@ async def test_outside_its_lifespan_a_service_says_what_is_missing_and_it_can_be
             assert service.revision.endswith("-0")
     with pytest.raises(stagecast.BadInput):
         stagecast.Service(name="a/b")
+
+
+async def test_alone_with_a_folder_the_next_process_goes_on_at_once(tmp_path: Path) -> None:
+    begun: list[stagecast.Operation] = []
+    for attempt in (1, 2):
+        service = stagecast.Service(data=tmp_path, name=f"one-{attempt}")
+        begun = endless(service)
+        async with service.lifespan():
+            row = await service.submit("render", "film", total=9) if attempt == 1 else service.row("render:film")
+            await eventually(lambda begun=begun: begun)
+            assert begun[0].attempt == attempt
+            with pytest.raises(stagecast.StagecastError):
+                async with stagecast.Service(data=tmp_path).lifespan():
+                    pass
+    assert begun[0].job == row.job_id
+    assert begun[0].done == 2, "one by each"
 
 
 async def test_who_waits_for_an_end_hears_that_the_process_ends(service: stagecast.Service) -> None:

@@ -7,12 +7,11 @@ import logging
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final, Literal
+from typing import Literal
 
 import aiohttp
-import msgspec
 
-from stagecast import recipes, subjects
+from stagecast import recipes
 from stagecast.bus import Bus
 from stagecast.bus.nats import connect
 from stagecast.bus.sqlite import opened
@@ -25,16 +24,13 @@ from stagecast.loader import Loader
 from stagecast.manifest import check_name
 from stagecast.metrics import Metrics
 from stagecast.node import Node
-from stagecast.participant import Participant, participating
+from stagecast.participant import ALONE_LOG, Participant, outlive, participating
 from stagecast.router import Router
 from stagecast.settings import Bounds, NodeSettings, ReplicaSettings, WorkerSettings
 from stagecast.store import Store
 from stagecast.worker import Worker
 
 _logger = logging.getLogger(__name__)
-
-ALONE_LOG: Final = "log.sqlite3"
-"""Where a process alone keeps its log and history, in its data folder."""
 
 
 async def run_replica(settings: ReplicaSettings) -> None:
@@ -72,7 +68,7 @@ async def replica(settings: ReplicaSettings) -> AsyncGenerator[str, None]:
         if settings.nats:
             node = await stack.enter_async_context(_node(settings, control, store, "replica", url, {}))
         else:
-            _outlive(control, settings.name)
+            outlive(control)
             node = await stack.enter_async_context(_working_node(settings, control, store, None, {}))
         parts = Replica(
             participant=control, router=Router(control.tracker, control.presence), node=node,
@@ -100,21 +96,6 @@ async def worker(settings: WorkerSettings) -> AsyncGenerator[str, None]:
         url = _base_url(settings, endpoint, listening)
         _logger.info("worker %s answers at %s", settings.name, url)
         yield url
-
-
-def _outlive(control: Participant, name: str) -> None:
-    """Take every other process for gone, and nodes of other names for left: the log of one alone had no others.
-
-    What an earlier process left behind is then gone on with at once, whatever this machine was called then.
-    """
-    fold, leases, process = control.tracker.fold, control.presence.leases, control.tracker.process
-    for record in fold.live():
-        if record.owner not in {"", process}:
-            leases.leave(record.owner)
-    for node in fold.nodes.values():
-        leases.leave(node.process)
-        if node.name != name and not node.left:
-            control.announcer.say(subjects.node(node.name), msgspec.structs.replace(node, left=True))
 
 
 @asynccontextmanager

@@ -10,8 +10,11 @@ import secrets
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
-from stagecast import rows
+import msgspec
+
+from stagecast import rows, subjects
 from stagecast.announcer import Announcer
 from stagecast.bus import Bus
 from stagecast.commands import Commands
@@ -26,6 +29,9 @@ from stagecast.rows import Row
 from stagecast.settings import Bounds
 from stagecast.tracker import Tracker
 from stagecast.view import View
+
+ALONE_LOG: Final = "log.sqlite3"
+"""Where a process alone keeps its log and history, in its data folder."""
 
 
 @dataclass(frozen=True)
@@ -88,3 +94,18 @@ async def participating(
             await stack.enter_async_context(history.running())
         view = View(tracker)
         yield Participant(name, tracker, presence, commands, announcer, history, view, Feed(tracker, view))
+
+
+def outlive(participant: Participant) -> None:
+    """Take every other process for gone, and nodes of other names for left: the log of one alone had no others.
+
+    What an earlier process left behind is then gone on with at once, whatever this machine was called then.
+    """
+    fold, leases, process = participant.fold, participant.presence.leases, participant.tracker.process
+    for record in fold.live():
+        if record.owner not in {"", process}:
+            leases.leave(record.owner)
+    for node in fold.nodes.values():
+        leases.leave(node.process)
+        if node.name != participant.name and not node.left:
+            participant.announcer.say(subjects.node(node.name), msgspec.structs.replace(node, left=True))

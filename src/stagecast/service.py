@@ -15,6 +15,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,9 +28,10 @@ from stagecast.manifest import check_name
 from stagecast.messages import Kind, Record, Verb
 from stagecast.operation import Operation, check_kind, check_work, whole
 from stagecast.ownership import Ownership
-from stagecast.participant import Participant, participating
+from stagecast.participant import ALONE_LOG, Participant, outlive, participating
 from stagecast.revision import Revision
 from stagecast.rows import Row
+from stagecast.settings import Bounds
 from stagecast.tracker import Tracker
 from stagecast.work import in_thread
 
@@ -45,16 +47,20 @@ class Service:
     """One process of a program that has long-running work.
 
     ``nats`` is the URL of a NATS server with JetStream that all replicas share; without one this process is alone, and
-    nothing is broadcast. ``name`` is what people see as the replica that answers, by default host and process id. With
+    nothing is broadcast. What there was then ends with the process, or is kept in the folder ``data`` for the next one.
+    ``name`` is what people see as the replica that answers, by default host and process id. With
     an ``api_key`` the mounted routes ask for it; without one, who may use them is the program's own matter.
 
     Everything but `performs` and `app` needs the lifespan to have begun, and raises `StagecastError` without.
     """
 
-    def __init__(self, *, nats: str | None = None, name: str = "", api_key: str = "") -> None:
+    def __init__(
+        self, *, nats: str | None = None, data: str | Path | None = None, name: str = "", api_key: str = ""
+    ) -> None:
         self.name = name or f"{socket.gethostname()}-{os.getpid()}"
         check_name(self.name, "service")
         self._nats = nats or ""
+        self._data = Path(data) if data else None
         self._api_key = api_key
         self._performers: dict[Kind, tuple[Handler, int]] = {}
         self._blocks: set[str] = set()
@@ -71,6 +77,7 @@ class Service:
 
         Raises:
             BusError: NATS cannot be reached, or cannot carry the log.
+            StagecastError: another process has the data folder, or it cannot be written.
         """
         if self._participant is not None:
             raise BadInput(f"{self.name} takes part already; one Service has one lifespan at a time")
@@ -79,6 +86,8 @@ class Service:
             kinds = tuple(self._performers)
             participant = await stack.enter_async_context(participating(bus, self.name, judges=True, performs=kinds))
             await participant.history.caught_up.wait()
+            if not self._nats:
+                outlive(participant)
             self._participant = participant
             stack.callback(self._forget)
             if self._is_served:
@@ -212,7 +221,7 @@ class Service:
             BusError: the log cannot be written.
         """
         record, _ = await self._running.commands.give(operation, verb)
-        return rows.row(record)
+        return rows.detailed(record)
 
     @property
     def app(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
@@ -243,13 +252,18 @@ class Service:
 
     @asynccontextmanager
     async def _bus(self) -> AsyncGenerator[Bus, None]:
-        if not self._nats:
-            yield MemoryBus()
-            return
-        from stagecast.bus.nats import connect
+        if self._nats:
+            from stagecast.bus.nats import connect
 
-        async with connect(self._nats, self.name) as bus:
-            yield bus
+            async with connect(self._nats, self.name) as shared:
+                yield shared
+        elif self._data is not None:
+            from stagecast.bus.sqlite import opened
+
+            async with opened(self._data / ALONE_LOG, Bounds()) as kept:
+                yield kept
+        else:
+            yield MemoryBus()
 
 
 def _performing(handler: Handler) -> Perform:
@@ -257,8 +271,10 @@ def _performing(handler: Handler) -> Perform:
         working = Operation(ownership)
         if inspect.iscoroutinefunction(handler):
             await handler(working)
-        else:
-            await in_thread(ownership.stop, handler, working)
+            return
+        found = await in_thread(ownership.stop, handler, working)
+        if inspect.isawaitable(found):  # a callable object, or a wrapper, that does not look like a coroutine function
+            await found
 
     return perform
 
