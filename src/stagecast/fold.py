@@ -261,7 +261,7 @@ class Fold:
 
 
 def _is_same_run(one: Record, other: Record) -> bool:
-    return (one.job, one.kind, one.model) == (other.job, other.kind, other.model)
+    return one.job == other.job and one.model == other.model and one.kind == other.kind
 
 
 def speaks_of(mirror: Mirror, record: Record) -> bool:

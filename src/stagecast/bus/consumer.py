@@ -1,7 +1,8 @@
 """A consumer: what one JetStream consumer delivers, on its way from the client's callback to the task that takes it.
 
 A burst is taken without giving way in between: only when nothing is left does the taker wait, and it is woken once for
-whatever comes then. Silence is noticed by one timer for all messages, not by one for each.
+whatever comes then. Where messages come on each other's heels for long, they are taken in gulps: to wake for each costs
+more than the message. Silence is noticed by one timer for all messages, not by one for each.
 """
 
 from __future__ import annotations
@@ -10,11 +11,19 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Iterator
+from typing import Final
 
 from nats.aio.msg import Msg
 
 from stagecast.bus import CaughtUp
 from stagecast.messages import Entry
+
+BUSY: Final = 0.002
+"""Seconds between two messages, on average, below which they are taken in gulps."""
+GULP: Final = 0.005
+"""Seconds that a message waits for others then."""
+_LULL: Final = 0.02
+_WEIGHT: Final = 1 / 16
 
 
 class Consumer:
@@ -25,6 +34,8 @@ class Consumer:
         """Nothing more can be had: a delivery is missing, or the connection has changed."""
         self._loop = asyncio.get_running_loop()
         self._heard = self._loop.time()
+        self._gap = _LULL
+        self._gulp: asyncio.TimerHandle | None = None
         self._arrived: deque[Msg] = deque()
         self._owed: list[Msg] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -37,7 +48,13 @@ class Consumer:
     async def hear(self, message: Msg) -> None:
         """Take a message in; the client's callback."""
         self._arrived.append(message)
-        self._wake()
+        now = self._loop.time()
+        self._gap += (min(now - self._heard, _LULL) - self._gap) * _WEIGHT
+        self._heard = now
+        if self._gap >= BUSY or self._is_behind or not message.data:
+            self._wake()
+        elif self._gulp is None:
+            self._gulp = self._loop.call_later(GULP, self._wake)
 
     def end(self) -> None:
         """Be spent once everything that has come is taken."""
@@ -86,9 +103,12 @@ class Consumer:
             yield
         finally:
             self._timer.cancel()
+            self._wake()
 
     def _wake(self) -> None:
-        self._heard = self._loop.time()
+        if self._gulp is not None:
+            self._gulp.cancel()
+            self._gulp = None
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -114,6 +134,8 @@ class Consumer:
 
 def position(reply: str) -> tuple[int, int, float, int]:
     """Return (stream sequence, consumer sequence, server's time, messages pending) from a delivery's reply subject."""
-    tokens = reply.split(".")
-    sequence, in_consumer, nanoseconds, pending = tokens[5:9] if len(tokens) == 9 else tokens[7:11]
+    if reply.count(".") == 8:
+        _, sequence, in_consumer, nanoseconds, pending = reply.rsplit(".", 4)
+    else:
+        sequence, in_consumer, nanoseconds, pending = reply.split(".")[7:11]
     return int(sequence), int(in_consumer), int(nanoseconds) / 1e9, int(pending)
