@@ -107,8 +107,10 @@ class Fold:
 
     def apply(self, entry: Entry) -> Change:
         """Take one message of the log, in the log's order, and return what it did."""
-        self.revision = Revision(self.revision.identity, max(self.revision.sequence, entry.sequence))
-        self.server_time = max(self.server_time, entry.time)
+        if entry.sequence > self.revision.sequence:
+            self.revision = Revision(self.revision.identity, entry.sequence)
+        if entry.time > self.server_time:
+            self.server_time = entry.time
         prefix, _, rest = entry.subject.partition(".")
         try:
             if prefix == "stagecast":

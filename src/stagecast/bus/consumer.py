@@ -20,7 +20,7 @@ from stagecast.messages import Entry
 
 BUSY: Final = 0.002
 """Seconds between two messages, on average, below which they are taken in gulps."""
-GULP: Final = 0.005
+GULP: Final = 0.01
 """Seconds that a message waits for others then."""
 _LULL: Final = 0.02
 _WEIGHT: Final = 1 / 16
@@ -54,7 +54,7 @@ class Consumer:
         if self._gap >= BUSY or self._is_behind or not message.data:
             self._wake()
         elif self._gulp is None:
-            self._gulp = self._loop.call_later(GULP, self._wake)
+            self._gulp = self._loop.call_later(GULP, self._swallow)
 
     def end(self) -> None:
         """Be spent once everything that has come is taken."""
@@ -111,6 +111,10 @@ class Consumer:
             self._gulp = None
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _swallow(self) -> None:
+        self._gulp = None
+        self._wake()
 
     def _deliver(self, message: Msg) -> Entry | None:
         sequence, in_consumer, moment, pending = position(message.reply)
