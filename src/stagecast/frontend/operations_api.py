@@ -11,12 +11,11 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.enums import MediaType
 from litestar.params import FromPath, FromQuery, QueryParameter
-from litestar.response import Stream
 
 from stagecast import revision, rows
 from stagecast.errors import BadInput, ReplicaBehind, Unknown
 from stagecast.frontend import events
-from stagecast.frontend.encoded import Encoded
+from stagecast.frontend.encoded import Encoded, Frames
 from stagecast.frontend.gate import MIN_REVISION_WAIT, header
 from stagecast.messages import Outcome, Verb
 from stagecast.participant import Participant
@@ -69,12 +68,10 @@ class OperationsApi(Controller):
         return Encoded(200, participant.view.body, headers)
 
     @get("/stream", media_type="text/event-stream", summary="Server-sent events: a snapshot, then each change")
-    async def stream(self, request: Asked, participant: NamedDependency[Participant]) -> Stream:
+    async def stream(self, request: Asked, participant: NamedDependency[Participant]) -> Frames:
         """Send ``snapshot``, then ``operation`` per change; ``Last-Event-ID`` resumes on any replica."""
         after = await events.begin(participant.tracker, request.headers.get("last-event-id", ""))
-        frames = events.stream(participant.feed, participant.name, after)
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return Stream(frames, media_type="text/event-stream", headers=headers)
+        return Frames(events.stream(participant.feed, participant.name, after))
 
     @get("/history", summary="Ended operations, newest first")
     async def history(
