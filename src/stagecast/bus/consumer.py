@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from nats.aio.msg import Msg
@@ -21,7 +21,7 @@ from stagecast.messages import Entry
 BUSY: Final = 0.002
 """Seconds between two messages, on average, below which they are taken in gulps."""
 GULP: Final = 0.01
-"""Seconds that a message waits for others then."""
+"""Seconds for which the client collects messages then, after each gulp."""
 _LULL: Final = 0.02
 _WEIGHT: Final = 1 / 16
 
@@ -32,10 +32,11 @@ class Consumer:
     def __init__(self, held: int, target: int) -> None:
         self.is_spent = False
         """Nothing more can be had: a delivery is missing, or the connection has changed."""
+        self.pending: Callable[[], int] = lambda: 0
+        """How many messages the client has already and will call for in this turn of the loop."""
         self._loop = asyncio.get_running_loop()
         self._heard = self._loop.time()
         self._gap = _LULL
-        self._gulp: asyncio.TimerHandle | None = None
         self._arrived: deque[Msg] = deque()
         self._owed: list[Msg] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -51,10 +52,12 @@ class Consumer:
         now = self._loop.time()
         self._gap += (min(now - self._heard, _LULL) - self._gap) * _WEIGHT
         self._heard = now
-        if self._gap >= BUSY or self._is_behind or not message.data:
-            self._wake()
-        elif self._gulp is None:
-            self._gulp = self._loop.call_later(GULP, self._swallow)
+        if self.pending():
+            return
+        self._wake()
+        if self._gap < BUSY and not self._is_behind:
+            # Meanwhile the client only collects; it calls once more for all that has come.
+            await asyncio.sleep(GULP)
 
     def end(self) -> None:
         """Be spent once everything that has come is taken."""
@@ -103,18 +106,10 @@ class Consumer:
             yield
         finally:
             self._timer.cancel()
-            self._wake()
 
     def _wake(self) -> None:
-        if self._gulp is not None:
-            self._gulp.cancel()
-            self._gulp = None
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-    def _swallow(self) -> None:
-        self._gulp = None
-        self._wake()
 
     def _deliver(self, message: Msg) -> Entry | None:
         sequence, in_consumer, moment, pending = position(message.reply)

@@ -141,6 +141,7 @@ class NatsLog:
         subscription = await self._client.subscribe(
             inbox, cb=consumer.hear, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
+        consumer.pending = lambda: subscription.pending_msgs
         self._consumers.add(consumer)
         try:
             await _cancellable(self._stream.add_consumer(self._name, _configured(inbox, held)))
