@@ -16,6 +16,7 @@ from nats.aio.client import Client
 
 from records import OWNER, event, record, ticked
 from stagecast import subjects
+from stagecast.bus import Log
 from stagecast.bus.nats import connect
 from stagecast.messages import Beat, Record
 
@@ -39,47 +40,55 @@ async def alive(client: Client) -> AsyncIterator[None]:
         task.cancel()
 
 
-async def begin(client: Client, count: int) -> list[Record]:
-    """Write the first records of that many operations."""
-    stream = client.jetstream(timeout=10)
-    records = [record(number) for number in range(count)]
-    for first in range(0, count, AT_ONCE):
-        await asyncio.gather(*(stream.publish(*event(each)) for each in records[first : first + AT_ONCE]))
-    return records
+class Owned:
+    """Operations of one owner, and where the log has the last word on each."""
 
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._records: list[Record] = []
+        self._sequences: list[int] = []
 
-async def tick(client: Client, records: list[Record]) -> None:
-    """Let each operation tick once a second, at a moment of its own."""
-    loop = asyncio.get_running_loop()
-    order = sorted(range(len(records)), key=lambda _: random.random())
-    period, began = 0, loop.time()
-    while True:
-        for place, number in enumerate(order):
-            due = began + period + place / len(order)
-            while (left := due - loop.time()) > 0:
-                await asyncio.sleep(left)
-            records[number] = ticked(records[number])
-            await client.publish(*event(records[number]))
-        period += 1
+    async def begin(self, count: int) -> None:
+        """Write the first records of that many operations."""
+        self._records = [record(number) for number in range(count)]
+        for first in range(0, count, AT_ONCE):
+            some = self._records[first : first + AT_ONCE]
+            self._sequences += await asyncio.gather(*(self._log.append(*event(each)) for each in some))
+
+    async def tick(self) -> None:
+        """Let each operation tick once a second, at a moment of its own."""
+        loop = asyncio.get_running_loop()
+        order = sorted(range(len(self._records)), key=lambda _: random.random())
+        period, began = 0, loop.time()
+        async with asyncio.TaskGroup() as ticks:
+            while True:
+                for place, number in enumerate(order):
+                    due = began + period + place / len(order)
+                    while (left := due - loop.time()) > 0:
+                        await asyncio.sleep(left)
+                    ticks.create_task(self._say(number))
+                period += 1
+
+    async def _say(self, number: int) -> None:
+        """Write the next record as every owner does, with a compare-and-set."""
+        said = self._records[number] = ticked(self._records[number])
+        self._sequences[number] = await self._log.append(*event(said), expected=self._sequences[number])
 
 
 async def _main(url: str) -> None:
-    async with connect(url, "load"):
-        pass  # the streams are there now
     client = await nats.connect(url)
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    records: list[Record] = []
-    ticking: asyncio.Task[None] | None = None
-    print(json.dumps("up"), flush=True)
-    async with alive(client):
+    async with connect(url, "load") as bus, alive(client):
+        owned, ticking = Owned(bus.log), asyncio.create_task(asyncio.sleep(0))
+        print(json.dumps("up"), flush=True)
         while line := await reader.readline():
             command = json.loads(line)
             if command["do"] == "begin":
-                records = await begin(client, command["count"])
+                await owned.begin(command["count"])
             elif command["do"] == "tick":
-                ticking = asyncio.create_task(tick(client, records))
-            elif ticking is not None:
+                ticking = asyncio.create_task(owned.tick())
+            else:
                 ticking.cancel()
                 await asyncio.wait([ticking])
             print(json.dumps("done"), flush=True)

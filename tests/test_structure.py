@@ -54,8 +54,9 @@ LADDER: Final = (
         "processes",
         {
             "FRONTEND": (
-                "frontend frontend.docs frontend.refusals frontend.gate frontend.events frontend.replica "
-                "frontend.installs frontend.operations_api frontend.mounted frontend.models_api frontend.openai "
+                "frontend frontend.docs frontend.encoded frontend.refusals frontend.gate frontend.events "
+                "frontend.replica frontend.installs frontend.operations_api frontend.mounted frontend.models_api "
+                "frontend.openai "
                 "frontend.application"
             ),
             "WORKER": "worker",

@@ -110,8 +110,10 @@ class Fold:
 
     def apply(self, entry: Entry) -> Change:
         """Take one message of the log, in the log's order, and return what it did."""
-        self.revision = Revision(self.revision.identity, max(self.revision.sequence, entry.sequence))
-        self.server_time = max(self.server_time, entry.time)
+        if entry.sequence > self.revision.sequence:
+            self.revision = Revision(self.revision.identity, entry.sequence)
+        if entry.time > self.server_time:
+            self.server_time = entry.time
         prefix, _, rest = entry.subject.partition(".")
         try:
             if prefix == "stagecast":
@@ -270,7 +272,7 @@ class Fold:
 
 
 def _is_same_run(one: Record, other: Record) -> bool:
-    return (one.job, one.kind, one.model) == (other.job, other.kind, other.model)
+    return one.job == other.job and one.model == other.model and one.kind == other.kind
 
 
 def speaks_of(mirror: Mirror, record: Record) -> bool:

@@ -79,12 +79,11 @@ def verdicts(fold: Fold, leases: Leases, now: float, wall: float) -> Iterator[tu
     alive: dict[str, bool] = {}
     for slot in fold.live_slots():
         record = slot.record
-        process = responsible(fold, record)
-        if record.state == "paused" or not process:
-            continue
-        if process not in alive:
-            alive[process] = leases.is_alive(process, now)
-        if alive[process]:
+        process = record.owner or responsible(fold, record)
+        is_alive = alive.get(process)
+        if is_alive is None:
+            is_alive = alive[process] = not process or leases.is_alive(process, now)
+        if is_alive or record.state == "paused":
             continue
         who = f"node {record.node}" if record.node else f"its owner {record.owner}"
         if leases.silence(process, now) >= PATIENCE:

@@ -83,7 +83,7 @@ async def forward(
         if name.lower() not in _HOP | drop | {b"host", b"content-length"}
     ]
     outgoing += list((extra or {}).items())
-    gone = asyncio.create_task(_until_gone(receive))
+    gone = asyncio.create_task(until_gone(receive))
     sending = asyncio.create_task(_exchange(session, method, url, outgoing, body, send, refused))
     try:
         await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)
@@ -123,7 +123,8 @@ async def _exchange(
     return True
 
 
-async def _until_gone(receive: Receive) -> None:
+async def until_gone(receive: Receive) -> None:
+    """Return once the client has closed the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -131,3 +131,47 @@ def test_a_place_is_read_from_both_forms_of_a_delivery() -> None:
     short = "$JS.ACK.STAGECAST.name.1.12.3.1764000000500000000.4"
     long = "$JS.ACK.domain.account.STAGECAST.name.1.12.3.1764000000500000000.4.token"
     assert position(short) == position(long) == (12, 3, 1764000000.5, 4)
+
+
+def heard_at_once(consumer: Consumer, message: Msg) -> bool:
+    """Let the client call with a message; tell whether it could go on without waiting."""
+    calling = consumer.hear(message)
+    try:
+        calling.send(None)
+    except StopIteration:
+        return True
+    calling.close()
+    return False
+
+
+async def test_messages_on_each_others_heels_are_collected_and_single_ones_are_not() -> None:
+    consumer = Consumer(0, 0)
+    at_once = [heard_at_once(consumer, delivery(number, number)) for number in range(1, 100)]
+    assert at_once == sorted(at_once, reverse=True), "a burst is none yet at its beginning"
+    assert (at_once[0], at_once[-1]) == (True, False)
+    assert taken(consumer) == [CaughtUp(0), *range(1, 100)]
+    for number in range(100, 110):
+        consumer._heard -= 10.0
+        at_once.append(heard_at_once(consumer, delivery(number, number)))
+    assert at_once[-1]
+
+
+async def test_nothing_waits_for_others_while_it_catches_up() -> None:
+    consumer = Consumer(0, 200)
+    assert all(heard_at_once(consumer, delivery(number, number, pending=1)) for number in range(1, 150))
+
+
+async def test_who_takes_is_woken_at_the_end_of_what_the_client_has() -> None:
+    consumer, left = Consumer(0, 0), 2
+    consumer.pending = lambda: left
+    taken(consumer)
+    waiting = asyncio.create_task(consumer.come())
+    await asyncio.sleep(0)
+    for left in (2, 1):
+        await consumer.hear(delivery(3 - left, 3 - left))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    left = 0
+    await consumer.hear(delivery(3, 3))
+    await waiting
+    assert taken(consumer) == [1, 2, 3]

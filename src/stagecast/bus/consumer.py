@@ -1,7 +1,8 @@
 """A consumer: what one JetStream consumer delivers, on its way from the client's callback to the task that takes it.
 
 A burst is taken without giving way in between: only when nothing is left does the taker wait, and it is woken once for
-whatever comes then. Silence is noticed by one timer for all messages, not by one for each.
+whatever comes then. Where messages come on each other's heels for long, they are taken in gulps: to wake for each costs
+more than the message. Silence is noticed by one timer for all messages, not by one for each.
 """
 
 from __future__ import annotations
@@ -9,12 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from nats.aio.msg import Msg
 
 from stagecast.bus import CaughtUp
 from stagecast.messages import Entry
+
+BUSY: Final = 0.002
+"""Seconds between two messages, on average, below which they are taken in gulps."""
+GULP: Final = 0.01
+"""Seconds for which the client collects messages then, after each gulp."""
+_LULL: Final = 0.02
+_WEIGHT: Final = 1 / 16
 
 
 class Consumer:
@@ -23,8 +32,11 @@ class Consumer:
     def __init__(self, held: int, target: int) -> None:
         self.is_spent = False
         """Nothing more can be had: a delivery is missing, or the connection has changed."""
+        self.pending: Callable[[], int] = lambda: 0
+        """How many messages the client has already and will call for in this turn of the loop."""
         self._loop = asyncio.get_running_loop()
         self._heard = self._loop.time()
+        self._gap = _LULL
         self._arrived: deque[Msg] = deque()
         self._owed: list[Msg] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -37,7 +49,15 @@ class Consumer:
     async def hear(self, message: Msg) -> None:
         """Take a message in; the client's callback."""
         self._arrived.append(message)
+        now = self._loop.time()
+        self._gap += (min(now - self._heard, _LULL) - self._gap) * _WEIGHT
+        self._heard = now
+        if self.pending():
+            return
         self._wake()
+        if self._gap < BUSY and not self._is_behind:
+            # Meanwhile the client only collects; it calls once more for all that has come.
+            await asyncio.sleep(GULP)
 
     def end(self) -> None:
         """Be spent once everything that has come is taken."""
@@ -88,7 +108,6 @@ class Consumer:
             self._timer.cancel()
 
     def _wake(self) -> None:
-        self._heard = self._loop.time()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -114,6 +133,8 @@ class Consumer:
 
 def position(reply: str) -> tuple[int, int, float, int]:
     """Return (stream sequence, consumer sequence, server's time, messages pending) from a delivery's reply subject."""
-    tokens = reply.split(".")
-    sequence, in_consumer, nanoseconds, pending = tokens[5:9] if len(tokens) == 9 else tokens[7:11]
+    if reply.count(".") == 8:
+        _, sequence, in_consumer, nanoseconds, pending = reply.rsplit(".", 4)
+    else:
+        sequence, in_consumer, nanoseconds, pending = reply.split(".")[7:11]
     return int(sequence), int(in_consumer), int(nanoseconds) / 1e9, int(pending)

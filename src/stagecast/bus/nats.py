@@ -65,14 +65,18 @@ class NatsLog:
             raise BusUnavailable("not connected")
         headers = {_EXPECTED: str(expected)} if expected is not None else None
         try:
-            publishing = self._stream.publish(subject, payload, stream=self._name, headers=headers)
-            acknowledged = await _cancellable(publishing)
+            # Each header is stored, delivered and parsed by every follower: the stream's name is checked here instead.
+            acknowledged = await _cancellable(self._stream.publish(subject, payload, headers=headers))
         except APIError as error:
             if error.err_code == _WRONG_LAST_SEQUENCE and expected is not None:
                 raise AppendConflict(subject, expected) from None
             raise BusUnavailable(str(error)) from error
         except _Gone as error:
             raise BusUnavailable(_describe(error)) from error
+        if acknowledged.stream != self._name:
+            raise BusUnavailable(
+                f"the stream {acknowledged.stream} has taken a message that was meant for {self._name}"
+            )
         return acknowledged.seq
 
     async def last(self, subject: str) -> Entry | None:
@@ -141,6 +145,7 @@ class NatsLog:
         subscription = await self._client.subscribe(
             inbox, cb=consumer.hear, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
+        consumer.pending = lambda: subscription.pending_msgs
         self._consumers.add(consumer)
         try:
             await _cancellable(self._stream.add_consumer(self._name, _configured(inbox, held)))

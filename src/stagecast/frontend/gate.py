@@ -65,7 +65,7 @@ class Gate:
         if path in _OPEN_PATHS or path.startswith(_OPEN):
             return
         if self._key:
-            given = _header(scope, b"authorization")
+            given = header(scope, b"authorization")
             scheme, _, key = given.partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
                 raise Unauthorized
@@ -76,8 +76,9 @@ class Gate:
 
     async def _catch_up(self, scope: Scope) -> None:
         """Wait until this replica has folded what the client has seen; raise `ReplicaBehind` where that takes long."""
-        text = _header(scope, b"stagecast-min-revision").decode("latin-1")
-        text = text or parse_qs(scope["query_string"].decode("latin-1")).get("min_revision", [""])[0]
+        text = header(scope, b"stagecast-min-revision").decode("latin-1")
+        if not text and scope["query_string"]:
+            text = parse_qs(scope["query_string"].decode("latin-1")).get("min_revision", [""])[0]
         wanted = revision.parse(text) if text else None
         if wanted is not None and not await self._tracker.reached(wanted, MIN_REVISION_WAIT):
             raise ReplicaBehind(str(wanted))
@@ -85,11 +86,12 @@ class Gate:
 
 def _check_origin(scope: Scope) -> None:
     """Raise `CrossOrigin` where a browser says that another site's page asks: that page has no key, its reader may."""
-    origin = _header(scope, b"origin").decode("latin-1")
-    hosts = {_header(scope, name).decode("latin-1").lower() for name in (b"host", b"x-forwarded-host")}
+    origin = header(scope, b"origin").decode("latin-1")
+    hosts = {header(scope, name).decode("latin-1").lower() for name in (b"host", b"x-forwarded-host")}
     if origin and urlsplit(origin).netloc.lower() not in hosts - {""}:
         raise CrossOrigin(origin)
 
 
-def _header(scope: Scope, name: bytes) -> bytes:
+def header(scope: Scope, name: bytes) -> bytes:
+    """Return what a request says in a header, empty if it has none; ``name`` in lower case."""
     return next((value for key, value in scope["headers"] if key.lower() == name), b"")

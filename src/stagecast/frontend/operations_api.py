@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Final, get_args
+from typing import Annotated, Final, cast, get_args
 
 import msgspec
 from litestar import Controller, Request, Response, get, post
@@ -11,15 +11,16 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.enums import MediaType
 from litestar.params import FromPath, FromQuery, QueryParameter
-from litestar.response import Stream
 
 from stagecast import revision, rows
 from stagecast.errors import BadInput, ReplicaBehind, Unknown
 from stagecast.frontend import events
-from stagecast.frontend.gate import MIN_REVISION_WAIT
+from stagecast.frontend.encoded import Encoded, Frames
+from stagecast.frontend.gate import MIN_REVISION_WAIT, header
 from stagecast.messages import Outcome, Verb
 from stagecast.participant import Participant
 from stagecast.past import Place, Sought, parse_place, place_before
+from stagecast.proxy import Scope
 from stagecast.quantities import parse_time
 from stagecast.revision import Revision
 from stagecast.rows import Row
@@ -61,18 +62,16 @@ class OperationsApi(Controller):
                 raise ReplicaBehind(after)
             await participant.tracker.until(lambda: _is_later(participant, known), max(0.0, min(wait, LONGEST_WAIT)))
         etag = participant.view.etag
-        headers = {"ETag": etag, "Cache-Control": "no-cache"}
-        if is_known(etag, request.headers.get("if-none-match", "")):
-            return Response(b"", status_code=304, headers=headers, media_type=MediaType.JSON)  # type: ignore[arg-type]
-        return Response(participant.view.body, headers=headers, media_type=MediaType.JSON)  # type: ignore[arg-type]
+        headers = [(b"etag", etag.encode()), (b"cache-control", b"no-cache")]
+        if is_known(etag, _if_none_match(request)):
+            return Encoded(304, b"", headers)
+        return Encoded(200, participant.view.body, headers)
 
     @get("/stream", media_type="text/event-stream", summary="Server-sent events: a snapshot, then each change")
-    async def stream(self, request: Asked, participant: NamedDependency[Participant]) -> Stream:
+    async def stream(self, request: Asked, participant: NamedDependency[Participant]) -> Frames:
         """Send ``snapshot``, then ``operation`` per change; ``Last-Event-ID`` resumes on any replica."""
         after = await events.begin(participant.tracker, request.headers.get("last-event-id", ""))
-        frames = events.stream(participant.feed, participant.name, after)
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return Stream(frames, media_type="text/event-stream", headers=headers)
+        return Frames(events.stream(participant.feed, participant.name, after))
 
     @get("/history", summary="Ended operations, newest first")
     async def history(
@@ -136,6 +135,11 @@ def _place(before: str) -> Place | None:
         return place_before(parse_time(before))
     except ValueError:
         raise BadInput(f"before is {before!r}; write a time like 2026-11-24T01:48:00Z, or a page's next") from None
+
+
+def _if_none_match(request: Asked) -> str:
+    # Read from what came: making all headers into a mapping costs a fifth of answering.
+    return header(cast("Scope", request.scope), b"if-none-match").decode("latin-1")
 
 
 def _is_later(participant: Participant, known: Revision) -> bool:
