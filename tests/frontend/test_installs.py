@@ -75,6 +75,7 @@ async def test_what_a_dead_replica_left_behind_goes_on_here(stocked: Alone, tmp_
 
 
 async def test_what_a_living_replica_does_is_left_alone(stocked: Alone) -> None:
+    await stocked.beat("peer/1")  # an earlier test has let it leave
     identifier = await stocked.running("installation", "theirs")
     record = stocked.peer.fold.record(identifier)
     await installed(stocked, ref="b", name="marker")
