@@ -1,0 +1,490 @@
+"""The cluster: replicas, workers and clients, each made of the parts that run in production, in virtual time.
+
+What is simulated is what lies outside of those parts: the network, the server, disks, pieces that move, browsers that
+ask through a load balancer. A replica's requests pass its real `Gate`; a process is put together as
+`stagecast.composition` does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from stagecast import client as http_client
+from stagecast import revision, subjects
+from stagecast.announcer import Announcer
+from stagecast.bus.nats import NatsBus
+from stagecast.commands import Commands
+from stagecast.duty import Duty
+from stagecast.errors import BusError, NameTaken, StagecastError, TransferFailed
+from stagecast.frontend.gate import Gate, refuse
+from stagecast.frontend.replica import Replica
+from stagecast.frontend.view import View
+from stagecast.history import History
+from stagecast.messages import Holding, NodeRecord, Record
+from stagecast.ownership import Ownership
+from stagecast.presence import Presence
+from stagecast.revision import Revision
+from stagecast.tracker import Tracker
+from tests.simulation.loop import Loop, Process
+from tests.simulation.nats import EPOCH, Client, Noise, Server
+
+if TYPE_CHECKING:
+    from tests.simulation.invariants import Ledger
+
+PIECE: Final = 16
+CLIENT_PATIENCE: Final = 4.0
+
+
+@dataclass
+class Disk:
+    """What a node keeps through every crash: whole models, and the pieces of those that are on their way."""
+
+    whole: set[str] = field(default_factory=set)
+    pieces: dict[str, dict[int, int]] = field(default_factory=dict)
+    """Per model and piece: bytes that were written; ``PIECE`` of them mean that the piece was verified."""
+    moved_twice: int = 0
+    """Verified pieces that were moved again though nobody had discarded them."""
+
+    def verified(self, model: str) -> int:
+        """Return how many bytes are verified."""
+        return sum(count for count in self.pieces.get(model, {}).values() if count == PIECE)
+
+    def present(self, model: str) -> int:
+        """Return how many bytes are written, verified or not."""
+        return sum(self.pieces.get(model, {}).values())
+
+
+class Life:
+    """One process of a node, from its start to its end."""
+
+    def __init__(self, cluster: Cluster, node: Node, number: int) -> None:
+        self.cluster = cluster
+        self.node = node
+        self.process = cluster.loop.process(f"{node.name}.{number}")
+        self.id = f"{node.name}/{number:08x}"
+        self.client = Client(cluster.server, self.process)
+        self.tracker: Tracker | None = None
+        self.replica: Replica | None = None
+        self.history: History | None = None
+        self.gate: Gate | None = None
+        self.duty: Duty | None = None
+        self.announcer: Announcer | None = None
+        self.is_ready = False
+        self.began = cluster.loop.time()
+        self.awake_since = self.began
+        self.ready_since = self.began
+        self.ended_at: float | None = None
+        self.asked: dict[asyncio.Future[Any], Process] = {}
+        """The answers that clients wait for from this process, and which client does."""
+        self.chance = random.Random(f"{cluster.seed} {self.id}")
+        cluster.ledger.born(self)
+        self.main = self.process.spawn(self._live())
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether it can take steps, now or once it wakes."""
+        return not self.process.is_dead
+
+    @property
+    def well_since(self) -> float | None:
+        """Since when it is alive, awake, ready and connected without a break, as far as anybody outside can tell."""
+        if not self.is_ready or self.process.is_dead or self.process.is_paused or not self.client.is_connected:
+            return None
+        server = self.cluster.server
+        if not server.is_up or server.process.is_paused or self.client.is_cut:
+            return None
+        return max(self.ready_since, self.awake_since, self.client.connected_since, self.cluster.server_since)
+
+    def wall(self) -> float:
+        """Return this node's own clock."""
+        return EPOCH + self.node.skew + self.cluster.loop.time()
+
+    async def _live(self) -> None:
+        while not self.client.is_connected:
+            with suppress(TimeoutError):
+                await self.client.connect()
+        bus = NatsBus(self.client)  # type: ignore[arg-type]  # the narrow part of it
+        self.client.changed = bus.wake
+        for log in (bus.log, bus.history):
+            while True:
+                try:
+                    await log.ensure()
+                    break
+                except Exception:
+                    await asyncio.sleep(0.2)
+        try:
+            await self._work(bus)
+        finally:
+            with suppress(Exception):
+                async with asyncio.timeout(1.0):
+                    await self.client.flush()
+
+    async def _work(self, bus: NatsBus) -> None:
+        loop, is_replica = self.cluster.loop, self.node.kind == "replica"
+        async with AsyncExitStack() as stack:
+            tracker = Tracker(bus, self.id, mends=is_replica, clock=self.wall, chance=self.chance)
+            self.tracker = tracker
+            self.process.watch = self.cluster.ledger.watch(self)
+            await stack.enter_async_context(tracker.running())
+            presence = Presence(tracker, judges=is_replica, monotonic=loop.time, clock=self.wall)
+            await stack.enter_async_context(presence.running())
+            commands = await stack.enter_async_context(Commands(tracker).running())
+            await tracker.caught_up.wait()
+            await commands.check_name(self.node.name)
+            announcer = await stack.enter_async_context(Announcer(tracker).running())
+            self.announcer = announcer
+            record = NodeRecord(name=self.node.name, kind=self.node.kind, process=self.id)
+            announcer.say(subjects.node(self.node.name), record)
+            stack.callback(lambda: announcer.say(subjects.node(record.name), msgspec.structs.replace(record, left=True)))
+            if is_replica:
+                for model in self.cluster.models:
+                    announcer.say(subjects.holding(self.node.name, model), _holding(self.node.name, model))
+                self.history = await stack.enter_async_context(History(tracker).running())
+                self.replica = Replica(
+                    name=self.node.name, tracker=tracker, presence=presence, history=self.history, commands=commands,
+                    router=None, node=None, view=View(tracker), token="", galleries=(), wait_budget=0.0,  # type: ignore[arg-type]
+                )  # fmt: skip
+                self.duty = Duty(tracker, "installation", self._perform)
+            else:
+                self.duty = Duty(tracker, "staging", self._perform, node=self.node.name, clear=self._clear)
+            await stack.enter_async_context(self.duty.running())
+            if is_replica:
+                self.gate = Gate(Site(self), tracker, self.node.name, "")
+            self.is_ready, self.ready_since = True, loop.time()
+            await asyncio.get_running_loop().create_future()
+
+    # The work that takes time.
+
+    async def _perform(self, ownership: Ownership) -> None:
+        """Move the pieces of a model, as `stagecast.worker` and `stagecast.frontend.installs` do."""
+        disk, model = self.node.disk, ownership.record.model
+        pieces = self.cluster.models[model]
+        total = pieces * PIECE
+        await ownership.change(phase="planning")
+        await asyncio.sleep(0.05 * self.chance.random())
+        if model in disk.whole:
+            await ownership.change(bytes_present=total)
+        else:
+            present = disk.present(model)
+            await ownership.change(
+                phase="transferring", bytes_total=total, bytes_done=disk.verified(model), floor=present,
+                bytes_present=present, total_files=2,
+            )  # fmt: skip
+            try:
+                await self._move(ownership, model, pieces)
+            except asyncio.CancelledError:
+                if ownership.stopped_by == "cancel":
+                    disk.pieces.pop(model, None)
+                raise
+            await ownership.change(phase="publishing")
+            disk.whole.add(model)
+            disk.pieces.pop(model, None)
+        await ownership.change(phase="publishing", bytes_total=total, bytes_done=total)
+        assert self.announcer is not None
+        self.announcer.say(subjects.holding(self.node.name, model), _holding(self.node.name, model))
+        await self.announcer.settled()
+
+    async def _move(self, ownership: Ownership, model: str, pieces: int) -> None:
+        pace = self.cluster.pace
+        have = self.node.disk.pieces.setdefault(model, {})
+        for piece in range(pieces):
+            if have.get(piece) == PIECE:
+                continue
+            written = have.get(piece, 0)
+            if written:
+                ownership.advance(written)
+            while written < PIECE:
+                await asyncio.sleep(pace * (0.5 + self.chance.random()))
+                if model in self.cluster.broken:
+                    raise TransferFailed(f"{model}: its source is gone")
+                self.cluster.ledger.moved(self, ownership.record)
+                count = PIECE // 2
+                written += count
+                have[piece] = written
+                ownership.advance(count)
+            if piece == pieces // 2 - 1:
+                ownership.complete(1, "first")
+        ownership.enter(2, "second")
+
+    async def _clear(self, record: Record) -> None:
+        if not record.bytes_kept:
+            self.node.disk.pieces.pop(record.model, None)
+
+
+class Node:
+    """A machine: it has a name, a clock, a disk, and one process after another."""
+
+    def __init__(self, cluster: Cluster, name: str, kind: str, skew: float) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.kind: Any = kind
+        self.skew = skew
+        self.disk = Disk()
+        self.life: Life | None = None
+
+    def start(self) -> None:
+        """Start a process here, unless one lives."""
+        if self.life is None or not self.life.is_alive:
+            self.life = Life(self.cluster, self, self.cluster.number())
+
+    def crash(self) -> None:
+        """End the process here between two steps."""
+        life = self.life
+        if life is not None and life.is_alive:
+            life.ended_at = self.cluster.deaths[life.id] = self.cluster.loop.time()
+            life.client.die()
+            life.process.kill()
+            self.cluster.ledger.died(life)
+            self.cluster.reset(life)
+
+    def stop(self) -> None:
+        """Ask the process here to end, as SIGTERM does."""
+        life = self.life
+        if life is not None and life.is_alive and not life.main.done():
+            life.process.post(life.main.cancel)
+            life.main.add_done_callback(lambda _: self._gone(life))
+
+    def _gone(self, life: Life) -> None:
+        if self.life is life:
+            self.crash()
+
+    def pause(self) -> None:
+        """Let the process here take no step: SIGSTOP, a long collection, a suspended machine."""
+        if self.life is not None and self.life.is_alive:
+            self.life.process.pause()
+
+    def wake(self) -> None:
+        """Let it go on."""
+        if self.life is not None and self.life.process.is_paused:
+            self.life.awake_since = self.cluster.loop.time()
+            self.life.process.wake()
+
+
+class Site:
+    """What lies behind the gate: the routes' work, without their parsing."""
+
+    def __init__(self, life: Life) -> None:
+        assert life.replica is not None
+        self._life = life
+        self._replica = life.replica
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+        path = scope["path"]
+        try:
+            if scope["method"] == "GET":
+                body = self._replica.view.body
+            else:
+                body = msgspec.json.encode(await self._do(*path.split("/")[2:]))
+        except StagecastError as error:
+            await refuse(error, path, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _do(self, what: str, *names: str) -> Any:
+        replica, tracker = self._replica, self._replica.tracker
+        if what == "stage":
+            model, node = names
+            records, at = await replica.stage(model, replica.targets([node]), "api")
+            return [records[0], str(at)]
+        if what == "install":
+            record, at = await tracker.open("installation", names[0], cause="api", claim=True)
+            if record.owner == tracker.process and self._life.duty is not None:
+                self._life.duty.take(record)
+            await tracker.reached(at, 2.0)
+            return [tracker.fold.record(record.id) or record, str(at)]
+        record, at = await replica.commands.give(names[0], names[1])  # type: ignore[arg-type]
+        return [record, str(at)]
+
+
+@dataclass
+class Answer:
+    """A response as a client has it. ``status`` 0: the connection broke, or nobody answered in time."""
+
+    status: int
+    body: bytes
+    revision: str
+    replica: str
+    asked: str
+
+
+class Cluster:
+    """Everything there is."""
+
+    def __init__(self, seed: int, ledger: Ledger, *, server_skew: float, noise: Noise, pace: float) -> None:
+        self.seed = seed
+        self.loop = Loop(seed)
+        self.server = Server(self.loop, server_skew, noise)
+        self.server_since = 0.0
+        self.ledger = ledger
+        self.pace = pace
+        self.models: dict[str, int] = {}
+        self.broken: set[str] = set()
+        """Models whose source is gone: moving them fails."""
+        self.nodes: dict[str, Node] = {}
+        self._numbers = 0
+        self._turn = 0
+        self._clients = 0
+        self.deaths: dict[str, float] = {}
+        ledger.begin(self)
+
+    def number(self) -> int:
+        """Return a number that was not given before."""
+        self._numbers += 1
+        return self._numbers
+
+    def add(self, name: str, kind: str, skew: float) -> Node:
+        """Put up a machine."""
+        node = self.nodes[name] = Node(self, name, kind, skew)
+        return node
+
+    def lives(self) -> list[Life]:
+        """Return the processes that live."""
+        return [node.life for node in self.nodes.values() if node.life is not None and node.life.is_alive]
+
+    # The load balancer.
+
+    def _next(self) -> Life | None:
+        """Return the replica whose turn it is; one whose port is closed is passed over."""
+        able = [life for life in self.lives() if life.gate is not None]
+        if not able:
+            return None
+        self._turn += 1
+        return able[self._turn % len(able)]
+
+    async def ask(self, method: str, path: str, min_revision: str) -> Answer:
+        """Send one request through the load balancer and return the answer."""
+        life = self._next()
+        if life is None:
+            await asyncio.sleep(0.2)
+            return Answer(0, b"", "", "", min_revision)
+        caller = self.loop.current
+        future: asyncio.Future[Answer] = self.loop.create_future()
+        life.asked[future] = caller
+
+        def deliver(answer: Answer) -> None:
+            if not future.done():
+                future.set_result(answer)
+
+        def respond(answer: Answer) -> None:
+            life.asked.pop(future, None)
+            caller.post_at(self.server.delay(), deliver, answer)
+
+        life.process.post_at(self.server.delay(), self._arrive, life, method, path, min_revision, respond)
+        try:
+            async with asyncio.timeout(CLIENT_PATIENCE):
+                return await future
+        except TimeoutError:
+            return Answer(0, b"", "", "", min_revision)
+        finally:
+            life.asked.pop(future, None)
+
+    def _arrive(
+        self, life: Life, method: str, path: str, min_revision: str, respond: Callable[[Answer], None]
+    ) -> None:
+        headers = [(b"stagecast-min-revision", min_revision.encode())] if min_revision else []
+        scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
+        task = asyncio.get_running_loop().create_task(self._serve(life, scope, respond))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _serve(self, life: Life, scope: Any, respond: Callable[[Answer], None]) -> None:
+        status, at, body = 0, "", b""
+
+        async def send(message: Any) -> None:
+            nonlocal status, at, body
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                at = next((value.decode() for key, value in message["headers"] if key == b"Stagecast-Revision"), "")
+            else:
+                body = message["body"]
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b""}
+
+        assert life.gate is not None
+        await life.gate(scope, receive, send)
+        asked = scope["headers"][0][1].decode() if scope["headers"] else ""
+        if status == 200 and scope["method"] == "GET":
+            self.ledger.answered(life, body)
+        respond(Answer(status, body, at, life.node.name, asked))
+
+    def reset(self, life: Life) -> None:
+        """Break the connections of those who wait for a process that has died."""
+        for future, caller in life.asked.items():
+            caller.post_at(self.server.delay(), _break, future)
+        life.asked.clear()
+
+
+class Browser:
+    """A client that carries the highest revision it has seen, by the very rule of `stagecast.client`."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.process = cluster.loop.process(name)
+        self._memory = http_client.Client.__new__(http_client.Client)
+        self._memory.revision = ""
+
+    @property
+    def revision(self) -> str:
+        """The highest revision that it has seen."""
+        return self._memory.revision
+
+    async def ask(self, method: str, path: str) -> Answer:
+        """Send a request, and learn from the answer."""
+        answer = await self.cluster.ask(method, path, self.revision)
+        if answer.revision:
+            self._memory._see(answer.revision, answer.asked if answer.status < 400 else "")
+        return answer
+
+    async def poll(self) -> Answer | None:
+        """Ask for the list until somebody answers; the ledger looks at what came."""
+        for _ in range(8):
+            answer = await self.ask("GET", "/api/operations")
+            if answer.status == 200:
+                self.cluster.ledger.polled(self, answer)
+                return answer
+            await asyncio.sleep(0.1)
+        return None
+
+    async def watch(self, interval: float) -> None:
+        """Poll for good."""
+        while True:
+            await self.poll()
+            await asyncio.sleep(interval)
+
+    async def do(self, path: str) -> Answer:
+        """Have something done, asking again where it is known that nothing was; then look at once whether it shows."""
+        for _ in range(6):
+            answer = await self.ask("POST", path)
+            if answer.status not in {0, 503}:
+                break
+            if answer.status == 0:
+                await asyncio.sleep(0.2)
+                continue
+            await asyncio.sleep(0.3)
+        if answer.status == 200:
+            record, at = msgspec.json.decode(answer.body, type=tuple[Record, str])
+            self._memory._see(at)
+            self.cluster.ledger.accepted(self, path, record, at)
+            await self.poll()
+        else:
+            self.cluster.ledger.refused(self, path, answer)
+        return answer
+
+
+def _break(future: asyncio.Future[Answer]) -> None:
+    if not future.done():
+        future.set_result(Answer(0, b"", "", "", ""))
+
+
+def _holding(node: str, model: str) -> Holding:
+    return Holding(node=node, model=model, digest=f"digest of {model}", size=1, files=1)
