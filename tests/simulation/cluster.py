@@ -86,6 +86,7 @@ class Life:
         self.chance = random.Random(f"{cluster.seed} {self.id}")
         cluster.ledger.born(self)
         self.main = self.process.spawn(self._live())
+        self.main.add_done_callback(lambda done: node.ended(self, done))
 
     @property
     def is_alive(self) -> bool:
@@ -100,7 +101,10 @@ class Life:
         server = self.cluster.server
         if not server.is_up or server.process.is_paused or self.client.is_cut:
             return None
-        return max(self.ready_since, self.awake_since, self.client.connected_since, self.cluster.server_since)
+        return max(
+            self.ready_since, self.awake_since, self.client.connected_since, self.client.healed_since,
+            self.cluster.server_since,
+        )  # fmt: skip
 
     def wall(self) -> float:
         """Return this node's own clock."""
@@ -246,14 +250,19 @@ class Node:
 
     def stop(self) -> None:
         """Ask the process here to end, as SIGTERM does."""
-        life = self.life
-        if life is not None and life.is_alive and not life.main.done():
-            life.process.post(life.main.cancel)
-            life.main.add_done_callback(lambda _: self._gone(life))
+        if self.life is not None and self.life.is_alive:
+            self.life.process.post(self.life.main.cancel)
 
-    def _gone(self, life: Life) -> None:
-        if self.life is life:
-            self.crash()
+    def ended(self, life: Life, main: asyncio.Task[None]) -> None:
+        """Take leave of a process that has ended by itself. One that could not start is tried again."""
+        if self.life is not life or not life.is_alive:
+            return
+        error = None if main.cancelled() else main.exception()
+        self.crash()
+        if error is not None:
+            if not isinstance(error, StagecastError):
+                self.cluster.loop.failures.append(f"{life.id} ended with {error!r}")
+            self.cluster.loop.world.post_at(self.cluster.loop.time() + 0.5, self.start)
 
     def pause(self) -> None:
         """Let the process here take no step: SIGSTOP, a long collection, a suspended machine."""
@@ -324,6 +333,8 @@ class Cluster:
         self.loop = Loop(seed)
         self.server = Server(self.loop, server_skew, noise)
         self.server_since = 0.0
+        self.calm_since = 0.0
+        """Since when nothing that was sent is lost any more."""
         self.ledger = ledger
         self.pace = pace
         self.models: dict[str, int] = {}

@@ -361,8 +361,8 @@ class Ledger:
 
     def _check_agreement(self, life: Life, now: float, well: float) -> None:
         tracker = life.tracker
-        past = now - AGREED_WITHIN
-        if tracker is None or well > past:
+        past, noise = now - AGREED_WITHIN, self.cluster.server.noise
+        if tracker is None or max(well, self.cluster.calm_since) > past or noise.drop_answer or noise.drop_delivery:
             return
         found = [tail for tail in self._tails if tail[0] <= past]
         if not found or found[-1][0] < well or self._tails[-1][1] != found[-1][1]:

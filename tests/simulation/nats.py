@@ -473,6 +473,7 @@ class Client:
         self.changed = changed
         """Called when the connection is lost and when it is back."""
         self.connected_since = 0.0
+        self.healed_since = 0.0
         self._server = server
         self._line: Line | None = None
         self._abandoned: list[Line] = []
@@ -506,6 +507,7 @@ class Client:
         """Mend the network."""
         if self.is_cut:
             self.is_cut = False
+            self.healed_since = self._server.loop.time()
             for line in (self._line, *self._abandoned):
                 if line is not None and line.is_cut:
                     line.heal()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from stagecast import leases
+from stagecast.bus.nats import REQUEST_TIMEOUT
 from tests.simulation.cluster import Browser, Cluster, Node
 from tests.simulation.invariants import Ledger, brief
 from tests.simulation.loop import Violation
@@ -138,7 +139,8 @@ class Run:
         elif happening.what.endswith("bus"):
             self._break_bus(happening)
         elif happening.what == "join":
-            self.cluster.add("new", "replica", self.schedule.skews["new"]).start()
+            name = f"new{len(self.cluster.nodes)}"
+            self.cluster.add(name, "replica", self.schedule.skews["new"]).start()
         else:
             self._break_network(happening)
 
@@ -146,8 +148,7 @@ class Run:
         what, lasting = happening.what, happening.lasting
         if what in {"crash", "stop"}:
             node.crash() if what == "crash" else node.stop()
-            if node.name != self.schedule.away:
-                self._later(lasting, self._start, node)
+            self._later(lasting, self._start, node)
         elif what == "pause":
             node.pause()
             self._later(lasting, node.wake)
@@ -156,6 +157,8 @@ class Run:
             self._later(lasting, node.life.client.heal)
 
     def _start(self, node: Node) -> None:
+        if node.name == self.schedule.away:
+            return
         if node.life is not None and node.life.is_alive and node.life.main.cancelling():
             self._later(0.2, self._start, node)
         else:
@@ -188,11 +191,16 @@ class Run:
     def _break_network(self, happening: Happening) -> None:
         name = {"drop": "drop_delivery", "repeat": "repeat_delivery", "lose answers": "drop_answer"}[happening.what]
         setattr(self.noise, name, 0.15)
-        self._later(happening.lasting, setattr, self.noise, name, 0.0)
+        self._later(happening.lasting, self._calm, name)
+
+    def _calm(self, name: str) -> None:
+        setattr(self.noise, name, 0.0)
+        self.cluster.calm_since = self.cluster.loop.time() + REQUEST_TIMEOUT
 
     def _mend(self) -> None:
         """Let everything heal."""
         self._is_quiet = True
+        self.cluster.calm_since = self.cluster.loop.time() + REQUEST_TIMEOUT
         for each in ("drop_delivery", "repeat_delivery", "drop_answer", "slow", "lag"):
             setattr(self.noise, each, 0.0)
         self._wake_bus()
@@ -201,8 +209,7 @@ class Run:
             node.wake()
             if node.life is not None:
                 node.life.client.heal()
-            if node.name != self.schedule.away:
-                self._start(node)
+            self._start(node)
 
 
 def run(schedule: Schedule) -> Outcome:

@@ -105,11 +105,13 @@ class NatsLog:
                 async with self._consuming(held, info.state.last_seq) as consumer:
                     while not consumer.is_spent:
                         heard = consumer.next()
-                        if heard is None:
-                            await consumer.come()
-                        else:
+                        if heard is not None:
                             held = heard.sequence
                             yield heard
+                        elif consumer.is_torn:
+                            consumer.bridge((await self.ensure()).state.last_seq)
+                        else:
+                            await consumer.come()
             except _Gone as error:
                 # A server that hangs is found here, seconds before its connection is given up.
                 is_lost = True
