@@ -43,6 +43,7 @@ class Ownership:
         *,
         clock: Callable[[], float] = time.time,
         interval: float = TICK_INTERVAL,
+        wrote: Callable[[Record], None] | None = None,
     ) -> None:
         self.record = record
         self._wanted = record
@@ -51,6 +52,7 @@ class Ownership:
         self.released = asyncio.Event()
         self.sequence = sequence
         self._log = log
+        self._wrote = wrote
         self._clock = clock
         self._interval = interval
         self._loop = asyncio.get_running_loop()
@@ -215,6 +217,8 @@ class Ownership:
                         return
                     await asyncio.sleep(RETRY_INTERVAL)
             self.record = self._wanted
+            if self._wrote is not None:
+                self._wrote(self.record)
 
     async def _resolve(self, wanted: Record) -> Record | None:
         """Find out who wrote on our subject; return what to write over it, None if ``wanted`` stands there already.
@@ -229,10 +233,7 @@ class Ownership:
         self.sequence = standing.sequence if standing else 0
         if held == wanted:
             return None
-        if held is None or operations.outranks(wanted, held):
-            return wanted
-        # Our own word of before, or somebody took us for dead while we slept: claim the work anew and go on.
-        return msgspec.structs.replace(wanted, attempt=held.attempt + 1, seq=0, earlier=operations.told(held))
+        return _over(held, wanted)
 
     async def _standing(self, subject: str) -> Entry | None:
         while True:
@@ -246,6 +247,16 @@ def _fences(held: Record, wanted: Record) -> bool:
     if held.attempt != wanted.attempt:
         return held.attempt > wanted.attempt
     return held.owner not in {"", wanted.owner} or operations.is_ended(held) or held.state == "paused"
+
+
+def _over(held: Record | None, wanted: Record) -> Record:
+    """Return ``wanted`` as the word that follows what stands on our subject."""
+    if held is None or held.attempt < wanted.attempt:
+        return wanted
+    if held.state == "stalled" or held.bytes_done > wanted.bytes_done:
+        # Somebody took us for dead while we slept, or the log tells of bytes that are lost: the work begins anew.
+        return msgspec.structs.replace(wanted, attempt=held.attempt + 1, seq=0, earlier=operations.told(held))
+    return msgspec.structs.replace(wanted, seq=max(wanted.seq, held.seq + 1))
 
 
 def standing_record(entry: Entry | None) -> Record | None:

@@ -13,20 +13,19 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import Final, Literal, get_args
 
-import msgspec
-
 from stagecast import archive, broadcast, operations, subjects
 from stagecast.bus import Anew, Bus, CaughtUp, Heard, Lost
-from stagecast.errors import AppendConflict, BusError, BusUnavailable, Fenced, Interrupted, StagecastError
+from stagecast.errors import AppendConflict, BusUnavailable, Fenced, Interrupted, StagecastError
 from stagecast.fold import Change, Fold
 from stagecast.mending import Mender
 from stagecast.messages import Entry, Kind, Record
 from stagecast.ownership import RETRY_INTERVAL, TICK_INTERVAL, Ownership, standing_record
+from stagecast.restatement import Restatement
 from stagecast.revision import Revision
 
 _logger = logging.getLogger(__name__)
 
-RESTATE_GRACE: Final = 1.0
+RESTATE_GRACE: Final = 0.5
 """Seconds for which the old picture stays in view after the log came back as another one: owners restate theirs."""
 WARN_INTERVAL: Final = 60.0
 Topic = Literal["any", "holding", "placement", "identity"]
@@ -55,9 +54,13 @@ class Tracker:
         self._interval = interval
         self._chance = chance or random.SystemRandom()
         self._mender = Mender(bus.log, process, mends=mends, chance=self._chance)
-        self._incoming = self.fold
+        self._incoming = self._settled = self.fold
         self._waiters: dict[asyncio.Future[None], None] = {}
         self._is_telling = False
+        self._is_heard = False
+        self._restatement = Restatement(bus.log)
+        self._written: dict[str, Record] = {}
+        """What this process has written and not heard yet."""
         self._warned = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -125,7 +128,9 @@ class Tracker:
 
     async def write(self, record: Record, expected: int) -> Revision:
         """Append an operation's record where its last word stands at ``expected``. Raises like `say`."""
-        return await self.say(subjects.operation(record), broadcast.encode(record), expected=expected)
+        revision = await self.say(subjects.operation(record), broadcast.encode(record), expected=expected)
+        self._note_written(record)
+        return revision
 
     async def open(
         self, kind: Kind, model: str, node: str = "", *, cause: str, parameters: dict[str, str] | None = None,
@@ -155,8 +160,8 @@ class Tracker:
         entry = await self.bus.log.last(subjects.operation(probe))
         held = standing_record(entry)
         slot = self.fold.slots.get(identifier)
-        if slot is not None:
-            held = slot.record if held is None else operations.merge(slot.record, held)
+        for known in (slot.record if slot else None, self._written.get(identifier)):
+            held = operations.merge(held, known) if known is not None else held
         return held, entry.sequence if entry else 0
 
     def close(self) -> None:
@@ -227,7 +232,14 @@ class Tracker:
                 return self._ownership(claimed, revision.sequence)
 
     def _ownership(self, record: Record, sequence: int) -> Ownership:
-        return Ownership(self.bus.log, record, sequence, clock=self._clock, interval=self._interval)
+        return Ownership(
+            self.bus.log, record, sequence, clock=self._clock, interval=self._interval, wrote=self._note_written
+        )
+
+    def _note_written(self, record: Record) -> None:
+        slot = self._incoming.slots.get(record.id)
+        if slot is None or operations.outranks(record, slot.record):
+            self._written[record.id] = operations.merge(self._written.get(record.id), record)
 
     async def _stopped(self, ownership: Ownership) -> None:
         """Write what a stop from outside makes of the operation; without one, this process itself is leaving."""
@@ -258,38 +270,54 @@ class Tracker:
         if isinstance(heard, Entry):
             self._apply(heard)
         elif isinstance(heard, Anew):
-            self._incoming = Fold(Revision(heard.identity, 0))
-            self.is_degraded = True
-            self._tell("identity")
-            if self.caught_up.is_set():
-                self._spawn(self._restate())
-                self._notify()
+            self._begin_anew(heard.identity)
         elif isinstance(heard, CaughtUp):
             self._catch_up(heard)
         elif isinstance(heard, Lost):
-            self.is_degraded = True
+            self._is_heard, self.is_degraded = False, True
             self._notify()
+
+    def _begin_anew(self, identity: str) -> None:
+        """Follow another log than before, and put back there what this process knows of operations."""
+        earlier, self._incoming = self._incoming, Fold(Revision(identity, 0))
+        self._restatement.is_over = True
+        words = [*self._restatement.missing(), *self._written.values()]
+        self._restatement = Restatement(self.bus.log, (self.fold, earlier), words)
+        self._is_heard, self.is_degraded = False, True
+        self._tell("identity")
+        if not self._restatement.is_whole or self.owned:
+            self._spawn(self._restate())
+        self._notify()
 
     def _catch_up(self, heard: CaughtUp) -> None:
         incoming = self._incoming
         at = max(incoming.revision.sequence, heard.sequence)
         incoming.revision = Revision(incoming.revision.identity, at)
-        if incoming is not self.fold and self.caught_up.is_set():
-            asyncio.get_running_loop().call_later(RESTATE_GRACE, self._show, incoming)
+        self._is_heard = True
+        if self.caught_up.is_set() and incoming is not self._settled:
+            asyncio.get_running_loop().call_later(RESTATE_GRACE, self._settle, incoming)
         elif not self._mender.is_whole:
-            self._spawn(self._show_once_mended(incoming))
+            self._spawn(self._settle_once_mended(incoming))
         else:
-            self._show(incoming)
+            self._settle(incoming)
 
-    async def _show_once_mended(self, fold: Fold) -> None:
+    async def _settle_once_mended(self, fold: Fold) -> None:
         await self._mender.mended()
-        self._show(fold)
+        self._settle(fold)
 
-    def _show(self, fold: Fold) -> None:
+    def _settle(self, fold: Fold) -> None:
+        """Show a fold as soon as everything that is known stands in it."""
         if fold is self._incoming:
-            self.fold = fold
+            self._settled = fold
+            self._show()
+
+    def _show(self) -> None:
+        if self._settled is self._incoming and self._is_heard and self._restatement.is_whole:
+            self.fold = self._incoming
             self.is_degraded = not self.bus.is_connected
             self.caught_up.set()
+            for identifier in list(self.owned):
+                self._tell_owner(identifier)
             self._tell("holding")
             self._tell("placement")
             self._notify()
@@ -304,28 +332,29 @@ class Tracker:
         else:
             self._mender.look(change, entry.subject)
         if change.what == "operation":
+            record = self._incoming.slots[change.id].record
             for hear in self.hearers:
-                hear(self._incoming.slots[change.id].record)
+                hear(record)
+            written = self._written.get(record.id)
+            if written is not None and not operations.outranks(written, record):
+                del self._written[record.id]
+            if not self._restatement.is_whole:
+                self._restatement.hear(record)
+                self._show()
         if self._incoming is self.fold:
-            self._tell_owner(change)
+            if change.what == "operation":
+                self._tell_owner(change.id)
             if change.what == "holding" or change.what == "placement":
                 self._tell(change.what)
             self._notify()
 
-    def _tell_owner(self, change: Change) -> None:
-        ownership = self.owned.get(change.id) if change.what == "operation" else None
-        if ownership is not None and ownership.is_taken_by(self.fold.slots[change.id].record):
+    def _tell_owner(self, identifier: str) -> None:
+        ownership, slot = self.owned.get(identifier), self.fold.slots.get(identifier)
+        if ownership is not None and slot is not None and ownership.is_taken_by(slot.record):
             ownership.halt("fence")
 
     async def _restate(self) -> None:
-        """Write into a log that came back without its past what this process knows of operations and placements."""
-        old = self.fold
-        for slot in list(old.slots.values()):
-            with suppress(BusError):
-                await self.write(slot.record, 0)
-        for placement in list(old.placements.values()):
-            with suppress(BusError):
-                await self.say(subjects.placement(placement.model), msgspec.json.encode(placement), expected=0)
+        await self._restatement.write()
         for ownership in list(self.owned.values()):
             with suppress(Fenced):
                 await ownership.restate()

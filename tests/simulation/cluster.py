@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from stagecast import client as http_client
-from stagecast import revision, subjects
+from stagecast import subjects
 from stagecast.announcer import Announcer
 from stagecast.bus.nats import NatsBus
-from stagecast.commands import Commands
 from stagecast.duty import Duty
-from stagecast.errors import BusError, NameTaken, StagecastError, TransferFailed
+from stagecast.errors import StagecastError, TransferFailed
 from stagecast.frontend.gate import Gate, refuse
 from stagecast.frontend.replica import Replica
-from stagecast.frontend.view import View
 from stagecast.history import History
 from stagecast.messages import Holding, NodeRecord, Record
 from stagecast.ownership import Ownership
-from stagecast.presence import Presence
-from stagecast.revision import Revision
+from stagecast.participant import participating
 from stagecast.tracker import Tracker
 from tests.simulation.loop import Loop, Process
 from tests.simulation.nats import EPOCH, Client, Noise, Server
@@ -136,24 +133,18 @@ class Life:
             tracker = Tracker(bus, self.id, mends=is_replica, clock=self.wall, chance=self.chance)
             self.tracker = tracker
             self.process.watch = self.cluster.ledger.watch(self)
-            await stack.enter_async_context(tracker.running())
-            presence = Presence(tracker, judges=is_replica, monotonic=loop.time, clock=self.wall)
-            await stack.enter_async_context(presence.running())
-            commands = await stack.enter_async_context(Commands(tracker).running())
-            await tracker.caught_up.wait()
-            await commands.check_name(self.node.name)
-            announcer = await stack.enter_async_context(Announcer(tracker).running())
-            self.announcer = announcer
+            taking_part = participating(bus, self.node.name, judges=is_replica, tracker=tracker)
+            part = await stack.enter_async_context(taking_part)
+            self.announcer = part.announcer
             record = NodeRecord(name=self.node.name, kind=self.node.kind, process=self.id)
-            announcer.say(subjects.node(self.node.name), record)
-            stack.callback(lambda: announcer.say(subjects.node(record.name), msgspec.structs.replace(record, left=True)))
+            self._say_node(record)
+            stack.callback(self._say_node, msgspec.structs.replace(record, left=True))
             if is_replica:
                 for model in self.cluster.models:
-                    announcer.say(subjects.holding(self.node.name, model), _holding(self.node.name, model))
-                self.history = await stack.enter_async_context(History(tracker).running())
+                    self._say_holding(model)
+                self.history = part.history
                 self.replica = Replica(
-                    name=self.node.name, tracker=tracker, presence=presence, history=self.history, commands=commands,
-                    router=None, node=None, view=View(tracker), token="", galleries=(), wait_budget=0.0,  # type: ignore[arg-type]
+                    participant=part, router=None, node=None, token="", galleries=(), wait_budget=0.0,  # type: ignore[arg-type]
                 )  # fmt: skip
                 self.duty = Duty(tracker, "installation", self._perform)
             else:
@@ -163,6 +154,15 @@ class Life:
                 self.gate = Gate(Site(self), tracker, self.node.name, "")
             self.is_ready, self.ready_since = True, loop.time()
             await asyncio.get_running_loop().create_future()
+
+    def _say_node(self, record: NodeRecord) -> None:
+        assert self.announcer is not None
+        self.announcer.say(subjects.node(record.name), record)
+
+    def _say_holding(self, model: str) -> None:
+        assert self.announcer is not None
+        holding = Holding(node=self.node.name, model=model, digest=f"digest of {model}", size=1, files=1)
+        self.announcer.say(subjects.holding(self.node.name, model), holding)
 
     # The work that takes time.
 
@@ -191,8 +191,8 @@ class Life:
             disk.whole.add(model)
             disk.pieces.pop(model, None)
         await ownership.change(phase="publishing", bytes_total=total, bytes_done=total)
+        self._say_holding(model)
         assert self.announcer is not None
-        self.announcer.say(subjects.holding(self.node.name, model), _holding(self.node.name, model))
         await self.announcer.settled()
 
     async def _move(self, ownership: Ownership, model: str, pieces: int) -> None:
@@ -496,6 +496,3 @@ def _break(future: asyncio.Future[Answer]) -> None:
     if not future.done():
         future.set_result(Answer(0, b"", "", "", ""))
 
-
-def _holding(node: str, model: str) -> Holding:
-    return Holding(node=node, model=model, digest=f"digest of {model}", size=1, files=1)

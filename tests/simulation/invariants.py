@@ -121,7 +121,7 @@ class Ledger:
     def _check_record(self, identity: str, held: Record | None, record: Record) -> None:
         self.checks["L6"] += 1
         if held is not None and held != record:
-            if operations.outranks(held, record):
+            if operations.rank(record)[:3] <= operations.rank(held)[:3]:
                 self.fail("L6", f"the log holds {brief(record)} after {brief(held)}")
             if held.attempt == record.attempt:
                 self._check_attempt(held, record)

@@ -285,15 +285,17 @@ class Loop(asyncio.AbstractEventLoop):
 def _close(task: asyncio.Task[Any]) -> None:
     """Close a task's coroutine, however often it goes on waiting."""
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own way to say: it is meant
-    coroutine = task.get_coro()
-    for _ in range(20):
+    coroutine: Any = task.get_coro()
+    # Not by `close`: that throws away what waits again on its way out, half done, and is loud about it later.
+    for _ in range(100):
         try:
-            coroutine.close()  # type: ignore[union-attr]
-        except RuntimeError:
-            continue  # it waits again on its way out
-        except BaseException:  # noqa: S112  # nobody hears it any more
-            continue
-        return
+            coroutine.throw(_Dead())
+        except BaseException:  # noqa: BLE001  # nobody hears it any more
+            return
+
+
+class _Dead(BaseException):
+    """The process is no more."""
 
 
 def _ignore(_: object) -> None:

@@ -612,7 +612,7 @@ class Client:
         self._send(verb, *arguments[:place], inbox, *arguments[place:])
         try:
             return await asyncio.wait_for(future, timeout)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise NatsTimeoutError from None
         finally:
             self._asked.pop(inbox, None)
