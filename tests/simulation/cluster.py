@@ -289,7 +289,7 @@ class Site:
         path = scope["path"]
         try:
             if scope["method"] == "GET":
-                body = self._replica.view.body
+                body = self._replica.participant.view.body
             else:
                 body = msgspec.json.encode(await self._do(*path.split("/")[2:]))
         except StagecastError as error:
@@ -310,7 +310,7 @@ class Site:
                 self._life.duty.take(record)
             await tracker.reached(at, 2.0)
             return [tracker.fold.record(record.id) or record, str(at)]
-        record, at = await replica.commands.give(names[0], names[1])  # type: ignore[arg-type]
+        record, at = await replica.commands.give(names[0], what)  # type: ignore[arg-type]
         return [record, str(at)]
 
 
@@ -404,7 +404,11 @@ class Cluster:
         headers = [(b"stagecast-min-revision", min_revision.encode())] if min_revision else []
         scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
         task = asyncio.get_running_loop().create_task(self._serve(life, scope, respond))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        task.add_done_callback(self._served)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self.loop.failures.append(f"a request ended with {task.exception()!r}")
 
     async def _serve(self, life: Life, scope: Any, respond: Callable[[Answer], None]) -> None:
         status, at, body = 0, "", b""

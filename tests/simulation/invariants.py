@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 
-from stagecast import operations, revision, rows
+from stagecast import revision, rows
 from stagecast.answers import Operations
 from stagecast.broadcast import decode
 from stagecast.bus.nats import _identity
@@ -34,6 +34,7 @@ AGREED_WITHIN: Final = 2.0
 FENCED_WITHIN: Final = 2.5
 """Seconds after which an owner that could have heard of its fence moves nothing any more."""
 DEGRADED_WITHIN: Final = 2.5
+ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 _encode: Final = msgspec.json.Encoder().encode
 Rank = tuple[int, int, int]
 
@@ -63,6 +64,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.checks: Counter[str] = Counter()
+        self.answers: Counter[str] = Counter()
+        """What clients asked for, and with which status they were answered."""
         self.entries: list[tuple[float, Entry, Record | None]] = []
         self.ideal = Fold()
         self.listed: dict[tuple[str, int], bytes] = {}
@@ -71,6 +74,7 @@ class Ledger:
         self.jobs: dict[str, str] = {}
         """Accepted operations: id -> job."""
         self.risks: dict[str, Risk] = {}
+        self.is_emptied = False
         self._kept: bytes = b"[]"
         self._seen: dict[str, Seen] = {}
         self._rows: dict[tuple[str, str], tuple[int, bool, int]] = {}
@@ -121,37 +125,51 @@ class Ledger:
     def _check_record(self, identity: str, held: Record | None, record: Record) -> None:
         self.checks["L6"] += 1
         if held is not None and held != record:
-            if operations.rank(record)[:3] <= operations.rank(held)[:3]:
+            if rank(record) <= rank(held):
                 self.fail("L6", f"the log holds {brief(record)} after {brief(held)}")
             if held.attempt == record.attempt:
                 self._check_attempt(held, record)
+            else:
+                self._check_next_attempt(held, record)
         if record.state == "failed" and not record.error:
             self.fail("L3", f"{brief(record)} has no cause")
         if record.owner:
             owner = self.owners.setdefault((identity, record.id, record.attempt), record.owner)
             if owner != record.owner:
                 self.fail("L6", f"{record.id} has two owners in attempt {record.attempt}: {owner} and {record.owner}")
-        if operations.is_ended(record):
+        if is_ended(record):
             self.ends[record.job, record.attempt] = record
         risk = self.risks.get(record.id)
-        if risk is not None and not operations.outranks(risk.record, record):
+        if risk is not None and not outranks(risk.record, record):
             del self.risks[record.id]
 
     def _check_attempt(self, held: Record, record: Record) -> None:
         self.checks["L2"] += 1
         self.checks["L3"] += 1
-        if operations.is_ended(held) and record.state != held.state:
+        if is_ended(held) and record.state != held.state:
             self.fail("L3", f"{brief(held)} is followed by {brief(record)}")
-        if record.bytes_done < held.bytes_done:
+        if held.state == "paused" and record.state in {"queued", "running", "stalled"}:
+            self.fail("L3", f"{brief(held)} is followed by {brief(record)}")
+        # An end that only a lost log had may be of an earlier moment than what its owner, who did not know of it, did since.
+        is_of_lost_log = self.is_emptied and is_ended(record)
+        if record.bytes_done < held.bytes_done and not is_of_lost_log:
             self.fail("L2", f"{brief(held)} is followed by {brief(record)}")
+
+    def _check_next_attempt(self, held: Record, record: Record) -> None:
+        """What has ended is begun anew only by whoever asks for that, and what is paused too."""
+        self.checks["L3"] += 1
+        begins = {"resume", "retry"} if held.state == "paused" else {"retry"}
+        if (is_ended(held) or held.state == "paused") and record.job == held.job and record.begun_by not in begins:
+            self.fail("L3", f"{brief(held)} is followed by {brief(record)}, and nobody asked for that")
 
     def emptied(self) -> None:
         """Note what living processes know, for the log is about to lose it."""
+        self.is_emptied = True
         best: dict[str, Record] = {}
         for life in self.cluster.lives():
             for slots in _folds(life):
                 for id_, slot in slots.items():
-                    best[id_] = operations.merge(best.get(id_), slot.record)
+                    best[id_] = _better(best.get(id_), slot.record)
         self.risks = {}
         for id_, record in best.items():
             keepers = {life.id for life in self.cluster.lives() if any(_holds(s, record) for s in _folds(life))}
@@ -160,7 +178,7 @@ class Ledger:
             self._excuse(id_)
         for id_, record in best.items():
             held = self.ideal.slots.get(id_)
-            if held is not None and operations.outranks(held.record, record):
+            if held is not None and outranks(held.record, record):
                 self._forget_rows(id_)
         self.ideal = Fold()
 
@@ -238,7 +256,7 @@ class Ledger:
             self.checks["L2"] += 1
             if now is None:
                 self.fail("L8", f"{life.id} shows {brief(slot.record)} no more")
-            if operations.outranks(slot.record, now.record):
+            if outranks(slot.record, now.record):
                 self.fail("L2", f"{life.id} goes from {brief(slot.record)} back to {brief(now.record)}")
 
     def moved(self, life: Life, record: Record) -> None:
@@ -249,7 +267,7 @@ class Ledger:
         if held is None or well is None:
             return
         now, word = self.cluster.loop.time(), held.record
-        is_fenced = word.owner != life.id or operations.is_ended(word) or word.state == "paused"
+        is_fenced = word.owner != life.id or is_ended(word) or word.state == "paused"
         since = max(self._written.get(record.id, now), well)
         if is_fenced and now - since > FENCED_WITHIN:
             self.fail("L6", f"{life.id} still works on {brief(word)}, {now - since:.2f} s after it could know")
@@ -272,6 +290,7 @@ class Ledger:
 
     def polled(self, browser: Browser, answer: Answer) -> None:
         """A client got the list."""
+        self.answers["list 200"] += 1
         self.checks["L2"] += 1
         body = msgspec.json.decode(answer.body, type=Operations)
         at, before = revision.parse(body.revision), self._highest.get(browser.name)
@@ -289,7 +308,7 @@ class Ledger:
 
     def _check_row(self, browser: Browser, answer: Answer, id_: str, row: Row) -> None:
         key = (browser.name, id_)
-        is_over = row.state in operations.ENDED
+        is_over = row.state in ENDED
         now, before = (row.attempt, is_over, row.current_bytes), self._rows.get(key)
         if before is not None and now < before:
             self.fail("L2", f"{browser.name} sees {id_} at {now} on {answer.replica} after {before}")
@@ -303,7 +322,7 @@ class Ledger:
             if at.identity == self.ideal.revision.identity:
                 self.fail("L8", f"{browser.name} misses {id_} on {answer.replica} at {at}; it was known")
             return
-        if held is None or (not operations.is_ended(held.record) and held.record.attempt <= attempt):
+        if held is None or (not is_ended(held.record) and held.record.attempt <= attempt):
             what = brief(held.record) if held else "unknown to the log"
             self.fail("L3", f"{browser.name} misses {id_} on {answer.replica} at {at}; it is {what}")
         self._rows[browser.name, id_] = (attempt, True, 1 << 60)
@@ -312,22 +331,24 @@ class Ledger:
         """A client was told that what it asked for is done."""
         self.checks["L5"] += 1
         verb = path.split("/")[2]
+        self.answers[f"{verb} 200"] += 1
         written, held = revision.parse(at), self.ideal.slots.get(record.id)
         self.jobs[record.id] = record.job
         if held is None or written is None or written.identity != self.ideal.revision.identity:
             return
-        if operations.outranks(record, held.record):
+        if outranks(record, held.record):
             self.fail("L5", f"{browser.name} was told {brief(record)}, the log has {brief(held.record)}")
         if verb in {"cancel", "pause"}:
             word = record
             wanted = {"cancel": {"cancelled"}, "pause": {"paused"}}[verb]
-            if word.state not in wanted | operations.ENDED and held.record.attempt == word.attempt:
+            if word.state not in wanted | ENDED and held.record.attempt == word.attempt:
                 self.fail("L5", f"{verb} was answered with {brief(word)}")
 
     def refused(self, browser: Browser, path: str, answer: Answer) -> None:
         """A client was told no."""
         self.checks["L5"] += 1
         _, _, verb, name, *_ = path.split("/")
+        self.answers[f"{verb} {answer.status}"] += 1
         if answer.status == 404 and verb not in {"stage", "install"} and name in self.jobs and name not in self.risks:
             self.fail("L5", f"{verb} of {name} on {answer.replica}: {answer.body!r}, though it was accepted")
 
@@ -379,7 +400,7 @@ class Ledger:
         living = {life.id: life for life in cluster.lives()}
         for id_, slot in self.ideal.slots.items():
             record = slot.record
-            if operations.is_ended(record) or not record.owner or record.owner in living or record.state == "paused":
+            if is_ended(record) or not record.owner or record.owner in living or record.state == "paused":
                 continue
             self.checks["L7"] += 1
             since = max(self._written[id_], judged_since, self._dead_since(record.owner))
@@ -415,6 +436,8 @@ class Ledger:
             held = self.ideal.slots.get(id_)
             if held is None:
                 return f"{id_} ({job}) was accepted and is not in the log"
+        for risk in self.risks.values():
+            return f"{brief(risk.record)} was known by {sorted(risk.keepers)} and is not in the log that came back"
         for life in cluster.lives():
             if not life.is_ready or life.tracker is None:
                 return f"{life.id} is not ready"
@@ -430,9 +453,27 @@ class Ledger:
             return ""
         known = Counter((record.job, record.attempt) for record in life.history.newest(limit=1000))
         for slot in self.ideal.slots.values():
-            if operations.is_ended(slot.record) and known[slot.record.job, slot.record.attempt] != 1:
+            if is_ended(slot.record) and known[slot.record.job, slot.record.attempt] != 1:
                 return f"{life.id} has no history of {brief(slot.record)}"
         return ""
+
+
+def rank(record: Record) -> Rank:
+    """Return what orders the records of an operation by law L6: the attempt, whether it has ended, the number.
+
+    The invariants' own words, so that they hold where the production code is broken.
+    """
+    return (record.attempt, (record.state in ENDED) + record.dismissed, record.seq)
+
+
+def outranks(one: Record, other: Record) -> bool:
+    """Tell whether ``one`` is a later word than ``other``."""
+    return rank(one) > rank(other)
+
+
+def is_ended(record: Record) -> bool:
+    """Tell whether the record is an end."""
+    return record.state in ENDED
 
 
 def brief(record: Record) -> str:
@@ -440,6 +481,10 @@ def brief(record: Record) -> str:
     owner = f" by {record.owner}" if record.owner else ""
     note = f" ({record.error or record.note})" if record.error or record.note else ""
     return f"{record.id} {record.attempt}.{record.seq} {record.state}{owner} {record.bytes_done}/{record.bytes_total}{note}"
+
+
+def _better(held: Record | None, other: Record) -> Record:
+    return other if held is None or outranks(other, held) else held
 
 
 def _folds(life: Life) -> list[dict[str, Slot]]:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from nats.errors import ConnectionClosedError, FlushTimeoutError, NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
-from nats.js.api import ConsumerConfig, StreamConfig
+from nats.js.api import ConsumerConfig, DeliverPolicy, StreamConfig
 from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError
 
 from tests.simulation.loop import Loop, Process
@@ -113,7 +113,8 @@ class Consumer:
         self._stream = stream
         self._heartbeat = config.idle_heartbeat or 0.0
         self._has_flow_control = bool(config.flow_control)
-        self._cursor = (config.opt_start_seq or 1) - 1
+        is_live_only = config.deliver_policy == DeliverPolicy.NEW
+        self._cursor = stream.last_sequence if is_live_only else (config.opt_start_seq or 1) - 1
         self._is_due = False
         self._quiet_since = server.loop.time()
         stream.consumers[self.name] = self

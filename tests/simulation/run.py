@@ -31,6 +31,7 @@ class Outcome:
     seconds: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
     checks: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
     trace: str = ""
     entries: list[str] = field(default_factory=list)
 
@@ -75,7 +76,7 @@ class Run:
         loop = self.cluster.loop
         outcome.steps, outcome.seconds = loop.steps, loop.time()
         outcome.faults = self.faults + Counter(self.cluster.server.faults)
-        outcome.checks = self.ledger.checks
+        outcome.checks, outcome.answers = self.ledger.checks, self.ledger.answers
         digest = hashlib.blake2s(f"{loop.steps} {loop.time()}".encode())
         for at, entry, _ in self.ledger.entries:
             digest.update(f"{at} {entry.subject} {entry.sequence}".encode() + entry.payload)
@@ -149,7 +150,7 @@ class Run:
         if what in {"crash", "stop"}:
             node.crash() if what == "crash" else node.stop()
             self._later(lasting, self._start, node)
-        elif what == "pause":
+        elif what == "sleep":
             node.pause()
             self._later(lasting, node.wake)
         elif what == "cut" and node.life is not None:

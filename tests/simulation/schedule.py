@@ -9,6 +9,14 @@ from typing import Final
 from tests.simulation.nats import Noise
 
 OPERATIONS: Final = ("stage", "install", "cancel", "pause", "resume", "retry", "dismiss")
+VERBS: Final = (
+    (), (), (), ("cancel",), ("cancel", "retry"), ("pause", "resume"), ("pause", "cancel"), ("pause",), ("retry",),
+    ("dismiss",), ("cancel", "cancel"), ("pause", "resume", "cancel"),
+)  # fmt: skip
+FAULTS: Final = (
+    "crash", "crash", "crash", "stop", "sleep", "cut", "kill bus", "hang bus", "empty bus", "drop", "repeat",
+    "lose answers", "join",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,76 +91,131 @@ class _Draft:
         return round(self.chance.uniform(0.0, self.until * share), 3)
 
 
-def drawn(seed: int) -> Schedule:
-    """Return the schedule of a seed."""
+THEMES: Final = {"storm": 75, "long storm": 13, "sleeper": 8, "apart": 4}
+"""What a schedule is about, and how many of a hundred are."""
+
+
+def drawn(seed: int, theme: str = "") -> Schedule:
+    """Return the schedule of a seed: mostly a storm of anything, now and then what a storm would seldom bring about."""
     chance = random.Random(f"schedule {seed}")
     replicas = [f"r{number}" for number in range(1, chance.choice((2, 2, 2, 3)) + 1)]
     workers = [f"w{number}" for number in range(1, chance.choice((1, 1, 1, 2)) + 1)]
     models = {f"m{number}": chance.randint(2, 4) for number in range(1, chance.choice((1, 1, 2)) + 1)}
-    is_long = chance.random() < 0.25
-    draft = _Draft(chance, replicas, workers, list(models), chance.uniform(12, 20) if is_long else chance.uniform(3, 7))
-    _draw_operations(draft)
-    away = _draw_faults(draft, is_long=is_long)
-    nodes = [*replicas, *workers, "new"]
+    theme = theme or chance.choices(list(THEMES), list(THEMES.values()))[0]
+    until = chance.uniform(3, 7) if theme == "storm" else chance.uniform(12, 20)
+    draft = _Draft(chance, replicas, workers, list(models), until, chance.uniform(0.05, 0.4))
+    if theme == "sleeper":
+        _draw_sleeper(draft)
+    elif theme == "apart":
+        _draw_apart(draft)
+    else:
+        _draw_operations(draft)
+        _draw_faults(draft, is_long=theme != "storm")
     return Schedule(
         seed=seed,
         replicas=len(replicas),
         workers=len(workers),
         models=models,
-        broken=frozenset(name for name in models if chance.random() < 0.1),
-        skews={name: chance.uniform(-5, 5) * 3600 for name in [*nodes, "server"]},
+        broken=frozenset(name for name in models if theme != "apart" and chance.random() < 0.1),
+        skews={name: chance.uniform(-5, 5) * 3600 for name in [*replicas, *workers, "new", "server"]},
         noise=Noise(slow=chance.choice((0.0, 0.02, 0.1)), lag=chance.choice((0.0, 0.05, 0.3))),
-        pace=chance.uniform(0.05, 0.4),
-        until=draft.until,
+        pace=draft.pace,
+        until=until,
         happenings=tuple(sorted(draft.happenings, key=lambda each: each.at)),
-        away=away,
+        away=draft.away,
         patience=15.0,
         clients=chance.choice((1, 1, 2)),
     )
 
 
+@dataclass
+class _Draft:
+    """A schedule while it is being drawn."""
+
+    chance: random.Random
+    replicas: list[str]
+    workers: list[str]
+    models: list[str]
+    until: float
+    pace: float
+    happenings: list[Happening] = field(default_factory=list)
+    away: str = ""
+
+    def moment(self, share: float = 1.0) -> float:
+        """Return a moment within the first ``share`` of the run."""
+        return round(self.chance.uniform(0.0, self.until * share), 3)
+
+    def add(self, at: float, what: str, who: str = "", model: str = "", lasting: float = 0.0, steps: int = 0) -> None:
+        """Have something happen."""
+        self.happenings.append(Happening(round(at, 3), what, who, model, round(lasting, 3), steps))
+
+    def begin(self, at: float) -> str:
+        """Have an operation begun, and return its id."""
+        model = self.chance.choice(self.models)
+        if self.chance.random() < 0.65:
+            worker = self.chance.choice(self.workers)
+            self.add(at, "stage", worker, model)
+            return f"staging:{model}@{worker}"
+        self.add(at, "install", "", model)
+        return f"installation:{model}"
+
+
 def _draw_operations(draft: _Draft) -> None:
+    for _ in range(draft.chance.choice((1, 1, 2, 3))):
+        at = draft.moment(0.5)
+        target = draft.begin(at)
+        for verb in draft.chance.choice(VERBS):
+            at += draft.chance.uniform(0.05, 2.5)
+            draft.add(at, verb, target)
+
+
+def _draw_faults(draft: _Draft, *, is_long: bool) -> None:
     chance = draft.chance
-    for _ in range(chance.choice((1, 1, 2, 3))):
-        model = chance.choice(draft.models)
-        if chance.random() < 0.65:
-            worker = chance.choice(draft.workers)
-            began = Happening(draft.moment(0.5), "stage", worker, model)
-            target = f"staging:{model}@{worker}"
-        else:
-            began = Happening(draft.moment(0.5), "install", "", model)
-            target = f"installation:{model}"
-        draft.happenings.append(began)
-        at = began.at
-        for verb in _verbs(chance):
-            at = round(at + chance.uniform(0.05, 2.5), 3)
-            draft.happenings.append(Happening(at, verb, target))
-
-
-def _verbs(chance: random.Random) -> list[str]:
-    return chance.choice(([], [], [], ["cancel"], ["cancel", "retry"], ["pause", "resume"], ["pause", "cancel"],
-                          ["pause"], ["retry"], ["dismiss"], ["cancel", "cancel"], ["pause", "resume", "cancel"]))  # fmt: skip
-
-
-def _draw_faults(draft: _Draft, *, is_long: bool) -> str:
-    chance, away = draft.chance, ""
     nodes = [*draft.replicas, *draft.workers]
     for _ in range(chance.choice((1, 2, 2, 3, 4))):
-        what = chance.choice(
-            ("crash", "crash", "crash", "stop", "pause", "cut", "kill bus", "hang bus", "empty bus", "drop", "repeat",
-             "lose answers", "join")
-        )  # fmt: skip
-        who = chance.choice(nodes)
-        lasting = round(chance.uniform(0.1, draft.until * 0.8), 3)
+        what, who = chance.choice(FAULTS), chance.choice(nodes)
+        lasting = chance.uniform(0.1, draft.until * 0.8)
         steps = chance.choice((0, chance.randint(1, 12), chance.randint(1, 60)))
         if what in {"crash", "stop"}:
-            if is_long and not away and chance.random() < 0.15:
-                away = who
+            if is_long and not draft.away and chance.random() < 0.15:
+                draft.away = who
             elif not is_long:
                 lasting = min(lasting, 2.5)
-        elif what in {"kill bus", "hang bus", "empty bus", "drop", "repeat", "lose answers", "join"}:
-            who, steps = "", 0
         elif what == "cut":
             steps = 0
-        draft.happenings.append(Happening(draft.moment(), what, who, lasting=lasting, steps=steps))
-    return away
+        elif what != "sleep":
+            who, steps = "", 0
+        draft.add(draft.moment(), what, who, lasting=lasting, steps=steps)
+
+
+def _draw_sleeper(draft: _Draft) -> None:
+    """An owner sleeps, or is cut off, for longer than its lease; meanwhile its operation is taken over or commanded."""
+    chance = draft.chance
+    draft.pace = chance.uniform(0.25, 0.6)
+    for _ in range(chance.choice((1, 2))):
+        at = chance.uniform(0.3, 2.0)
+        target = draft.begin(at)
+        fault = chance.choice(("sleep", "sleep", "cut"))
+        owners = draft.replicas if target.startswith("installation") else [target.partition("@")[2]]
+        for who in chance.sample(owners, min(len(owners), chance.choice((1, 1, 2)))):
+            steps = chance.randint(0, 40) if fault == "sleep" else 0
+            draft.add(at + chance.uniform(0.05, 1.5), fault, who, lasting=chance.uniform(8.0, 14.0), steps=steps)
+        for verb in chance.choice(([], ["cancel"], ["cancel"], ["pause"], ["pause", "resume"], ["cancel", "retry"])):
+            draft.add(at + chance.uniform(2.0, 11.0), verb, target)
+
+
+def _draw_apart(draft: _Draft) -> None:
+    """The log is lost while those who know how an operation ended are cut off, and its owner, who does not, is back."""
+    chance = draft.chance
+    draft.pace = chance.uniform(0.6, 1.1)
+    at, worker, model = chance.uniform(0.3, 1.0), draft.workers[0], chance.choice(draft.models)
+    draft.add(at, "stage", worker, model)
+    cut = at + chance.uniform(0.3, 1.0)
+    healed = cut + chance.uniform(3.5, 4.5)
+    draft.add(cut, "cut", worker, lasting=healed - cut)
+    draft.add(cut + 0.1, chance.choice(("cancel", "cancel", "pause")), f"staging:{model}@{worker}")
+    for other in (*draft.replicas, *draft.workers[1:]):
+        draft.add(healed - chance.uniform(0.5, 1.0), "cut", other, lasting=chance.uniform(2.0, 5.0))
+    draft.add(healed - chance.uniform(0.05, 0.3), "empty bus", lasting=chance.uniform(0.1, 0.5))
+    if chance.random() < 0.3:
+        draft.add(draft.moment(), chance.choice(FAULTS[:6]), chance.choice(draft.replicas), lasting=1.0)
