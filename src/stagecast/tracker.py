@@ -332,21 +332,23 @@ class Tracker:
         else:
             self._mender.look(change, entry.subject)
         if change.what == "operation":
-            record = self._incoming.slots[change.id].record
-            for hear in self.hearers:
-                hear(record)
-            written = self._written.get(record.id)
-            if written is not None and not operations.outranks(written, record):
-                del self._written[record.id]
-            if not self._restatement.is_whole:
-                self._restatement.hear(record)
-                self._show()
+            self._hear_word(self._incoming.slots[change.id].record)
         if self._incoming is self.fold:
             if change.what == "operation":
                 self._tell_owner(change.id)
             if change.what == "holding" or change.what == "placement":
                 self._tell(change.what)
             self._notify()
+
+    def _hear_word(self, record: Record) -> None:
+        for hear in self.hearers:
+            hear(record)
+        written = self._written.get(record.id)
+        if written is not None and not operations.outranks(written, record):
+            del self._written[record.id]
+        if not self._restatement.is_whole:
+            self._restatement.hear(record)
+            self._show()
 
     def _tell_owner(self, identifier: str) -> None:
         ownership, slot = self.owned.get(identifier), self.fold.slots.get(identifier)
