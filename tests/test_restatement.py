@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
 from stagecast import broadcast, operations, subjects
 from stagecast.fold import Fold, Slot
-from stagecast.messages import Record
+from stagecast.messages import NodeRecord, Placement, Record
 from stagecast.ownership import standing_record
 from stagecast.restatement import Restatement
 from stagecast.tracker import Tracker
@@ -62,6 +63,30 @@ def test_it_is_whole_once_everything_was_heard_in_that_version_or_a_later_one(lo
     assert not restatement.is_whole
     restatement.hear(replace(LATE, seq=8))
     assert restatement.is_whole
+
+
+@pytest.mark.parametrize("generations", [(1, 2), (2, 1)])
+async def test_the_newer_of_two_wishes_stands(log: LosingLog, generations: tuple[int, int]) -> None:
+    for generation in generations:
+        await Restatement(log, [Fold(placements={"m": Placement(model="m", generation=generation)})]).write()
+    entry = await log.last(subjects.placement("m"))
+    assert entry is not None
+    assert msgspec.json.decode(entry.payload, type=Placement).generation == 2
+
+
+async def test_a_node_is_put_back_but_over_nothing_that_it_says_itself(log: LosingLog) -> None:
+    """What is queued for a node that is away waits for its process, and is ended where that stays away (law L7)."""
+    old, new = (NodeRecord(name="n", kind="worker", process=process) for process in ("n/1", "n/2"))
+    restatement = Restatement(log, [Fold(nodes={"n": old})])
+    await restatement.write()
+    entry = await log.last(subjects.node("n"))
+    assert entry is not None
+    assert msgspec.json.decode(entry.payload, type=NodeRecord) == old
+    await log.append(subjects.node("n"), msgspec.json.encode(new))
+    await restatement.write()
+    entry = await log.last(subjects.node("n"))
+    assert entry is not None
+    assert msgspec.json.decode(entry.payload, type=NodeRecord) == new
 
 
 async def test_where_that_log_was_lost_too_nothing_more_is_written(log: LosingLog) -> None:
