@@ -11,7 +11,7 @@ import pytest
 
 from stagecast.bus import Anew, CaughtUp, Heard, Lost
 from stagecast.bus.nats import NatsBus, connect
-from stagecast.errors import BusUnavailable, BusUnsuitable
+from stagecast.errors import AppendConflict, BusUnavailable, BusUnsuitable
 from stagecast.messages import Entry
 from stagecast.settings import Bounds
 from tests.conftest import NatsServer, eventually, free_port
@@ -70,9 +70,33 @@ async def test_a_server_that_comes_back_empty_begins_anew(nats_server: NatsServe
         await eventually(lambda: isinstance(heard[-1], CaughtUp))
         identities = [each.identity for each in heard if isinstance(each, Anew)]
         assert identities[0] != identities[1]
-        assert heard[-1] == CaughtUp(0)
-        await bus.log.append(ONE, b"new", expected=0)
+        caught_up = heard[-1]
+        first = await bus.log.append(ONE, b"new", expected=0)
+        assert caught_up == CaughtUp(first - 1)
         await eventually(lambda: isinstance(heard[-1], Entry))
+
+
+async def test_a_stream_made_anew_takes_no_number_of_the_one_before(nats_server: NatsServer) -> None:
+    """A writer that has not heard of the loss yet must not hit, by its last sequence, what stands there now (L6)."""
+    async with connect(nats_server.url, "one") as bus:
+        before = await bus.log.append(ONE, b"before", expected=0)
+        nats_server.stop(kill=True)
+        nats_server.empty()
+        nats_server.start()
+        await eventually(lambda: bus.is_connected)
+        async with following(bus) as heard:
+            now = await bus.log.append(ONE, b"now", expected=0)
+            await eventually(lambda: isinstance(heard[-1], Entry))
+        assert abs(now - before) > 1000
+        with pytest.raises(AppendConflict):
+            await bus.log.append(ONE, b"late", expected=before)
+
+
+async def test_two_that_make_the_stream_at_once_have_the_same_one(nats_server: NatsServer) -> None:
+    async with connect(nats_server.url, "one") as one, connect(nats_server.url, "two") as two:
+        await one.log._stream.delete_stream("STAGECAST")
+        infos = await asyncio.gather(*(bus.log.ensure() for bus in (one, two, one, two)))
+        assert len({info.state.first_seq for info in infos}) == 1
 
 
 async def test_thousands_of_records_are_caught_up_whole(nats_server: NatsServer) -> None:

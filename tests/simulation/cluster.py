@@ -111,7 +111,7 @@ class Life:
         while not self.client.is_connected:
             with suppress(TimeoutError):
                 await self.client.connect()
-        bus = NatsBus(self.client)  # type: ignore[arg-type]  # the narrow part of it
+        bus = NatsBus(self.client, self.chance)  # type: ignore[arg-type]  # the narrow part of it
         self.client.changed = bus.wake
         for log in (bus.log, bus.history):
             while True:

@@ -102,7 +102,7 @@ class Ledger:
         if stream.config.name != "STAGECAST":
             self._history[stored.subject] = self._history.get(stored.subject, 0) + 1
             return
-        identity = self._settle_identity(stream)
+        identity = self._settle_identity(stream, stored.sequence - 1)
         now = self.cluster.loop.time()
         record = None if entry.subject.startswith("stagecast.") else decode(entry.subject.split(".")[0], entry.payload).op
         held = self.ideal.slots.get(record.id) if record is not None else None
@@ -114,12 +114,12 @@ class Ledger:
             self._kept = _encode(rows.listed(self.ideal))
         self.listed[identity, entry.sequence] = self._kept
 
-    def _settle_identity(self, stream: Stream) -> str:
+    def _settle_identity(self, stream: Stream, before: int) -> str:
         identity = _identity(stream.info())
         if self.ideal.revision.identity != identity:
             self.ideal = Fold(Revision(identity, 0))
             self._kept = b"[]"
-            self.listed[identity, 0] = self._kept
+            self.listed[identity, before] = self._kept
         return identity
 
     def _check_record(self, identity: str, held: Record | None, record: Record) -> None:

@@ -81,13 +81,14 @@ class Stream:
     def __init__(self, config: StreamConfig, created: float) -> None:
         self.config = config
         self.created = datetime.fromtimestamp(created, UTC)
-        self.last_sequence = 0
+        self.last_sequence = (config.first_seq or 1) - 1
         self.messages: dict[str, Stored] = {}
         self.consumers: dict[str, Consumer] = {}
 
     def info(self) -> Any:
         """Return what `stream_info` tells."""
-        state = SimpleNamespace(last_seq=self.last_sequence, messages=len(self.messages))
+        first = next((stored.sequence for stored in self.messages.values()), self.last_sequence + 1)
+        state = SimpleNamespace(first_seq=first, last_seq=self.last_sequence, messages=len(self.messages))
         return SimpleNamespace(config=self.config, created=self.created, state=state)
 
     def after(self, sequence: int) -> list[Stored]:
@@ -399,7 +400,11 @@ class Server:
         if call == "add_stream":
             if stream is None:
                 stream = self.streams[name] = Stream(argument, self.wall())
-            self._answer(line, reply, stream.info())
+            if stream.config == argument:
+                self._answer(line, reply, stream.info())
+            else:
+                description = "stream name already in use with a different configuration"
+                self._answer(line, reply, BadRequestError(code=400, err_code=10058, description=description))
         elif stream is None:
             self._answer(line, reply, NotFoundError(code=404, err_code=10059, description="stream not found"))
         elif call == "update_stream":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -42,7 +43,10 @@ HEARTBEAT: Final = 0.5
 """Seconds between the server's signs of life on a quiet log; after three missed ones the consumer is made anew."""
 REQUEST_TIMEOUT: Final = 2.0
 OLDEST_SERVER: Final = (2, 10)
+HIGHEST_FIRST: Final = 2**40
+"""Below it a new stream's sequences begin, anywhere."""
 _WRONG_LAST_SEQUENCE: Final = 10071
+_MADE_ALREADY: Final = 10058
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 
 _Gone = (NatsError, APIError, OSError, TimeoutError, asyncio.TimeoutError)
@@ -51,9 +55,12 @@ _Gone = (NatsError, APIError, OSError, TimeoutError, asyncio.TimeoutError)
 class NatsLog:
     """One JetStream stream that keeps the last word on every subject."""
 
-    def __init__(self, client: Client, config: StreamConfig, bounds: Bounds | None = None) -> None:
+    def __init__(
+        self, client: Client, config: StreamConfig, bounds: Bounds | None = None, *, chance: random.Random | None = None
+    ) -> None:
         self._client = client
         self._bounds = bounds
+        self._chance = chance or random.SystemRandom()
         self._stream: JetStreamContext = client.jetstream(timeout=REQUEST_TIMEOUT)
         self._config = config
         self._name = config.name or ""
@@ -101,7 +108,7 @@ class NatsLog:
             try:
                 info = await self._look()
                 if _identity(info) != identity or info.state.last_seq < held:
-                    identity, held = _identity(info), 0
+                    identity, held = _identity(info), max(0, info.state.first_seq - 1)
                     yield Anew(identity)
                 async with self._consuming(held, info.state.last_seq) as consumer:
                     while not consumer.is_spent:
@@ -126,9 +133,22 @@ class NatsLog:
         try:
             info = await cancellable(self._stream.stream_info(self._name))
         except NotFoundError:
-            return await self._stream.add_stream(self._config)
+            return await self._create()
         amended = streams.amended(info.config, self._config, self._bounds)
         return await self._stream.update_stream(amended) if amended else info
+
+    async def _create(self) -> StreamInfo:
+        """Make the stream, with sequences that no stream of this name had before.
+
+        Else what was written with the last sequence of a stream that was lost could hit the same number in this one.
+        """
+        first = self._chance.randrange(1, HIGHEST_FIRST)
+        try:
+            return await self._stream.add_stream(self._config.evolve(first_seq=first))
+        except APIError as error:
+            if error.err_code != _MADE_ALREADY:
+                raise
+            return await cancellable(self._stream.stream_info(self._name))
 
     async def _look(self) -> StreamInfo:
         async with self._asking.watched():
@@ -169,10 +189,12 @@ class NatsLog:
 class NatsBus:
     """A connection to NATS. Made by `connect`."""
 
-    def __init__(self, client: Client, bounds: Bounds | None = None) -> None:
+    def __init__(
+        self, client: Client, bounds: Bounds | None = None, *, chance: random.Random | None = None
+    ) -> None:
         self._client = client
-        self.log = NatsLog(client, streams.LOG)
-        self.history = NatsLog(client, streams.bounded(streams.HISTORY, bounds or Bounds()), bounds)
+        self.log = NatsLog(client, streams.LOG, chance=chance)
+        self.history = NatsLog(client, streams.bounded(streams.HISTORY, bounds or Bounds()), bounds, chance=chance)
 
     @property
     def is_connected(self) -> bool:
