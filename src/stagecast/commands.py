@@ -16,12 +16,13 @@ import msgspec
 from stagecast import archive, operations, subjects
 from stagecast.errors import AppendConflict, BusError, NameTaken, StagecastError, Unknown, WrongState
 from stagecast.fold import Mirror
-from stagecast.messages import Command, CommandReply, GalleryCancel, GalleryStatus, NodeVerb, Record, Verb
+from stagecast.messages import Command, CommandReply, GalleryCancel, GalleryStatus, NodeVerb, Record, State, Verb
 from stagecast.revision import Revision
 from stagecast.tracker import Tracker
 
 _logger = logging.getLogger(__name__)
 
+_EFFECTS: Final[dict[str, State]] = {"cancel": "cancelled", "pause": "paused"}
 PING_TIMEOUT: Final = 1.0
 OWNER_TIMEOUT: Final = 2.0
 """Seconds within which an owner obeys; then the command is written over its head."""
@@ -56,8 +57,14 @@ class Commands:
             operations.check_allowed(record, verb)
             revision = await self._ask_owner(record, verb) or await self._write(record, verb)
             if revision is not None:
-                await self._tracker.reached(revision, OWNER_TIMEOUT)
-                return self._tracker.fold.record(record.id) or record, revision
+                return await self._seen(record, revision), revision
+
+    async def _seen(self, record: Record, revision: Revision) -> Record:
+        """Return what an operation is at ``revision``, or later; from the log itself where this process lags behind."""
+        if await self._tracker.reached(revision, OWNER_TIMEOUT):
+            return self._tracker.fold.record(record.id) or record
+        held, _ = await self._tracker.standing(record.id, record.kind, record.model, record.node)
+        return held or record
 
     async def give_foreign(self, mirror: Mirror, verb: Verb) -> None:
         """Ask a foreign publisher to cancel its installation; nothing else can be asked of it (WIRE section 2).
@@ -136,6 +143,9 @@ class Commands:
             return CommandReply(error="the owner has no part in this")
         ownership.halt("cancel" if command.verb == "cancel" else "pause")
         await ownership.released.wait()
+        # It may have been stopped for another reason just before, or have ended by itself: then this did nothing.
+        if ownership.record.state != _EFFECTS[command.verb]:
+            return CommandReply(error=f"it is {ownership.record.state}")
         return CommandReply(sequence=ownership.sequence)
 
     def _hear_gallery_cancel(self, _subject: str, payload: bytes) -> None:

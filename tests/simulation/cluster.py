@@ -398,9 +398,7 @@ class Cluster:
         finally:
             life.asked.pop(future, None)
 
-    def _arrive(
-        self, life: Life, method: str, path: str, min_revision: str, respond: Callable[[Answer], None]
-    ) -> None:
+    def _arrive(self, life: Life, method: str, path: str, min_revision: str, respond: Callable[[Answer], None]) -> None:
         headers = [(b"stagecast-min-revision", min_revision.encode())] if min_revision else []
         scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
         task = asyncio.get_running_loop().create_task(self._serve(life, scope, respond))
@@ -429,7 +427,7 @@ class Cluster:
         asked = scope["headers"][0][1].decode() if scope["headers"] else ""
         if status == 200 and scope["method"] == "GET":
             self.ledger.answered(life, body)
-        respond(Answer(status, body, at, life.node.name, asked))
+        respond(Answer(status, body, at, life.id, asked))
 
     def reset(self, life: Life) -> None:
         """Break the connections of those who wait for a process that has died."""
@@ -489,7 +487,7 @@ class Browser:
         if answer.status == 200:
             record, at = msgspec.json.decode(answer.body, type=tuple[Record, str])
             self._memory._see(at)
-            self.cluster.ledger.accepted(self, path, record, at)
+            self.cluster.ledger.accepted(self, path, answer, record, at)
             await self.poll()
         else:
             self.cluster.ledger.refused(self, path, answer)
@@ -499,4 +497,3 @@ class Browser:
 def _break(future: asyncio.Future[Answer]) -> None:
     if not future.done():
         future.set_result(Answer(0, b"", "", "", ""))
-

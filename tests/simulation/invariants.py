@@ -35,6 +35,7 @@ FENCED_WITHIN: Final = 2.5
 """Seconds after which an owner that could have heard of its fence moves nothing any more."""
 DEGRADED_WITHIN: Final = 2.5
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
+EFFECTS: Final = {"cancel": {"cancelled"}, "pause": {"paused"}}
 _encode: Final = msgspec.json.Encoder().encode
 Rank = tuple[int, int, int]
 
@@ -69,11 +70,14 @@ class Ledger:
         self.entries: list[tuple[float, Entry, Record | None]] = []
         self.ideal = Fold()
         self.listed: dict[tuple[str, int], bytes] = {}
+        self.words: dict[tuple[str, int], Record] = {}
         self.owners: dict[tuple[str, str, int], str] = {}
         self.ends: dict[tuple[str, int], Record] = {}
         self.jobs: dict[str, str] = {}
         """Accepted operations: id -> job."""
         self.risks: dict[str, Risk] = {}
+        self._accepted_at: dict[str, Revision] = {}
+        self._began_by: dict[str, tuple[str, Browser]] = {}
         self.is_emptied = False
         self._kept: bytes = b"[]"
         self._seen: dict[str, Seen] = {}
@@ -93,7 +97,9 @@ class Ledger:
 
     def fail(self, law: str, what: str) -> NoReturn:
         """Say that a law is broken."""
-        raise Violation(f"{law}: {what} (at {self.cluster.loop.time():.4f} s, step {self.cluster.loop.steps})")
+        loop = self.cluster.loop
+        loop.violation = Violation(f"{law}: {what} (at {loop.time():.4f} s, step {loop.steps})")
+        raise loop.violation
 
     # The log.
 
@@ -104,13 +110,16 @@ class Ledger:
             return
         identity = self._settle_identity(stream, stored.sequence - 1)
         now = self.cluster.loop.time()
-        record = None if entry.subject.startswith("stagecast.") else decode(entry.subject.split(".")[0], entry.payload).op
+        record = (
+            None if entry.subject.startswith("stagecast.") else decode(entry.subject.split(".")[0], entry.payload).op
+        )
         held = self.ideal.slots.get(record.id) if record is not None else None
         self.ideal.apply(entry)
         self.entries.append((now, entry, record))
         if record is not None:
             self._check_record(identity, held.record if held else None, record)
             self._written[record.id] = now
+            self.words[identity, entry.sequence] = record
             self._kept = _encode(rows.listed(self.ideal))
         self.listed[identity, entry.sequence] = self._kept
 
@@ -185,6 +194,7 @@ class Ledger:
     def _excuse(self, id_: str) -> None:
         """Expect nothing of an operation that no living process knows any more."""
         self.jobs.pop(id_, None)
+        self._accepted_at.pop(id_, None)
         self.risks.pop(id_, None)
         self._forget_rows(id_)
 
@@ -296,8 +306,11 @@ class Ledger:
         at, before = revision.parse(body.revision), self._highest.get(browser.name)
         if at is None:
             self.fail("L2", f"{answer.replica} answers without a revision")
-        if before is not None and (at.identity == before.identity) and at.sequence < before.sequence:
-            self.fail("L2", f"{browser.name} sees {at} on {answer.replica} after {before}")
+        asked = revision.parse(answer.asked)
+        if asked is not None and at < asked:
+            self.fail("L2", f"{browser.name} sees {at} on {answer.replica}, and had asked for {asked}")
+        if before is not None and at < before:
+            return  # of two answers on their way at once the older one came later: no client shows it
         self._highest[browser.name] = at
         shown = {row.id: row for row in body.operations}
         for id_, row in shown.items():
@@ -327,30 +340,34 @@ class Ledger:
             self.fail("L3", f"{browser.name} misses {id_} on {answer.replica} at {at}; it is {what}")
         self._rows[browser.name, id_] = (attempt, True, 1 << 60)
 
-    def accepted(self, browser: Browser, path: str, record: Record, at: str) -> None:
+    def accepted(self, browser: Browser, path: str, answer: Answer, record: Record, at: str) -> None:
         """A client was told that what it asked for is done."""
         self.checks["L5"] += 1
         verb = path.split("/")[2]
         self.answers[f"{verb} 200"] += 1
         written, held = revision.parse(at), self.ideal.slots.get(record.id)
+        if written is not None:
+            self._accepted_at.setdefault(record.id, written)
         self.jobs[record.id] = record.job
+        if verb in {"stage", "install"}:
+            self._began_by[record.id] = (answer.replica, browser)
         if held is None or written is None or written.identity != self.ideal.revision.identity:
             return
         if outranks(record, held.record):
             self.fail("L5", f"{browser.name} was told {brief(record)}, the log has {brief(held.record)}")
-        if verb in {"cancel", "pause"}:
-            word = record
-            wanted = {"cancel": {"cancelled"}, "pause": {"paused"}}[verb]
-            if word.state not in wanted | ENDED and held.record.attempt == word.attempt:
-                self.fail("L5", f"{verb} was answered with {brief(word)}")
+        effect = self.words.get(written)
+        if verb in EFFECTS and (effect is None or effect.id != record.id or effect.state not in EFFECTS[verb]):
+            found = brief(effect) if effect else "nothing of an operation"
+            self.fail("L5", f"{verb} was answered with {brief(record)} at {at}, where the log has {found}")
 
     def refused(self, browser: Browser, path: str, answer: Answer) -> None:
         """A client was told no."""
         self.checks["L5"] += 1
         _, _, verb, name, *_ = path.split("/")
         self.answers[f"{verb} {answer.status}"] += 1
-        if answer.status == 404 and verb not in {"stage", "install"} and name in self.jobs and name not in self.risks:
-            self.fail("L5", f"{verb} of {name} on {answer.replica}: {answer.body!r}, though it was accepted")
+        known, asked = self._accepted_at.get(name), revision.parse(answer.asked)
+        if answer.status == 404 and known is not None and asked is not None and known <= asked:
+            self.fail("L5", f"{verb} of {name} on {answer.replica}: {answer.body!r}, though it was accepted at {known}")
 
     # What time brings.
 
@@ -406,7 +423,9 @@ class Ledger:
             since = max(self._written[id_], judged_since, self._dead_since(record.owner))
             if record.state != "stalled":
                 if now - since > STALLED_WITHIN:
-                    self.fail("L7", f"{brief(record)} is not stalled {now - since:.1f} s after its owner could be missed")
+                    self.fail(
+                        "L7", f"{brief(record)} is not stalled {now - since:.1f} s after its owner could be missed"
+                    )
                 continue
             if record.kind == "installation":
                 if now - max(self._written[id_], judged_since) > TAKEN_WITHIN:
@@ -421,6 +440,12 @@ class Ledger:
         return self.cluster.deaths.get(process, 0.0)
 
     # The end.
+
+    def finish(self) -> None:
+        """Everything has ended as `unsettled` demands: count what ended though whoever began it was gone (L9)."""
+        living = {life.id for life in self.cluster.lives()}
+        for replica, browser in self._began_by.values():
+            self.checks["L9"] += (replica not in living) + browser.process.is_dead
 
     def unsettled(self) -> str:
         """Return what is still to come before everything has converged; nothing once it has."""

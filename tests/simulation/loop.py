@@ -113,6 +113,8 @@ class Loop(asyncio.AbstractEventLoop):
         self.processes: list[Process] = []
         self.current = self.process("world")
         self.world = self.current
+        self.violation: Violation | None = None
+        """Set by whoever finds one inside of a task, where raising it would be that task's own affair."""
         self.failures: list[str] = []
         """What went wrong outside of anybody's care: an exception in a callback, or one that no task waited for."""
         self._now = 0.0
@@ -193,6 +195,8 @@ class Loop(asyncio.AbstractEventLoop):
                 self.failures.append(f"{process.name}: {callback} raised {error!r}")
             if process.watch is not None:
                 process.watch()
+            if self.violation is not None:
+                raise self.violation
             if process.countdown:
                 process.countdown -= 1
                 if not process.countdown and process.trigger is not None:

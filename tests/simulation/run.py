@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,6 @@ from stagecast.bus.nats import REQUEST_TIMEOUT
 from tests.simulation.cluster import Browser, Cluster, Node
 from tests.simulation.invariants import Ledger, brief
 from tests.simulation.loop import Violation
-from tests.simulation.nats import Noise
 from tests.simulation.schedule import OPERATIONS, Happening, Schedule, drawn
 
 TICK: Final = 0.25
@@ -48,7 +46,7 @@ class Run:
         )
         self.faults: Counter[str] = Counter()
         self._is_quiet = False
-        self._turn = 0
+        self._turn = self._opened = 0
         self.browsers: list[Browser] = []
 
     def go(self) -> Outcome:
@@ -62,6 +60,7 @@ class Run:
             self._mend()
             if not loop.run(lambda: not self._due(), schedule.until + CONVERGED_WITHIN):
                 self.ledger.fail("the end", self.ledger.unsettled())
+            self.ledger.finish()
             if loop.failures:
                 self.ledger.fail("errors", "; ".join(loop.failures[:3]))
         except Violation as violation:
@@ -93,10 +92,7 @@ class Run:
             for number in range(1, count + 1):
                 name = f"{kind[0]}{number}"
                 cluster.add(name, kind, schedule.skews[name]).start()
-        for number in range(schedule.clients):
-            browser = Browser(cluster, f"client {number + 1}")
-            self.browsers.append(browser)
-            browser.process.spawn(browser.watch(POLL))
+        self.browsers = [self._open_browser() for _ in range(schedule.clients)]
         for happening in schedule.happenings:
             cluster.loop.world.post_at(happening.at, self._happen, happening)
         cluster.loop.world.post_at(TICK, self._tick)
@@ -142,6 +138,8 @@ class Run:
         elif happening.what == "join":
             name = f"new{len(self.cluster.nodes)}"
             self.cluster.add(name, "replica", self.schedule.skews["new"]).start()
+        elif happening.what == "close browser":
+            self._close_browser()
         else:
             self._break_network(happening)
 
@@ -164,6 +162,18 @@ class Run:
             self._later(0.2, self._start, node)
         else:
             node.start()
+
+    def _close_browser(self) -> None:
+        """End a client in the middle of whatever it asks for, and open another."""
+        number = self.cluster.loop.random.randrange(len(self.browsers))
+        self.browsers[number].process.kill()
+        self.browsers[number] = self._open_browser()
+
+    def _open_browser(self) -> Browser:
+        self._opened += 1
+        browser = Browser(self.cluster, f"client {self._opened}")
+        browser.process.spawn(browser.watch(POLL))
+        return browser
 
     def _break_bus(self, happening: Happening) -> None:
         server = self.cluster.server
@@ -218,9 +228,9 @@ def run(schedule: Schedule) -> Outcome:
     return Run(schedule).go()
 
 
-def run_seed(seed: int) -> Outcome:
+def run_seed(seed: int, theme: str = "") -> Outcome:
     """Run the schedule of a seed."""
-    return run(drawn(seed))
+    return run(drawn(seed, theme))
 
 
 def shrunk(schedule: Schedule) -> Outcome:
@@ -240,11 +250,3 @@ def shrunk(schedule: Schedule) -> Outcome:
 def report(outcome: Outcome, entries: int = 25) -> str:
     """Return a failing run as people read it."""
     return "\n".join([str(outcome.schedule), f"broken: {outcome.violation}", *outcome.entries[-entries:]])
-
-
-def collect() -> None:
-    """Free what earlier runs left behind."""
-    gc.collect()
-
-
-_ = Noise

@@ -15,7 +15,7 @@ VERBS: Final = (
 )  # fmt: skip
 FAULTS: Final = (
     "crash", "crash", "crash", "stop", "sleep", "cut", "kill bus", "hang bus", "empty bus", "drop", "repeat",
-    "lose answers", "join",
+    "lose answers", "join", "close browser",
 )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ class _Draft:
         return round(self.chance.uniform(0.0, self.until * share), 3)
 
 
-THEMES: Final = {"storm": 75, "long storm": 13, "sleeper": 8, "apart": 4}
+THEMES: Final = {"storm": 72, "long storm": 12, "sleeper": 7, "apart": 4, "mourning": 5}
 """What a schedule is about, and how many of a hundred are."""
 
 
@@ -108,6 +108,8 @@ def drawn(seed: int, theme: str = "") -> Schedule:
         _draw_sleeper(draft)
     elif theme == "apart":
         _draw_apart(draft)
+    elif theme == "mourning":
+        _draw_mourning(draft)
     else:
         _draw_operations(draft)
         _draw_faults(draft, is_long=theme != "storm")
@@ -202,6 +204,22 @@ def _draw_sleeper(draft: _Draft) -> None:
             draft.add(at + chance.uniform(0.05, 1.5), fault, who, lasting=chance.uniform(8.0, 14.0), steps=steps)
         for verb in chance.choice(([], ["cancel"], ["cancel"], ["pause"], ["pause", "resume"], ["cancel", "retry"])):
             draft.add(at + chance.uniform(2.0, 11.0), verb, target)
+
+
+def _draw_mourning(draft: _Draft) -> None:
+    """An owner dies and stays away for longer than its lease, or for good."""
+    chance = draft.chance
+    draft.pace = chance.uniform(0.25, 0.6)
+    at = chance.uniform(0.3, 2.0)
+    target = draft.begin(at)
+    # Which replica performs an installation is not known beforehand: one dies, and then perhaps the other.
+    owners = draft.replicas[:-1] if target.startswith("installation") else [target.partition("@")[2]]
+    for who in owners:
+        draft.add(at + chance.uniform(0.0, 1.5), "crash", who, lasting=chance.uniform(9.0, 25.0), steps=chance.randint(0, 40))
+    if target.startswith("staging") and chance.random() < 0.4:
+        draft.away = owners[0]
+    if chance.random() < 0.5:
+        draft.add(draft.moment(), chance.choice(FAULTS), chance.choice(draft.replicas), lasting=chance.uniform(0.1, 4.0))
 
 
 def _draw_apart(draft: _Draft) -> None:
