@@ -15,6 +15,7 @@ from stagecast.fold import Fold, Slot
 from stagecast.messages import NodeRecord, Placement, Record
 from stagecast.ownership import standing_record
 from stagecast.restatement import Restatement
+from stagecast.revision import Revision, first_of
 from stagecast.tracker import Tracker
 from tests.conftest import eventually
 from tests.losing import LosingBus, LosingLog
@@ -165,3 +166,27 @@ async def test_a_log_that_is_lost_twice_loses_nothing(tracker: Tracker, bus: Los
     bus.log.lose()
     await eventually(lambda: tracker.revision.identity == bus.log.identity)
     assert tracker.fold.slots.keys() == {LATE.id, other.id}
+
+
+async def test_a_revision_waits_for_the_log_that_it_is_of(tracker: Tracker, bus: LosingBus) -> None:
+    """Written into a log of which this process has not heard: it must not be taken for a place in the lost one (L5)."""
+    await tracker.write(EARLY, 0)
+    await eventually(lambda: EARLY.id in tracker.fold.slots)
+    later = first_of(9) + 5
+    placing = asyncio.create_task(tracker.place(later))
+    await asyncio.sleep(0)
+    assert not placing.done()
+    bus.log.lose()
+    bus.log.sequence = later
+    await bus.log.append("staging.x.progress", b"{}")
+    await eventually(placing.done)
+    assert placing.result() == Revision(bus.log.identity, later)
+
+
+async def test_a_claim_whose_answer_was_lost_is_a_claim(tracker: Tracker) -> None:
+    queued = a_record(owner="z", attempt=1, state="stalled")
+    revision = await tracker.write(queued, 0)
+    await tracker.write(operations.claimed(queued, "a", 9.0), revision.sequence)
+    async with tracker.own(queued) as ownership:
+        assert ownership is not None
+        assert ownership.record.attempt == 2

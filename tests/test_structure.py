@@ -43,8 +43,8 @@ LADDER: Final = (
                 "transfer.pull transfer.exchange transfer.serve transfer"
             ),
             "CONTROL": (
-                "archive ownership restatement mending tracker presence history commands announcer duty view feed "
-                "participant operation"
+                "changes archive ownership restatement mending tracker presence history commands announcer duty "
+                "view feed participant operation"
             ),
         },
     ),

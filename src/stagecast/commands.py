@@ -111,7 +111,7 @@ class Commands:
         except (BusError, msgspec.DecodeError) as error:
             _logger.info("%s of %s: its owner does not answer (%s)", verb, record.id, error)
             return None
-        return Revision(self._tracker.revision.identity, reply.sequence) if reply.sequence else None
+        return await self._tracker.place(reply.sequence) if reply.sequence else None
 
     async def _write(self, record: Record, verb: Verb) -> Revision | None:
         held, sequence = await self._tracker.standing(record.id, record.kind, record.model, record.node)

@@ -320,6 +320,8 @@ class Ledger:
                 self._check_absent(browser, answer, at, key[1], attempt)
 
     def _check_row(self, browser: Browser, answer: Answer, id_: str, row: Row) -> None:
+        if id_ in self.risks and answer.replica not in self.risks[id_].keepers:
+            return  # who was born into the new log cannot know yet what the old one had
         key = (browser.name, id_)
         is_over = row.state in ENDED
         now, before = (row.attempt, is_over, row.current_bytes), self._rows.get(key)
@@ -332,7 +334,8 @@ class Ledger:
         self.checks["L3"] += 1
         held = self.ideal.slots.get(id_)
         if id_ in self.risks:
-            if at.identity == self.ideal.revision.identity:
+            # Who was born into the new log, before anybody has put back what it was, cannot know.
+            if at.identity == self.ideal.revision.identity and answer.replica in self.risks[id_].keepers:
                 self.fail("L8", f"{browser.name} misses {id_} on {answer.replica} at {at}; it was known")
             return
         if held is None or (not is_ended(held.record) and held.record.attempt <= attempt):
@@ -351,7 +354,11 @@ class Ledger:
         self.jobs[record.id] = record.job
         if verb in {"stage", "install"}:
             self._began_by[record.id] = (answer.replica, browser)
-        if held is None or written is None or written.identity != self.ideal.revision.identity:
+        if held is None or written is None:
+            return
+        if written not in self.listed:
+            self.fail("L5", f"{browser.name} was told {brief(record)} at {at}, which no log ever had")
+        if written.identity != self.ideal.revision.identity:
             return
         if outranks(record, held.record):
             self.fail("L5", f"{browser.name} was told {brief(record)}, the log has {brief(held.record)}")

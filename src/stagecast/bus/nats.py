@@ -34,7 +34,7 @@ from stagecast.bus.asking import Interruptions, cancellable
 from stagecast.bus.consumer import Consumer
 from stagecast.errors import AppendConflict, BusUnavailable, BusUnsuitable, NobodyListens
 from stagecast.messages import Entry
-from stagecast.revision import identity_of
+from stagecast.revision import STREAMS, first_of, identity_of
 from stagecast.settings import Bounds
 
 _logger = logging.getLogger(__name__)
@@ -43,8 +43,6 @@ HEARTBEAT: Final = 0.5
 """Seconds between the server's signs of life on a quiet log; after three missed ones the consumer is made anew."""
 REQUEST_TIMEOUT: Final = 2.0
 OLDEST_SERVER: Final = (2, 10)
-HIGHEST_FIRST: Final = 2**40
-"""Below it a new stream's sequences begin, anywhere."""
 _WRONG_LAST_SEQUENCE: Final = 10071
 _MADE_ALREADY: Final = 10058
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
@@ -142,7 +140,7 @@ class NatsLog:
 
         Else what was written with the last sequence of a stream that was lost could hit the same number in this one.
         """
-        first = self._chance.randrange(1, HIGHEST_FIRST)
+        first = first_of(self._chance.randrange(1, STREAMS))
         try:
             return await self._stream.add_stream(self._config.evolve(first_seq=first))
         except APIError as error:
