@@ -117,8 +117,12 @@ class Tracker:
         """Return the revision of a message that somebody wrote just now.
 
         What was written may be in a log of which this process has not heard yet: then it waits to learn of it.
+
+        Raises:
+            BusUnavailable: it does not.
         """
-        await self.until(lambda: is_one_stream(sequence, self._incoming.revision.sequence), PLACE_TIMEOUT)
+        if not await self.until(lambda: is_one_stream(sequence, self._incoming.revision.sequence), PLACE_TIMEOUT):
+            raise BusUnavailable("it went into a log that cannot be heard yet")
         return Revision(self._incoming.revision.identity, sequence)
 
     async def write(self, record: Record, expected: int) -> Revision:

@@ -1,4 +1,4 @@
-"""``python -m tests.simulation --steps 1000000``: run schedules until that many steps were taken; print what was seen."""
+"""``python -m tests.simulation --steps 1000000``: run schedules until so many steps were taken; tell what was seen."""
 
 from __future__ import annotations
 

@@ -23,21 +23,18 @@ from stagecast.messages import Entry, Record
 from stagecast.revision import Revision
 from stagecast.rows import Row
 from tests.simulation.loop import Violation
-from tests.simulation.nats import Stored, Stream
+from tests.simulation.stream import Stored, Stream
+from tests.simulation.words import ENDED, better, brief, folds, holds, is_ended, outranks, rank
 
 if TYPE_CHECKING:
-    from tests.simulation.cluster import Answer, Browser, Cluster, Life
+    from tests.simulation.browser import Browser
+    from tests.simulation.cluster import Answer, Cluster
+    from tests.simulation.life import Life
 
-STALLED_WITHIN: Final = 10.0
-TAKEN_WITHIN: Final = 10.0
-AGREED_WITHIN: Final = 2.0
 FENCED_WITHIN: Final = 2.5
 """Seconds after which an owner that could have heard of its fence moves nothing any more."""
-DEGRADED_WITHIN: Final = 2.5
-ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 EFFECTS: Final = {"cancel": {"cancelled"}, "pause": {"paused"}}
 _encode: Final = msgspec.json.Encoder().encode
-Rank = tuple[int, int, int]
 
 
 @dataclass
@@ -76,19 +73,20 @@ class Ledger:
         self.jobs: dict[str, str] = {}
         """Accepted operations: id -> job."""
         self.risks: dict[str, Risk] = {}
+        self._kept_by: dict[str, set[str]] = {}
+        self._back: dict[str, Revision] = {}
+        """Where in the new log the words stand that were at risk."""
         self._accepted_at: dict[str, Revision] = {}
-        self._began_by: dict[str, tuple[str, Browser]] = {}
+        self.began_by: dict[str, tuple[str, Browser]] = {}
         self.is_emptied = False
         self._kept: bytes = b"[]"
         self._seen: dict[str, Seen] = {}
         self._rows: dict[tuple[str, str], tuple[int, bool, int]] = {}
         self._highest: dict[str, Revision] = {}
-        self._written: dict[str, float] = {}
+        self.written: dict[str, float] = {}
         """When the present word on an operation came to be."""
-        self._tails: list[tuple[float, str, int]] = []
         self._began: dict[str, tuple[str, int]] = {}
-        self._since: dict[str, float] = {}
-        self._history: dict[str, int] = {}
+        self._history: set[tuple[str, str]] = set()
 
     def begin(self, cluster: Cluster) -> None:
         """Look at a cluster from now on."""
@@ -106,7 +104,7 @@ class Ledger:
     def _append(self, stream: Stream, stored: Stored) -> None:
         entry = Entry(stored.subject, stored.sequence, stored.data, stored.moment)
         if stream.config.name != "STAGECAST":
-            self._history[stored.subject] = self._history.get(stored.subject, 0) + 1
+            self._check_history(stream, stored)
             return
         identity = self._settle_identity(stream, stored.sequence - 1)
         now = self.cluster.loop.time()
@@ -118,10 +116,17 @@ class Ledger:
         self.entries.append((now, entry, record))
         if record is not None:
             self._check_record(identity, held.record if held else None, record)
-            self._written[record.id] = now
+            self.written[record.id] = now
             self.words[identity, entry.sequence] = record
             self._kept = _encode(rows.listed(self.ideal))
         self.listed[identity, entry.sequence] = self._kept
+
+    def _check_history(self, stream: Stream, stored: Stored) -> None:
+        self.checks["L3"] += 1
+        key = (_identity(stream.info()), stored.subject)
+        if key in self._history:
+            self.fail("L3", f"the history is told of {stored.subject} twice")
+        self._history.add(key)
 
     def _settle_identity(self, stream: Stream, before: int) -> str:
         identity = _identity(stream.info())
@@ -151,6 +156,7 @@ class Ledger:
         risk = self.risks.get(record.id)
         if risk is not None and not outranks(risk.record, record):
             del self.risks[record.id]
+            self._back[record.id] = self.ideal.revision
 
     def _check_attempt(self, held: Record, record: Record) -> None:
         self.checks["L2"] += 1
@@ -159,7 +165,7 @@ class Ledger:
             self.fail("L3", f"{brief(held)} is followed by {brief(record)}")
         if held.state == "paused" and record.state in {"queued", "running", "stalled"}:
             self.fail("L3", f"{brief(held)} is followed by {brief(record)}")
-        # An end that only a lost log had may be of an earlier moment than what its owner, who did not know of it, did since.
+        # An end that only a lost log had may be of an earlier moment than what its owner, unaware of it, did since.
         is_of_lost_log = self.is_emptied and is_ended(record)
         if record.bytes_done < held.bytes_done and not is_of_lost_log:
             self.fail("L2", f"{brief(held)} is followed by {brief(record)}")
@@ -176,13 +182,14 @@ class Ledger:
         self.is_emptied = True
         best: dict[str, Record] = {}
         for life in self.cluster.lives():
-            for slots in _folds(life):
+            for slots in folds(life):
                 for id_, slot in slots.items():
-                    best[id_] = _better(best.get(id_), slot.record)
+                    best[id_] = better(best.get(id_), slot.record)
         self.risks = {}
         for id_, record in best.items():
-            keepers = {life.id for life in self.cluster.lives() if any(_holds(s, record) for s in _folds(life))}
+            keepers = {life.id for life in self.cluster.lives() if any(holds(s, record) for s in folds(life))}
             self.risks[id_] = Risk(record, keepers)
+            self._kept_by[id_] = set(keepers)
         for id_ in set(self.ideal.slots) - best.keys():
             self._excuse(id_)
         for id_, record in best.items():
@@ -278,7 +285,7 @@ class Ledger:
             return
         now, word = self.cluster.loop.time(), held.record
         is_fenced = word.owner != life.id or is_ended(word) or word.state == "paused"
-        since = max(self._written.get(record.id, now), well)
+        since = max(self.written.get(record.id, now), well)
         if is_fenced and now - since > FENCED_WITHIN:
             self.fail("L6", f"{life.id} still works on {brief(word)}, {now - since:.2f} s after it could know")
 
@@ -320,8 +327,9 @@ class Ledger:
                 self._check_absent(browser, answer, at, key[1], attempt)
 
     def _check_row(self, browser: Browser, answer: Answer, id_: str, row: Row) -> None:
-        if id_ in self.risks and answer.replica not in self.risks[id_].keepers:
-            return  # who was born into the new log cannot know yet what the old one had
+        at = revision.parse(answer.revision)
+        if at is not None and self._cannot_know(answer, id_, at):
+            return
         key = (browser.name, id_)
         is_over = row.state in ENDED
         now, before = (row.attempt, is_over, row.current_bytes), self._rows.get(key)
@@ -329,13 +337,21 @@ class Ledger:
             self.fail("L2", f"{browser.name} sees {id_} at {now} on {answer.replica} after {before}")
         self._rows[key] = now
 
+    def _cannot_know(self, answer: Answer, id_: str, at: Revision) -> bool:
+        """Tell whether a replica was born into a log that came back empty, where nobody had put back this word yet."""
+        back = self._back.get(id_)
+        if back is not None and at < back:
+            return answer.replica not in self._kept_by.get(id_, ())
+        return id_ in self.risks and answer.replica not in self.risks[id_].keepers
+
     def _check_absent(self, browser: Browser, answer: Answer, at: Revision, id_: str, attempt: int) -> None:
         """A row that was there is not: then it has ended, by the log's own word."""
         self.checks["L3"] += 1
         held = self.ideal.slots.get(id_)
+        if self._cannot_know(answer, id_, at):
+            return
         if id_ in self.risks:
-            # Who was born into the new log, before anybody has put back what it was, cannot know.
-            if at.identity == self.ideal.revision.identity and answer.replica in self.risks[id_].keepers:
+            if at.identity == self.ideal.revision.identity:
                 self.fail("L8", f"{browser.name} misses {id_} on {answer.replica} at {at}; it was known")
             return
         if held is None or (not is_ended(held.record) and held.record.attempt <= attempt):
@@ -353,7 +369,7 @@ class Ledger:
             self._accepted_at.setdefault(record.id, written)
         self.jobs[record.id] = record.job
         if verb in {"stage", "install"}:
-            self._began_by[record.id] = (answer.replica, browser)
+            self.began_by[record.id] = (answer.replica, browser)
         if held is None or written is None:
             return
         if written not in self.listed:
@@ -367,164 +383,14 @@ class Ledger:
             found = brief(effect) if effect else "nothing of an operation"
             self.fail("L5", f"{verb} was answered with {brief(record)} at {at}, where the log has {found}")
 
-    def refused(self, browser: Browser, path: str, answer: Answer) -> None:
+    def refused(self, path: str, answer: Answer) -> None:
         """A client was told no."""
         self.checks["L5"] += 1
         _, _, verb, name, *_ = path.split("/")
         self.answers[f"{verb} {answer.status}"] += 1
         known, asked = self._accepted_at.get(name), revision.parse(answer.asked)
+        at = revision.parse(answer.revision)
+        if answer.status == 404 and at is not None and self._cannot_know(answer, name, at):
+            return
         if answer.status == 404 and known is not None and asked is not None and known <= asked:
             self.fail("L5", f"{verb} of {name} on {answer.replica}: {answer.body!r}, though it was accepted at {known}")
-
-    # What time brings.
-
-    def tick(self) -> None:
-        """Look at what must have happened by now."""
-        now, server = self.cluster.loop.time(), self.cluster.server
-        lives = self.cluster.lives()
-        stream = server.streams.get("STAGECAST") if server.is_up else None
-        if stream is not None:
-            self._tails.append((now, _identity(stream.info()), stream.last_sequence))
-        for life in lives:
-            self._check_degraded(life, now)
-            if life.well_since is not None and stream is not None:
-                self._check_agreement(life, now, life.well_since)
-        judges = [life.well_since for life in lives if life.replica is not None and life.well_since is not None]
-        if judges and stream is not None:
-            self._check_leases(now, min(judges))
-
-    def _check_degraded(self, life: Life, now: float) -> None:
-        tracker = life.tracker
-        if tracker is None or not tracker.caught_up.is_set() or life.process.is_paused:
-            return
-        deaf = not life.client.is_connected or not self.cluster.server.is_up
-        since = self._since.setdefault(life.id, now) if deaf else self._since.pop(life.id, None)
-        if deaf and since is not None:
-            self.checks["L8"] += 1
-            if now - max(since, life.awake_since) > DEGRADED_WITHIN and not tracker.is_degraded:
-                self.fail("L8", f"{life.id} hears nothing for {now - since:.1f} s and does not say degraded")
-
-    def _check_agreement(self, life: Life, now: float, well: float) -> None:
-        tracker = life.tracker
-        past, noise = now - AGREED_WITHIN, self.cluster.server.noise
-        if tracker is None or max(well, self.cluster.calm_since) > past or noise.drop_answer or noise.drop_delivery:
-            return
-        found = [tail for tail in self._tails if tail[0] <= past]
-        if not found or found[-1][0] < well or self._tails[-1][1] != found[-1][1]:
-            return
-        self.checks["L8"] += 1
-        _, identity, sequence = found[-1]
-        at = tracker.revision
-        if tracker.is_degraded or at.identity != identity or at.sequence < sequence:
-            said = "degraded " if tracker.is_degraded else ""
-            self.fail("L8", f"{life.id} is {said}at {at}; the log stood at {identity}-{sequence} for {AGREED_WITHIN} s")
-
-    def _check_leases(self, now: float, judged_since: float) -> None:
-        cluster = self.cluster
-        living = {life.id: life for life in cluster.lives()}
-        for id_, slot in self.ideal.slots.items():
-            record = slot.record
-            if is_ended(record) or not record.owner or record.owner in living or record.state == "paused":
-                continue
-            self.checks["L7"] += 1
-            since = max(self._written[id_], judged_since, self._dead_since(record.owner))
-            if record.state != "stalled":
-                if now - since > STALLED_WITHIN:
-                    self.fail(
-                        "L7", f"{brief(record)} is not stalled {now - since:.1f} s after its owner could be missed"
-                    )
-                continue
-            if record.kind == "installation":
-                if now - max(self._written[id_], judged_since) > TAKEN_WITHIN:
-                    self.fail("L7", f"nobody took {brief(record)} over")
-                continue
-            life = cluster.nodes[record.node].life
-            well = life.well_since if life is not None else None
-            if well is not None and now - max(well, self._written[id_]) > TAKEN_WITHIN:
-                self.fail("L7", f"{record.node} is back and does not go on with {brief(record)}")
-
-    def _dead_since(self, process: str) -> float:
-        return self.cluster.deaths.get(process, 0.0)
-
-    # The end.
-
-    def finish(self) -> None:
-        """Everything has ended as `unsettled` demands: count what ended though whoever began it was gone (L9)."""
-        living = {life.id for life in self.cluster.lives()}
-        for replica, browser in self._began_by.values():
-            self.checks["L9"] += (replica not in living) + browser.process.is_dead
-
-    def unsettled(self) -> str:
-        """Return what is still to come before everything has converged; nothing once it has."""
-        cluster = self.cluster
-        stream = cluster.server.streams.get("STAGECAST")
-        if stream is None:
-            return "there is no log"
-        at = Revision(_identity(stream.info()), stream.last_sequence)
-        for record in self.ideal.live():
-            if record.state != "paused":
-                return f"{brief(record)} goes on"
-        for id_, job in self.jobs.items():
-            held = self.ideal.slots.get(id_)
-            if held is None:
-                return f"{id_} ({job}) was accepted and is not in the log"
-        for risk in self.risks.values():
-            return f"{brief(risk.record)} was known by {sorted(risk.keepers)} and is not in the log that came back"
-        for life in cluster.lives():
-            if not life.is_ready or life.tracker is None:
-                return f"{life.id} is not ready"
-            if life.tracker.revision != at or life.tracker.is_degraded:
-                return f"{life.id} is at {life.tracker.revision}, the log at {at}"
-            missing = self._missing_ends(life)
-            if missing:
-                return missing
-        return ""
-
-    def _missing_ends(self, life: Life) -> str:
-        if life.history is None:
-            return ""
-        known = Counter((record.job, record.attempt) for record in life.history.newest(limit=1000))
-        for slot in self.ideal.slots.values():
-            if is_ended(slot.record) and known[slot.record.job, slot.record.attempt] != 1:
-                return f"{life.id} has no history of {brief(slot.record)}"
-        return ""
-
-
-def rank(record: Record) -> Rank:
-    """Return what orders the records of an operation by law L6: the attempt, whether it has ended, the number.
-
-    The invariants' own words, so that they hold where the production code is broken.
-    """
-    return (record.attempt, (record.state in ENDED) + record.dismissed, record.seq)
-
-
-def outranks(one: Record, other: Record) -> bool:
-    """Tell whether ``one`` is a later word than ``other``."""
-    return rank(one) > rank(other)
-
-
-def is_ended(record: Record) -> bool:
-    """Tell whether the record is an end."""
-    return record.state in ENDED
-
-
-def brief(record: Record) -> str:
-    """Return a record in one line."""
-    owner = f" by {record.owner}" if record.owner else ""
-    note = f" ({record.error or record.note})" if record.error or record.note else ""
-    return f"{record.id} {record.attempt}.{record.seq} {record.state}{owner} {record.bytes_done}/{record.bytes_total}{note}"
-
-
-def _better(held: Record | None, other: Record) -> Record:
-    return other if held is None or outranks(other, held) else held
-
-
-def _folds(life: Life) -> list[dict[str, Slot]]:
-    if life.tracker is None:
-        return []
-    return [life.tracker.fold.slots, life.tracker._incoming.slots]
-
-
-def _holds(slots: dict[str, Slot], record: Record) -> bool:
-    slot = slots.get(record.id)
-    return slot is not None and slot.record == record

@@ -191,19 +191,22 @@ class Loop(asyncio.AbstractEventLoop):
                     handle.context.run(callback, *handle.args)
             except Violation:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # whatever it is, the run fails with it
                 self.failures.append(f"{process.name}: {callback} raised {error!r}")
             if process.watch is not None:
                 process.watch()
             if self.violation is not None:
                 raise self.violation
             if process.countdown:
-                process.countdown -= 1
-                if not process.countdown and process.trigger is not None:
-                    trigger, process.trigger = process.trigger, None
-                    self.current = self.world
-                    trigger()
+                self._count_down(process)
         self.current = self.world
+
+    def _count_down(self, process: Process) -> None:
+        process.countdown -= 1
+        if not process.countdown and process.trigger is not None:
+            trigger, process.trigger = process.trigger, None
+            self.current = self.world
+            trigger()
 
     def _pass_time(self, limit: float) -> bool:
         timers = self._timers

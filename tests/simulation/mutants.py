@@ -18,7 +18,7 @@ from stagecast.messages import Entry, Record
 from stagecast.restatement import Restatement
 from stagecast.revision import Revision
 from stagecast.tracker import Tracker
-from tests.simulation.nats import JetStream, Msg
+from tests.simulation.client import JetStream, Msg
 
 _publish, _configured, _is_free = JetStream.publish, nats._configured, Duty._is_free
 

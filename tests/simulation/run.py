@@ -9,10 +9,14 @@ from typing import Final
 
 from stagecast import leases
 from stagecast.bus.nats import REQUEST_TIMEOUT
-from tests.simulation.cluster import Browser, Cluster, Node
-from tests.simulation.invariants import Ledger, brief
+from tests.simulation.browser import Browser
+from tests.simulation.cluster import Cluster
+from tests.simulation.deadlines import Deadlines
+from tests.simulation.invariants import Ledger
+from tests.simulation.life import Node
 from tests.simulation.loop import Violation
 from tests.simulation.schedule import OPERATIONS, Happening, Schedule, drawn
+from tests.simulation.words import brief
 
 TICK: Final = 0.25
 POLL: Final = 0.4
@@ -40,6 +44,7 @@ class Run:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.ledger = Ledger()
+        self.deadlines = Deadlines(self.ledger)
         self.noise = replace(schedule.noise)
         self.cluster = Cluster(
             schedule.seed, self.ledger, server_skew=schedule.skews["server"], noise=self.noise, pace=schedule.pace
@@ -59,8 +64,8 @@ class Run:
             loop.run(lambda: False, schedule.until)
             self._mend()
             if not loop.run(lambda: not self._due(), schedule.until + CONVERGED_WITHIN):
-                self.ledger.fail("the end", self.ledger.unsettled())
-            self.ledger.finish()
+                self.ledger.fail("the end", self.deadlines.unsettled())
+            self.deadlines.finish()
             if loop.failures:
                 self.ledger.fail("errors", "; ".join(loop.failures[:3]))
         except Violation as violation:
@@ -98,11 +103,11 @@ class Run:
         cluster.loop.world.post_at(TICK, self._tick)
 
     def _tick(self) -> None:
-        self.ledger.tick()
+        self.deadlines.tick()
         self._later(TICK, self._tick)
 
     def _due(self) -> str:
-        return self.ledger.unsettled()
+        return self.deadlines.unsettled()
 
     def _later(self, delay: float, work: object, *arguments: object) -> None:
         self.cluster.loop.world.post_at(self.cluster.loop.time() + delay, work, *arguments)  # type: ignore[arg-type]

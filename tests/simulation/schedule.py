@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from tests.simulation.nats import Noise
+from tests.simulation.network import Noise
 
 OPERATIONS: Final = ("stage", "install", "cancel", "pause", "resume", "retry", "dismiss")
 VERBS: Final = (
@@ -215,11 +215,15 @@ def _draw_mourning(draft: _Draft) -> None:
     # Which replica performs an installation is not known beforehand: one dies, and then perhaps the other.
     owners = draft.replicas[:-1] if target.startswith("installation") else [target.partition("@")[2]]
     for who in owners:
-        draft.add(at + chance.uniform(0.0, 1.5), "crash", who, lasting=chance.uniform(9.0, 25.0), steps=chance.randint(0, 40))
+        draft.add(
+            at + chance.uniform(0.0, 1.5), "crash", who, lasting=chance.uniform(9.0, 25.0), steps=chance.randint(0, 40)
+        )
     if target.startswith("staging") and chance.random() < 0.4:
         draft.away = owners[0]
     if chance.random() < 0.5:
-        draft.add(draft.moment(), chance.choice(FAULTS), chance.choice(draft.replicas), lasting=chance.uniform(0.1, 4.0))
+        draft.add(
+            draft.moment(), chance.choice(FAULTS), chance.choice(draft.replicas), lasting=chance.uniform(0.1, 4.0)
+        )
 
 
 def _draw_apart(draft: _Draft) -> None:

@@ -187,9 +187,7 @@ class NatsLog:
 class NatsBus:
     """A connection to NATS. Made by `connect`."""
 
-    def __init__(
-        self, client: Client, bounds: Bounds | None = None, *, chance: random.Random | None = None
-    ) -> None:
+    def __init__(self, client: Client, bounds: Bounds | None = None, *, chance: random.Random | None = None) -> None:
         self._client = client
         self.log = NatsLog(client, streams.LOG, chance=chance)
         self.history = NatsLog(client, streams.bounded(streams.HISTORY, bounds or Bounds()), bounds, chance=chance)
