@@ -17,7 +17,7 @@ from stagecast import archive, broadcast, operations, subjects
 from stagecast.bus import Anew, Bus, CaughtUp, Heard, Lost
 from stagecast.changes import Changes, Topic
 from stagecast.errors import AppendConflict, BusUnavailable, Fenced, Interrupted, StagecastError
-from stagecast.fold import Change, Fold
+from stagecast.fold import Fold
 from stagecast.mending import Mender
 from stagecast.messages import Entry, Kind, Record
 from stagecast.ownership import RETRY_INTERVAL, TICK_INTERVAL, Ownership, standing_record
