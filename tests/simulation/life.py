@@ -44,8 +44,6 @@ class Disk:
     whole: set[str] = field(default_factory=set)
     pieces: dict[str, dict[int, int]] = field(default_factory=dict)
     """Per model and piece: bytes that were written; ``PIECE`` of them mean that the piece was verified."""
-    moved_twice: int = 0
-    """Verified pieces that were moved again though nobody had discarded them."""
 
     def verified(self, model: str) -> int:
         """Return how many bytes are verified."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -224,6 +225,7 @@ class Server:
                 consumer.deliver()
 
 
+@lru_cache(maxsize=4096)
 def _matches(pattern: str, subject: str) -> bool:
     ours, theirs = pattern.split("."), subject.split(".")
     return len(ours) == len(theirs) and all(a in ("*", b) for a, b in zip(ours, theirs, strict=True))
