@@ -23,6 +23,8 @@ BUSY: Final = 0.002
 GULP: Final = 0.01
 """Seconds for which the client collects messages then, after each gulp."""
 _LULL: Final = 0.02
+_LAST: Final = ".0"
+"""How a delivery's reply subject ends where nothing more is pending: who has all that there is."""
 _WEIGHT: Final = 1 / 16
 
 
@@ -55,7 +57,7 @@ class Consumer:
         if self.pending():
             return
         self._wake()
-        if self._gap < BUSY and not self._is_behind:
+        if self._gap < BUSY and message.reply.endswith(_LAST):
             # Meanwhile the client only collects; it calls once more for all that has come.
             await asyncio.sleep(GULP)
 
@@ -133,8 +135,6 @@ class Consumer:
 
 def position(reply: str) -> tuple[int, int, float, int]:
     """Return (stream sequence, consumer sequence, server's time, messages pending) from a delivery's reply subject."""
-    if reply.count(".") == 8:
-        _, sequence, in_consumer, nanoseconds, pending = reply.rsplit(".", 4)
-    else:
-        sequence, in_consumer, nanoseconds, pending = reply.split(".")[7:11]
+    tokens = reply.split(".")
+    sequence, in_consumer, nanoseconds, pending = tokens[5:9] if len(tokens) == 9 else tokens[7:11]
     return int(sequence), int(in_consumer), int(nanoseconds) / 1e9, int(pending)
