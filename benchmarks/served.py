@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import msgspec
 import nats
 import uvloop
 from litestar import Response, asgi, get
 from litestar.enums import MediaType
 
+from plain import BARE
+from records import moment
 from stagecast import composition
 from stagecast.frontend import application
 from stagecast.frontend.replica import Replica
 from stagecast.settings import ReplicaSettings
 
-BARE = "bench.bare"
 FAN_OUT = "bench.fanout"
 
 
@@ -85,6 +85,12 @@ class Beside:
     async def hear_bare(self, message: Any) -> None:
         self.bare.append((time.monotonic_ns(), message.data))
 
+    def latencies(self) -> tuple[list[int], list[int]]:
+        """Return what was noted, and begin anew."""
+        found = (self.visible, [now - moment(data) for now, data in self.bare])
+        self.visible, self.bare = [], []
+        return found
+
     async def fan_out(self, message: Any) -> None:
         self.frame = message.data
         self.said.set()
@@ -96,19 +102,13 @@ async def _answer(beside: Beside, command: dict[str, Any], tasks: list[asyncio.T
     if command["do"] == "watch":
         tasks.append(asyncio.create_task(beside.watch(command["id"])))
     elif command["do"] == "latencies":
-        found = (beside.visible, [now - _moment(payload) for now, payload in beside.bare])
-        beside.visible, beside.bare = [], []
-        return found
+        return beside.latencies()
     elif command["do"] == "freeze":
         beside.constant = beside.replica.participant.view.body
         return len(beside.constant)
     elif command["do"] == "held":
         return len(beside.replica.fold.slots)
     return "done"
-
-
-def _moment(payload: bytes) -> int:
-    return int(msgspec.json.decode(payload)["op"]["bytes_done"])
 
 
 async def _main(url: str) -> None:
