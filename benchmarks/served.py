@@ -26,6 +26,7 @@ from records import moment
 from stagecast import composition
 from stagecast.frontend import application
 from stagecast.frontend.replica import Replica
+from stagecast.proxy import until_gone
 from stagecast.settings import ReplicaSettings
 
 FAN_OUT = "bench.fanout"
@@ -57,11 +58,14 @@ class Beside:
 
         @asgi("/api/bare", copy_scope=True)
         async def bare(scope: Any, receive: Any, send: Any) -> None:
-            del scope, receive
+            del scope
+            task, watcher = asyncio.current_task(), asyncio.create_task(until_gone(receive))
+            assert task is not None
+            watcher.add_done_callback(lambda _: task.cancel())
             headers = [(b"content-type", b"text/event-stream")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b": hello\n\n", "more_body": True})
-            with suppress(OSError):
+            with suppress(asyncio.CancelledError):
                 while True:
                     await self.said.wait()
                     await send({"type": "http.response.body", "body": self.frame, "more_body": True})
