@@ -83,8 +83,12 @@ async def test_cancel_is_obeyed_by_the_owner_and_seen_by_who_asked(pair: Pair) -
     assert (record.state, record.owner, record.attempt) == ("cancelled", "owner", 1)
     assert revision.reached_by(pair.other.revision)
     await pair.work
-    with pytest.raises(WrongState, match=f"cannot cancel {ID}: it is cancelled"):
-        await pair.commands.give(ID, "cancel")
+    before = await pair.owner.bus.log.last(subjects.operation(record))
+    assert await pair.commands.give(ID, "cancel") == (record, revision)
+    assert await pair.owner.bus.log.last(subjects.operation(record)) == before
+    for verb in ("pause", "resume", "dismiss"):
+        with pytest.raises(WrongState, match=f"cannot {verb} {ID}: it is cancelled"):
+            await pair.commands.give(ID, verb)  # type: ignore[arg-type]
 
 
 async def test_an_operation_is_named_by_its_job_too(pair: Pair) -> None:
@@ -97,15 +101,20 @@ async def test_pause_and_resume(pair: Pair) -> None:
     record, _ = await pair.commands.give(ID, "pause")
     assert record.state == "paused"
     await pair.work
-    with pytest.raises(WrongState, match="cannot pause"):
-        await pair.commands.give(ID, "pause")
+    assert (await pair.commands.give(ID, "pause"))[0] == record
     record, revision = await pair.commands.give(ID, "resume")
-    assert (record.state, record.owner, record.attempt) == ("queued", "", 2)
+    assert (record.state, record.owner, record.attempt, record.begun_by) == ("queued", "", 2, "resume")
+    assert await pair.commands.give(ID, "resume") == (record, revision)
+    with pytest.raises(WrongState, match=f"cannot retry {ID}: it is queued"):
+        await pair.commands.give(ID, "retry")
     await pair.owner.reached(revision, 5.0)
     async with pair.owner.own(record) as ownership:
         assert ownership is not None
         assert ownership.record.attempt == 2
+        assert (await pair.commands.give(ID, "resume"))[0].state == "running"
     await pair.shows(lambda found: found.state == "succeeded")
+    with pytest.raises(WrongState, match=f"cannot resume {ID}: it is succeeded"):
+        await pair.commands.give(ID, "resume")
 
 
 async def test_retry_is_open_to_whoever_takes_it(peers: Peers) -> None:
@@ -113,6 +122,7 @@ async def test_retry_is_open_to_whoever_takes_it(peers: Peers) -> None:
     record, revision = await commands.give(ID, "retry")
     assert (record.state, record.owner, record.attempt, record.error) == ("queued", "", 2, "")
     assert await one.reached(revision, 5.0)
+    assert await commands.give(ID, "retry") == (record, revision)
     async with two.own(record):
         pass
     await eventually(lambda: one.fold.record(ID).state == "succeeded")  # type: ignore[union-attr]
@@ -127,9 +137,9 @@ async def test_dismiss_takes_what_failed_off_the_list(peers: Peers) -> None:
     assert record.updated_at == before.updated_at  # type: ignore[union-attr]
     assert await one.reached(revision, 5.0)
     await agree(one, two)
-    for verb in ("dismiss", "retry"):
-        with pytest.raises(WrongState):
-            await commands.give(ID, verb)  # type: ignore[arg-type]
+    assert await commands.give(ID, "dismiss") == (record, revision)
+    with pytest.raises(WrongState):
+        await commands.give(ID, "retry")
 
 
 @pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry", "dismiss"])

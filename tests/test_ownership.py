@@ -320,19 +320,31 @@ async def test_a_bus_that_is_away_keeps_transitions_waiting_and_drops_ticks(bus:
     assert ownership.record.phase == "verifying"
 
 
-async def test_what_is_counted_again_after_a_crash_is_never_shown_as_less(bus: Bus) -> None:
+async def test_what_is_read_again_shows_as_verifying_and_counts_neither_as_done_nor_as_moved(bus: Bus) -> None:
     ownership, recorder = await owning(bus)
-    await ownership.change(bytes_total=100, bytes_done=30, floor=45)
-    attempt = ownership.record.attempt
-    ownership.advance(10)
-    await ownership.change(phase="transferring")
-    ownership.advance(20)
-    await ownership.change(phase="verifying")
-    assert [(record.attempt, record.bytes_done) for record in recorder.records] == [
-        (attempt, 45),
-        (attempt, 45),
-        (attempt, 60),
-    ]
+    await ownership.change(phase="transferring", bytes_total=100, bytes_done=45, bytes_present=45)
+    attempt, turns = ownership.record.attempt, iter([30, 15])
+
+    def step() -> None:
+        ownership.check(next(turns, 0), 45)
+
+    await ticking(ownership, lambda: recorder.records[-1].note == "45 B of 45 B checked", step)
+    assert {record.phase for record in recorder.records[1:]} == {"verifying"}
+    await ticking(ownership, lambda: recorder.records[-1].phase == "transferring", lambda: ownership.advance(1))
+    found = [(record.attempt, record.bytes_present) for record in recorder.records]
+    assert set(found) == {(attempt, 45)}
+    verifying = [record for record in recorder.records if record.phase == "verifying"]
+    assert {(record.bytes_done, record.rate) for record in verifying} == {(45, None)}
+    assert recorder.records[-1].bytes_done > 45
+
+
+async def test_bytes_that_turn_out_to_be_here_are_done_but_did_not_move(bus: Bus) -> None:
+    ownership, recorder = await owning(bus, interval=0.01)
+    await ownership.change(bytes_total=10**9, bytes_done=5, bytes_present=5)
+    await ticking(ownership, lambda: len(recorder.records) >= 30, lambda: ownership.find(10))
+    end = recorder.records[-1]
+    assert end.bytes_done == end.bytes_present > 5
+    assert {record.rate for record in recorder.records} == {None}
 
 
 async def test_bytes_that_were_lost_make_a_new_attempt(bus: Bus) -> None:

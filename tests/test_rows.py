@@ -27,9 +27,13 @@ def as_json(record: Record) -> dict[str, object]:
 @given(records())
 def test_every_row_has_the_fields_of_the_wire(record: Record) -> None:
     row = as_json(record)
-    optional = {"error", "dismissed", "bytesPerSecond", "etaSeconds"}
+    optional = {
+        "error", "dismissed", "bytesPerSecond", "etaSeconds", "stalledSince", "stalledOn", "keptBytes", "callID",
+        "nodes",
+    }  # fmt: skip
     assert WIRE_FIELDS <= row.keys() <= WIRE_FIELDS | optional
     assert ("error" in row) == (record.state == "failed")
+    assert ("stalledOn" in row) == ("stalledSince" in row) == (record.state == "stalled")
     assert 0 <= row["progress"] <= 100  # type: ignore[operator]
     assert isinstance(row["progress"], int)
 

@@ -125,7 +125,10 @@ class Loader:
                 recipe = recipes.choose(self._recipes, model, [file.path for file in manifest.files])
                 started = await stack.enter_async_context(backend.running(recipe, model, store.path(model), self._logs))
                 self._report(model, "loading", started.instance)
-                await started.until_ready(recipe, ownership.tell)
+                then = f"it fails after {recipe.patience:g} s of silence"
+                await started.until_ready(
+                    recipe, ownership.tell, lambda is_quiet: ownership.wait("backend" if is_quiet else "", then)
+                )
             except StagecastError as error:
                 failure = error
                 raise

@@ -21,13 +21,18 @@ import msgspec
 from stagecast import broadcast, operations, subjects
 from stagecast.bus import Log
 from stagecast.errors import AppendConflict, BusUnavailable, Fenced
-from stagecast.messages import Entry, Outcome, Record
+from stagecast.messages import Entry, Hindrance, Outcome, Record
+from stagecast.quantities import format_size
 
 TICK_INTERVAL: Final = 1.0
 """Seconds between two byte ticks of one operation, at least (WIRE section 1)."""
 RATE_WINDOW: Final = 5.0
 """Seconds of real bytes over which a rate is taken."""
 RETRY_INTERVAL: Final = 0.1
+BEAT: Final = 3.0
+"""Seconds without a word after which an owner gives a sign of life, whatever its work is at."""
+PATIENCE: Final = 5.0
+"""Seconds without a byte after which work that waits for one is stalled."""
 
 Stop = Literal["cancel", "pause", "fence"]
 
@@ -48,6 +53,10 @@ class Ownership:
         self._wanted = record
         self.stop = threading.Event()
         self.stopped_by: Stop | None = None
+        self.keep_partial = False
+        """Whether a cancel leaves on the disk what has arrived."""
+        self.bytes_kept = 0
+        """How much of it the work has left there."""
         self.released = asyncio.Event()
         self.sequence = sequence
         self._log = log
@@ -60,52 +69,105 @@ class Ownership:
         self._awake = False
         self._is_settled = False
         self._bytes_done = record.bytes_done
-        self._floor = 0
+        self._moved = 0
+        self._present = record.bytes_present
+        self._checked = 0
+        self._is_checking = False
+        self._hindrance: tuple[Hindrance, str] = ("", "")
+        self._waits_since: float | None = None
         self._file: tuple[int, str] = (record.file_index, record.file_name)
         self._note = record.note
-        self._whole: deque[tuple[int, str]] = deque()
-        self._samples: deque[tuple[float, int]] = deque([(self._loop.time(), record.bytes_done)])
+        self._turns: deque[dict[str, object]] = deque()
+        self._samples: deque[tuple[float, int]] = deque([(self._loop.time(), 0)])
+        self._said_at = self._loop.time()
         self._body: asyncio.Task[object] | None = asyncio.current_task()
 
     @property
     def bytes_done(self) -> int:
         """Bytes reported so far, the ones that were there before included."""
-        return max(self._bytes_done, self._floor)
+        return self._bytes_done
 
     def advance(self, count: int) -> None:
-        """Count ``count`` more bytes. Callable from any thread; costs well under a microsecond once awake."""
+        """Count ``count`` more bytes that moved. From any thread; costs well under a microsecond once awake."""
         with self._counting:
             self._bytes_done += count
+            self._moved += count
+            self._waits_since = None
+            if self._is_checking:
+                self._is_checking, self._note = False, ""
+                self._turns.append({"phase": "transferring"})
             if self._awake:
                 return
             self._awake = True
         self._loop.call_soon_threadsafe(self._woken.set)
 
+    def find(self, count: int) -> None:
+        """Count ``count`` more bytes that turned out to be here already: done, but not moved. From any thread."""
+        with self._counting:
+            self._bytes_done += count
+            self._present += count
+        self._wake()
+
+    def check(self, count: int, total: int) -> None:
+        """Say that ``count`` more of ``total`` bytes that are here already were read again. From any thread.
+
+        The operation is verifying until the next byte moves. Nothing is counted: they were, or are by `find`.
+        """
+        with self._counting:
+            self._checked += count
+            self._waits_since = None
+            of = f" of {format_size(total)}" if total else ""
+            self._note = f"{format_size(self._checked)}{of} checked"
+            if not self._is_checking:
+                self._is_checking = True
+                self._turns.append({"phase": "verifying"})
+        self._wake()
+
+    def wait(self, on: Hindrance, then: str = "") -> None:
+        """Say that the work waits for something; ``then`` says what becomes of that. Nothing: it no longer waits.
+
+        It may be said again and again; the next byte ends it. After `PATIENCE` seconds the operation is stalled. From
+        any thread.
+        """
+        if not on:
+            self._waits_since = None
+            if self.record.state == "stalled":
+                self._wake()
+        elif self._waits_since is None:
+            self._hindrance, self._waits_since = (on, then), self._loop.time()
+        else:
+            self._hindrance = (on, then)
+
     def enter(self, index: int, name: str) -> None:
         """Say which file moves now; ``index`` counts from 1. Callable from any thread."""
         self._file = (index, name)
-        self.advance(0)
+        self._wake()
 
     def tell(self, note: str) -> None:
         """Say one line on what the phase waits for. A sign of life, sent like a byte tick. From any thread."""
         self._note = note
-        self.advance(0)
+        self._wake()
 
-    async def change(self, *, bytes_done: int | None = None, floor: int = 0, **fields: object) -> None:
+    async def change(
+        self, *, bytes_done: int | None = None, bytes_present: int | None = None, **fields: object
+    ) -> None:
         """Write a transition: new values for fields of the record. Returns once the log has it.
 
-        ``bytes_done`` is where `advance` counts on from. ``floor`` is what is on the disk already, but will be counted
-        again while it is checked: less is not shown. Where that is less than the record says, bytes were lost since,
-        and the work is a new attempt, for within one progress never falls (law L2).
+        ``bytes_done`` is where `advance` counts on from, ``bytes_present`` what of it was here before. Where it is less
+        than the record says, bytes were lost since, and the work is a new attempt, for within one progress never falls
+        (law L2).
 
         Raises:
             Fenced: somebody else owns the operation now, or has ended it.
         """
+        self._waits_since = None
         if bytes_done is not None:
-            self._bytes_done, self._floor = bytes_done, floor
-            self._samples.clear()
+            self._bytes_done = bytes_done
+            self._samples = deque([(self._loop.time(), self._moved)])
+        if bytes_present is not None:
+            self._present = bytes_present
         if "phase" in fields:
-            self._note = ""
+            self._note, self._is_checking, self._checked = "", fields["phase"] == "verifying", 0
         await self._write(lambda: self._current(**fields), retry=True)
 
     async def leave(self) -> None:
@@ -116,32 +178,52 @@ class Ownership:
 
     async def end(self, state: Outcome, *, error: str = "", note: str = "") -> None:
         """Write the end. Returns once the log has it. Raises `Fenced`."""
-        await self._write(lambda: operations.ended(self._current(), state, self._clock(), error, note), retry=True)
+        left: dict[str, object] = (
+            {"keep_partial": self.keep_partial, "bytes_kept": self.bytes_kept} if state == "cancelled" else {}
+        )
+        await self._write(
+            lambda: operations.ended(self._current(), state, self._clock(), error, note, **left), retry=True
+        )
 
     def complete(self, index: int, name: str) -> None:
         """Say that a file is whole. Always published, however soon after the last tick. Callable from any thread."""
-        self._whole.append((index, name))
+        self._turns.append({"file_index": index, "file_name": name})
         self._loop.call_soon_threadsafe(self._woken.set)
 
     async def run(self) -> None:
-        """Send byte ticks and completed files until cancelled."""
+        """Send byte ticks, completed files, other turns of the work, and signs of life until cancelled."""
         next_tick = 0.0
         try:
             while not operations.is_ended(self.record):
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.0, next_tick - self._loop.time()) if self._awake else None):
+                    async with asyncio.timeout_at(self._due(next_tick)):
                         await self._woken.wait()
                 self._woken.clear()
-                while self._whole:
-                    index, name = self._whole.popleft()
-                    await self._write(partial(self._current, file_index=index, file_name=name), retry=True)
-                if self._awake and self._loop.time() >= next_tick:
+                while self._turns:
+                    await self._write(partial(self._current, **self._turns.popleft()), retry=True)
+                if self._loop.time() >= self._due(next_tick):
                     next_tick = self._loop.time() + self._interval
                     with self._counting:
                         self._awake = False
                     await self._write(self._ticked, retry=False)
         except Fenced:
             self.halt("fence")
+
+    def _due(self, next_tick: float) -> float:
+        """Return when the next word is due: news, a sign of life, or that the work is stalled."""
+        due = self._said_at + BEAT
+        if self._awake:
+            due = min(due, next_tick)
+        if self._waits_since is not None and self.record.state == "running":
+            due = min(due, max(self._waits_since + PATIENCE, self._said_at + self._interval))
+        return due
+
+    def _wake(self) -> None:
+        with self._counting:
+            if self._awake:
+                return
+            self._awake = True
+        self._loop.call_soon_threadsafe(self._woken.set)
 
     def is_taken_by(self, held: Record) -> bool:
         """Tell whether ``held`` takes the operation away: a later word that this process did not say itself."""
@@ -154,10 +236,10 @@ class Ownership:
         """Let nothing interrupt the work's end any more: its outcome is decided and only has to be written."""
         self._is_settled = True
 
-    def halt(self, by: Stop) -> None:
+    def halt(self, by: Stop, *, keep_partial: bool = False) -> None:
         """Stop the work: cancel, pause, or because somebody else owns the operation now. Idempotent."""
         if self.stopped_by is None and not self._is_settled and not operations.is_ended(self.record):
-            self.stopped_by = by
+            self.stopped_by, self.keep_partial = by, keep_partial
             self.stop.set()
             if self._body is not None:
                 self._body.cancel()
@@ -169,7 +251,9 @@ class Ownership:
     def _current(self, **fields: object) -> Record:
         index, name = self._file
         values: dict[str, object] = {
-            "bytes_done": self.bytes_done,
+            "state": "running",
+            "bytes_done": self._bytes_done,
+            "bytes_present": self._present,
             "file_index": index,
             "file_name": name,
             "note": self._note,
@@ -184,24 +268,32 @@ class Ownership:
         return following
 
     def _ticked(self) -> Record:
-        return self._current(rate=self._rate(self._loop.time()))
+        now, since = self._loop.time(), self._waits_since
+        current = self._current(rate=self._rate(now))
+        if since is None or now - since < PATIENCE:
+            return current
+        on, then = self._hindrance
+        wall = self._clock()
+        began = self.record.waits_since if self.record.state == "stalled" else wall - (now - since)
+        return operations.stalled(current, then, wall, on, since=began)
 
     def _rate(self, now: float) -> float | None:
         """Return bytes per second over the window, or None where too little was seen to say."""
-        done = self.bytes_done
-        self._samples.append((now, done))
+        moved = self._moved
+        self._samples.append((now, moved))
         while len(self._samples) > 2 and self._samples[0][0] < now - RATE_WINDOW:
             self._samples.popleft()
         began, at_start = self._samples[0]
-        if now - began < 0.2 or done <= at_start:
+        if now - began < 0.2 or moved <= at_start:
             return None
-        return (done - at_start) / (now - began)
+        return (moved - at_start) / (now - began)
 
     async def _write(self, make: Callable[[], Record], *, retry: bool) -> None:
         async with self._writing:
             if operations.is_ended(self.record):
                 raise Fenced(self.record.id, self.record.attempt)
             record: Record | None = make()
+            self._said_at = self._loop.time()
             while record is not None:
                 self._wanted = record
                 try:

@@ -86,6 +86,10 @@ class Tracker:
         """Return the time that this process dates its records with, in seconds since 1970."""
         return self._clock()
 
+    def new_id(self) -> str:
+        """Return an id that nobody else has, of a job or a call."""
+        return f"{self._chance.getrandbits(64):016x}"
+
     async def changed(self, after: Revision, timeout: float | None = None) -> bool:
         """Wait until the fold stands at another revision than ``after``; tell whether it does."""
         return await self.until(lambda: self.revision != after, timeout)
@@ -140,7 +144,7 @@ class Tracker:
             if held is not None:
                 await archive.keep(self.bus.history, held)
             record = operations.opened(
-                held, kind=kind, model=model, node=node, job=f"{self._chance.getrandbits(64):016x}", now=self._clock(),
+                held, kind=kind, model=model, node=node, job=self.new_id(), now=self._clock(),
                 cause=cause, parameters=parameters, bytes_total=bytes_total, total_files=total_files,
                 call=call,
             )  # fmt: skip

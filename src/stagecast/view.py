@@ -82,6 +82,8 @@ class View:
         if self._at != fold.revision.sequence:
             for slot in fold.slots_after(self._at):
                 self._put(slot, is_listed=operations.is_listed(slot.record))
+            for slot in rows.beside(fold, self._at):
+                self._put(slot, is_listed=True)
             for mirror in fold.mirrors_after(self._at):
                 self._put(mirror, is_listed=rows.is_shown(fold, mirror))
             self._at = fold.revision.sequence
@@ -99,16 +101,16 @@ class View:
         at = bisect_left(self._places, place)
         if held is None:
             self._places.insert(at, place)
-            self._encoded.insert(at, _encoded(source))
+            self._encoded.insert(at, _encoded(self._tracker.fold, source))
         else:
-            self._encoded[at] = _encoded(source)
+            self._encoded[at] = _encoded(self._tracker.fold, source)
         self._known[key] = (place, source)
 
     def _row(self, source: Slot | Mirror) -> bytes:
         """Return a row's JSON; of those that are listed the view has it already."""
         held = self._known.get(_place(source)[1:])
         if held is None or held[1] is not source:
-            return _encoded(source)
+            return _encoded(self._tracker.fold, source)
         return self._encoded[bisect_left(self._places, held[0])]
 
 
@@ -118,5 +120,5 @@ def _place(source: Slot | Mirror) -> _Place:
     return rows.mirror_start(source)[0], source.id, True
 
 
-def _encoded(source: Slot | Mirror) -> bytes:
-    return _encode(rows.row(source.record) if isinstance(source, Slot) else rows.mirror_row(source))
+def _encoded(fold: Fold, source: Slot | Mirror) -> bytes:
+    return _encode(rows.row_of(fold, source.record) if isinstance(source, Slot) else rows.mirror_row(source))
