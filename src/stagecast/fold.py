@@ -245,8 +245,10 @@ class Fold:
             self._live[record.id] = slot
         if held is None or not _is_same_run(held.record, record):
             self._name(record, held.record if held else None)
-        for call in {record.call, held.record.call if held else ""} - {""}:
-            self._touch(call, slot.sequence)
+        if held is not None and held.record.call not in {"", record.call}:
+            self._touch(held.record.call, slot.sequence)
+        if record.call:
+            self._touch(record.call, slot.sequence)
 
     def _name(self, record: Record, held: Record | None) -> None:
         """Let an operation be found by its job, its subject and its model."""

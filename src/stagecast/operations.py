@@ -216,9 +216,9 @@ def is_cancellable(record: Record) -> bool:
 
 
 def _cancelled(held: Record, now: float, *, keep_partial: bool) -> Record:
-    """Return the end of what nobody works on. Its node frees what is there, which may have to wait."""
-    is_away = held.state in {"running", "stalled"} and held.bytes_done > 0 and not keep_partial
-    note = f"once {held.node or held.owner} is back" if is_away else ""
+    """Return the end of what nobody works on. Its node frees what is there, which may have to wait for that."""
+    is_away = held.state in {"running", "stalled"} and bool(held.node) and not keep_partial
+    note = f"once {held.node} is back" if is_away else ""
     kept = held.bytes_done if keep_partial else 0
     return ended(held, "cancelled", now, note=note, keep_partial=keep_partial, bytes_kept=kept)
 

@@ -155,9 +155,11 @@ class Worker:
         deadline, causes = loop.time() + HOLDER_PATIENCE, ["none is alive"]
         waiting = partial(ownership.wait, then=f"it fails after {HOLDER_PATIENCE:.0f} s without an answer")
         while True:
-            waiting("source")
             digest = ownership.record.parameters.get("digest") or self._digest(model)
-            for holder in self._holders(model, digest) if digest else []:
+            holders = self._holders(model, digest) if digest else []
+            if not holders:
+                waiting("source")
+            for holder in holders:
                 try:
                     manifest = await in_thread(
                         ownership.stop, fetch_manifest, holder, digest, self._token, ownership.stop, waiting=waiting
