@@ -82,7 +82,7 @@ def sentence(record: Record) -> str:
         return f"{subject}: stalled ({_hindrance(record)})"
     if record.state == "cancelled":
         return f"{subject}: {_leavings(record)}"
-    return f"{subject}: {record.state}" + (f" ({record.note})" if record.note else "")
+    return f"{subject}: {record.state}" + (f" ({record.note})" if record.note not in {"", record.state} else "")
 
 
 def _standing(record: Record) -> str:

@@ -178,9 +178,10 @@ class Ownership:
 
     async def end(self, state: Outcome, *, error: str = "", note: str = "") -> None:
         """Write the end. Returns once the log has it. Raises `Fenced`."""
-        left: dict[str, object] = (
-            {"keep_partial": self.keep_partial, "bytes_kept": self.bytes_kept} if state == "cancelled" else {}
-        )
+        left: dict[str, object] = {}
+        if state == "cancelled":
+            left = {"keep_partial": self.keep_partial, "bytes_kept": self.bytes_kept}
+            self._bytes_done = max(self._bytes_done, self.bytes_kept)
         await self._write(
             lambda: operations.ended(self._current(), state, self._clock(), error, note, **left), retry=True
         )

@@ -98,7 +98,7 @@ class Replica:
         """Return the workers that are meant. Raises `Unknown`, `WrongState`, `BadInput`."""
         workers = self.workers()
         if nodes == "all":
-            able = [name for name, node in workers.items() if not node.draining]
+            able = sorted(name for name, node in workers.items() if not node.draining)
             chosen = [name for name in able if self.presence.is_node_alive(name)]
             if not chosen:
                 raise BadInput("there is no living worker to stage to; start one with `stagecast worker`")
