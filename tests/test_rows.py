@@ -196,6 +196,17 @@ def test_a_change_of_one_operation_is_a_change_of_its_whole_call() -> None:
     assert [row for _, row in told] == [rows.row_of(fold, two), rows.row_of(fold, moved)]
 
 
+def test_an_operation_that_another_call_asks_for_anew_leaves_the_rows_of_the_first() -> None:
+    one, two = part("a"), part("b")
+    anew = msgspec.structs.replace(one, attempt=2, job="anew", call="another")
+    fold = a_call(one, two, anew)
+    assert nodes_of(fold, two) is nodes_of(fold, anew) is None
+    assert [(at, row.id, row.nodes) for at, row in rows.changed(fold, 2)] == [
+        (2, "staging:m@b", msgspec.UNSET),
+        (3, "staging:m@a", msgspec.UNSET),
+    ]
+
+
 def test_what_has_ended_is_told_once_however_its_call_goes_on() -> None:
     one, two = part("a"), part("b", state="succeeded")
     moved = msgspec.structs.replace(one, seq=1, bytes_done=100)
