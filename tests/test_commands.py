@@ -18,6 +18,7 @@ from stagecast.commands import Commands
 from stagecast.errors import BusUnavailable, CommandLost, NameTaken, Unknown, WrongState
 from stagecast.fold import Mirror
 from stagecast.messages import Entry, GalleryCancel, GalleryStatus, NodeRecord, Record, Verb
+from stagecast.meter import Wait
 from stagecast.tracker import Tracker
 from tests.conftest import NatsServer, eventually
 from tests.peers import Peers, a_record, agree, gathered
@@ -324,8 +325,7 @@ async def test_a_run_that_another_has_followed_is_past(peers: Peers) -> None:
 
 async def test_an_owner_that_waits_for_bytes_is_asked_as_one_that_runs(pair: Pair) -> None:
     ownership = pair.owner.owned[ID]
-    ownership.wait("source", "it fails")
-    ownership._waits_since = -1e9
+    ownership._waits = Wait("source", "it fails", -1e9)
     ownership.tell("now")
     await pair.shows(lambda found: found.state == "stalled" and found.waits_on == "source")
     record, _ = await pair.commands.give(ID, "cancel")

@@ -43,7 +43,7 @@ LADDER: Final = (
                 "transfer.pull transfer.exchange transfer.serve transfer"
             ),
             "CONTROL": (
-                "archive ownership mending tracker presence history commands announcer duty view feed participant "
+                "meter archive ownership mending tracker presence history commands announcer duty view feed participant "
                 "operation"
             ),
         },

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -21,13 +20,11 @@ import msgspec
 from stagecast import broadcast, operations, subjects
 from stagecast.bus import Log
 from stagecast.errors import AppendConflict, BusUnavailable, Fenced
-from stagecast.messages import Entry, Hindrance, Outcome, Record
-from stagecast.quantities import format_size
+from stagecast.messages import Entry, Outcome, Record
+from stagecast.meter import Meter
 
 TICK_INTERVAL: Final = 1.0
 """Seconds between two byte ticks of one operation, at least (WIRE section 1)."""
-RATE_WINDOW: Final = 5.0
-"""Seconds of real bytes over which a rate is taken."""
 RETRY_INTERVAL: Final = 0.1
 BEAT: Final = 3.0
 """Seconds without a word after which an owner gives a sign of life, whatever its work is at."""
@@ -37,8 +34,11 @@ PATIENCE: Final = 5.0
 Stop = Literal["cancel", "pause", "fence"]
 
 
-class Ownership:
-    """The right to write one operation's record, for as long as nobody else claims it."""
+class Ownership(Meter):
+    """The right to write one operation's record, for as long as nobody else claims it; and what its work reports to.
+
+    Work that waits for something for `PATIENCE` seconds is said to be stalled, until the next byte.
+    """
 
     def __init__(
         self,
@@ -49,6 +49,9 @@ class Ownership:
         clock: Callable[[], float] = time.time,
         interval: float = TICK_INTERVAL,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._woken = asyncio.Event()
+        super().__init__(record, self._loop.time, lambda: self._loop.call_soon_threadsafe(self._woken.set))
         self.record = record
         self._wanted = record
         self.stop = threading.Event()
@@ -62,91 +65,10 @@ class Ownership:
         self._log = log
         self._clock = clock
         self._interval = interval
-        self._loop = asyncio.get_running_loop()
         self._writing = asyncio.Lock()
-        self._woken = asyncio.Event()
-        self._counting = threading.Lock()
-        self._awake = False
         self._is_settled = False
-        self._bytes_done = record.bytes_done
-        self._moved = 0
-        self._present = record.bytes_present
-        self._checked = 0
-        self._is_checking = False
-        self._hindrance: tuple[Hindrance, str] = ("", "")
-        self._waits_since: float | None = None
-        self._file: tuple[int, str] = (record.file_index, record.file_name)
-        self._note = record.note
-        self._turns: deque[dict[str, object]] = deque()
-        self._samples: deque[tuple[float, int]] = deque([(self._loop.time(), 0)])
         self._said_at = self._loop.time()
         self._body: asyncio.Task[object] | None = asyncio.current_task()
-
-    @property
-    def bytes_done(self) -> int:
-        """Bytes reported so far, the ones that were there before included."""
-        return self._bytes_done
-
-    def advance(self, count: int) -> None:
-        """Count ``count`` more bytes that moved. From any thread; costs well under a microsecond once awake."""
-        with self._counting:
-            self._bytes_done += count
-            self._moved += count
-            self._waits_since = None
-            if self._is_checking:
-                self._is_checking, self._note = False, ""
-                self._turns.append({"phase": "transferring"})
-            if self._awake:
-                return
-            self._awake = True
-        self._loop.call_soon_threadsafe(self._woken.set)
-
-    def find(self, count: int) -> None:
-        """Count ``count`` more bytes that turned out to be here already: done, but not moved. From any thread."""
-        with self._counting:
-            self._bytes_done += count
-            self._present += count
-        self._wake()
-
-    def check(self, count: int, total: int) -> None:
-        """Say that ``count`` more of ``total`` bytes that are here already were read again. From any thread.
-
-        The operation is verifying until the next byte moves. Nothing is counted: they were, or are by `find`.
-        """
-        with self._counting:
-            self._checked += count
-            self._waits_since = None
-            of = f" of {format_size(total)}" if total else ""
-            self._note = f"{format_size(self._checked)}{of} checked"
-            if not self._is_checking:
-                self._is_checking = True
-                self._turns.append({"phase": "verifying"})
-        self._wake()
-
-    def wait(self, on: Hindrance, then: str = "") -> None:
-        """Say that the work waits for something; ``then`` says what becomes of that. Nothing: it no longer waits.
-
-        It may be said again and again; the next byte ends it. After `PATIENCE` seconds the operation is stalled. From
-        any thread.
-        """
-        if not on:
-            self._waits_since = None
-            if self.record.state == "stalled":
-                self._wake()
-        elif self._waits_since is None:
-            self._hindrance, self._waits_since = (on, then), self._loop.time()
-        else:
-            self._hindrance = (on, then)
-
-    def enter(self, index: int, name: str) -> None:
-        """Say which file moves now; ``index`` counts from 1. Callable from any thread."""
-        self._file = (index, name)
-        self._wake()
-
-    def tell(self, note: str) -> None:
-        """Say one line on what the phase waits for. A sign of life, sent like a byte tick. From any thread."""
-        self._note = note
-        self._wake()
 
     async def change(
         self, *, bytes_done: int | None = None, bytes_present: int | None = None, **fields: object
@@ -160,14 +82,10 @@ class Ownership:
         Raises:
             Fenced: somebody else owns the operation now, or has ended it.
         """
-        self._waits_since = None
-        if bytes_done is not None:
-            self._bytes_done = bytes_done
-            self._samples = deque([(self._loop.time(), self._moved)])
-        if bytes_present is not None:
-            self._present = bytes_present
+        self._begin(bytes_done, bytes_present)
         if "phase" in fields:
-            self._note, self._is_checking, self._checked = "", fields["phase"] == "verifying", 0
+            self._turn(fields["phase"])
+            fields = {"rate": None, **fields}
         await self._write(lambda: self._current(**fields), retry=True)
 
     async def leave(self) -> None:
@@ -185,11 +103,6 @@ class Ownership:
         await self._write(
             lambda: operations.ended(self._current(), state, self._clock(), error, note, **left), retry=True
         )
-
-    def complete(self, index: int, name: str) -> None:
-        """Say that a file is whole. Always published, however soon after the last tick. Callable from any thread."""
-        self._turns.append({"file_index": index, "file_name": name})
-        self._loop.call_soon_threadsafe(self._woken.set)
 
     async def run(self) -> None:
         """Send byte ticks, completed files, other turns of the work, and signs of life until cancelled."""
@@ -215,16 +128,10 @@ class Ownership:
         due = self._said_at + BEAT
         if self._awake:
             due = min(due, next_tick)
-        if self._waits_since is not None and self.record.state == "running":
-            due = min(due, max(self._waits_since + PATIENCE, self._said_at + self._interval))
+        waits = self._waits
+        if waits is not None and self.record.state == "running":
+            due = min(due, max(waits.since + PATIENCE, self._said_at + self._interval))
         return due
-
-    def _wake(self) -> None:
-        with self._counting:
-            if self._awake:
-                return
-            self._awake = True
-        self._loop.call_soon_threadsafe(self._woken.set)
 
     def is_taken_by(self, held: Record) -> bool:
         """Tell whether ``held`` takes the operation away: a later word that this process did not say itself."""
@@ -250,16 +157,7 @@ class Ownership:
         await self._write(self._current, retry=True)
 
     def _current(self, **fields: object) -> Record:
-        index, name = self._file
-        values: dict[str, object] = {
-            "state": "running",
-            "bytes_done": self._bytes_done,
-            "bytes_present": self._present,
-            "file_index": index,
-            "file_name": name,
-            "note": self._note,
-            **fields,
-        }
+        values = {"state": "running", **self._counted(), **fields}
         following = operations.succeeding(self.record, self._clock(), **values)
         if following.bytes_done < self.record.bytes_done:
             lost = operations.anew(self.record, following.updated_at, "bytes that had arrived were lost")
@@ -269,25 +167,13 @@ class Ownership:
         return following
 
     def _ticked(self) -> Record:
-        now, since = self._loop.time(), self._waits_since
+        now, waits = self._loop.time(), self._waits  # taken once: another thread may end it
         current = self._current(rate=self._rate(now))
-        if since is None or now - since < PATIENCE:
+        if waits is None or now - waits.since < PATIENCE:
             return current
-        on, then = self._hindrance
         wall = self._clock()
-        began = self.record.waits_since if self.record.state == "stalled" else wall - (now - since)
-        return operations.stalled(current, then, wall, on, since=began)
-
-    def _rate(self, now: float) -> float | None:
-        """Return bytes per second over the window, or None where too little was seen to say."""
-        moved = self._moved
-        self._samples.append((now, moved))
-        while len(self._samples) > 2 and self._samples[0][0] < now - RATE_WINDOW:
-            self._samples.popleft()
-        began, at_start = self._samples[0]
-        if now - began < 0.2 or moved <= at_start:
-            return None
-        return (moved - at_start) / (now - began)
+        began = self.record.waits_since if self.record.state == "stalled" else wall - (now - waits.since)
+        return operations.stalled(current, waits.then, wall, waits.on, since=began)
 
     async def _write(self, make: Callable[[], Record], *, retry: bool) -> None:
         async with self._writing:

@@ -192,7 +192,9 @@ class Ledger:
     def _report(self, tell: Told) -> None:
         with self._changed:
             news, self._news = self._news, 0
-            checked, self._checked = self._checked, 0
+            # What was checked while bytes came waits, so that the caller does not hear of two phases in turn.
+            checked = self._checked if not news or self._assignments.is_complete else 0
+            self._checked -= checked
             whole, self._whole = self._whole, []
             file = min(self._moving, default=self._entered)
             hindrance = self._hindrance()
