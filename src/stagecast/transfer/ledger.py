@@ -196,7 +196,7 @@ class Ledger:
             checked = self._checked if not news or self._assignments.is_complete else 0
             self._checked -= checked
             whole, self._whole = self._whole, []
-            file = min(self._moving, default=self._entered)
+            file = min(self._moving, default=max(whole, default=self._entered))
             hindrance = self._hindrance()
         if file > self._entered:
             self._entered = file
