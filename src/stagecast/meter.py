@@ -119,6 +119,7 @@ class Meter:
         self._waits = None
         if bytes_done is not None:
             self._bytes_done = bytes_done
+            self._bytes_present = min(self._bytes_present, bytes_done)
             self._samples = deque([(self._now(), self._bytes_moved)])
         if bytes_present is not None:
             self._bytes_present = bytes_present

@@ -144,9 +144,8 @@ class Tracker:
             if held is not None:
                 await archive.keep(self.bus.history, held)
             record = operations.opened(
-                held, kind=kind, model=model, node=node, job=self.new_id(), now=self._clock(),
-                cause=cause, parameters=parameters, bytes_total=bytes_total, total_files=total_files,
-                call=call,
+                held, kind=kind, model=model, node=node, job=self.new_id(), now=self._clock(), cause=cause, call=call,
+                parameters=parameters, bytes_total=bytes_total, total_files=total_files,
             )  # fmt: skip
             if claim:
                 record = operations.claimed(record, self.process, self._clock())
@@ -173,8 +172,7 @@ class Tracker:
         """Claim an operation and yield the right to write its record; what the block does decides how it ends.
 
         A block that returns has succeeded, one that raises has failed with that cause. Cancelling and pausing from
-        outside cancel the block. Yields None where somebody else was first: then there is nothing to do. What the block
-        raises goes no further, unless this ``passes_on``.
+        outside cancel the block. Yields None where somebody else was first. Errors go no further unless it ``passes_on``.
         """
         ownership = await self._claim(record)
         if ownership is None:
