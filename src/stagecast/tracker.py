@@ -171,8 +171,8 @@ class Tracker:
     async def own(self, record: Record, *, passes_on: bool = False) -> AsyncGenerator[Ownership | None, None]:
         """Claim an operation and yield the right to write its record; what the block does decides how it ends.
 
-        A block that returns has succeeded, one that raises has failed with that cause. Cancelling and pausing from
-        outside cancel the block. Yields None where somebody else was first. Errors go no further unless it ``passes_on``.
+        A block that returns has succeeded, one that raises has failed with that cause, which goes on only if told so by
+        ``passes_on``. Cancelling and pausing from outside cancel it. Yields None where somebody else was first.
         """
         ownership = await self._claim(record)
         if ownership is None:
