@@ -16,7 +16,7 @@ from stagecast.messages import (
     StagingEvent,
     StagingStatus,
 )
-from stagecast.operations import is_ended
+from stagecast.operations import is_cancellable, is_ended
 from stagecast.quantities import format_size, format_time
 
 Event = StagingEvent | GalleryEvent | OperationEvent
@@ -139,5 +139,5 @@ def _gallery_status(record: Record) -> GalleryStatus:
         total_bytes=record.bytes_total,
         gallery_element_name=record.model,
         cancelled=record.state == "cancelled",
-        cancellable=not is_ended(record),
+        cancellable=is_cancellable(record),
     )

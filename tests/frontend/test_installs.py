@@ -15,9 +15,12 @@ import pytest_asyncio
 
 from stagecast import operations, ownership
 from stagecast.draft import Draft, draft_bytes
+from stagecast.errors import BusUnavailable, Interrupted
+from stagecast.frontend.installs import until_decided
 from stagecast.manifest import PIECE_SIZE
 from tests.alone import WEIGHTS, Alone, alone
 from tests.conftest import eventually
+from tests.peers import a_record
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -230,3 +233,16 @@ async def test_an_installation_that_publishes_is_past_stopping(
     assert (status, code) == (409, "wrong_state")
     assert message == f"cannot cancel {identifier}: it is publishing, past stopping"
     assert (await stocked.ended(identifier))["state"] == "succeeded"
+
+
+async def test_a_stop_is_heeded_while_the_log_is_away_and_nothing_can_be_decided() -> None:
+    class Away:
+        async def append(self, *_: object, **__: object) -> int:
+            raise BusUnavailable("stopped")
+
+    owned = ownership.Ownership(Away(), a_record(kind="installation", node=""), 1)  # type: ignore[arg-type]
+    deciding = asyncio.create_task(asyncio.to_thread(until_decided, owned, asyncio.get_running_loop()))
+    await asyncio.sleep(0)
+    owned.stop.set()
+    with pytest.raises(Interrupted):
+        await deciding

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import wait
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final
@@ -23,6 +24,8 @@ from stagecast.transfer import RateLimit
 from stagecast.work import in_thread
 
 _UNLESS_A_BYTE_COMES: Final = f"it asks again, and fails after {PATIENCE:.0f} s without one"
+
+_POLL: Final = 0.1
 
 
 class Installs:
@@ -98,7 +101,7 @@ class Installs:
             waiting=waiting, stop=ownership.stop, limit=self._limit,
             entered=lambda index: ownership.enter(index + 1, source.files[index].path),
             completed=lambda index: ownership.complete(index + 1, source.files[index].path),
-            whole=lambda: asyncio.run_coroutine_threadsafe(_decide(ownership), loop).result(),
+            whole=lambda: until_decided(ownership, loop),
         )  # fmt: skip
         await ownership.change(phase="publishing", bytes_total=manifest.size, bytes_done=manifest.size)
         ownership.settle()
@@ -118,6 +121,16 @@ class Installs:
             with suppress(Unknown):
                 return gallery.resolve(reference, index, name, sha256, stop=stop, waiting=waiting)
         return gallery.resolve(reference, indexes[-1] if indexes else "", name, sha256, stop=stop, waiting=waiting)
+
+
+def until_decided(ownership: Ownership, loop: asyncio.AbstractEventLoop) -> None:
+    """Block a thread until the installation is past stopping. Raises `Fenced`, or `Interrupted` where it was stopped."""
+    deciding = asyncio.run_coroutine_threadsafe(_decide(ownership), loop)
+    while not wait([deciding], _POLL).done:
+        # The log may be away for long, and the process about to end meanwhile.
+        if ownership.stop.is_set() and deciding.cancel():
+            raise Interrupted("cancel")
+    deciding.result()
 
 
 async def _decide(ownership: Ownership) -> None:
