@@ -152,6 +152,10 @@ class Fold:
         """Yield what came to stand after ``sequence``, the latest first; costs no more than what it yields."""
         return takewhile(lambda slot: slot.sequence > sequence, reversed(self.slots.values()))
 
+    def changed_at(self, call: str) -> int:
+        """Return the sequence at which an operation of the call changed last, came or went."""
+        return self._calls_at.get(call, 0)
+
     def calls_after(self, sequence: int) -> Iterator[str]:
         """Yield the calls of which an operation has changed, come or gone after ``sequence``, the latest first."""
         return (call for call, _ in takewhile(lambda each: each[1] > sequence, reversed(self._calls_at.items())))

@@ -124,7 +124,7 @@ class Installs:
 
 
 def until_decided(ownership: Ownership, loop: asyncio.AbstractEventLoop) -> None:
-    """Block a thread until the installation is past stopping. Raises `Fenced`, or `Interrupted` where it was stopped."""
+    """Block a thread until the installation is past stopping. Raises `Fenced`, or `Interrupted` if it was stopped."""
     deciding = asyncio.run_coroutine_threadsafe(_decide(ownership), loop)
     while not wait([deciding], _POLL).done:
         # The log may be away for long, and the process about to end meanwhile.
