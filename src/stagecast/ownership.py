@@ -104,6 +104,12 @@ class Ownership(Meter):
             lambda: operations.ended(self._current(), state, self._clock(), error, note, **left), retry=True
         )
 
+    async def fail(self, error: str) -> None:
+        """Write that the work has failed, with its cause, unless somebody else has the operation now."""
+        self.settle()
+        with suppress(Fenced):
+            await self.end("failed", error=error)
+
     async def run(self) -> None:
         """Send byte ticks, completed files, other turns of the work, and signs of life until cancelled."""
         next_tick = 0.0

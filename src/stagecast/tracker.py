@@ -192,11 +192,11 @@ class Tracker:
         except (asyncio.CancelledError, Interrupted):
             await self._stopped(ownership)
         except StagecastError as error:
-            await _fail(ownership, error.message)
+            await ownership.fail(error.message)
             if passes_on:
                 raise
         except Exception as error:
-            await _fail(ownership, f"{type(error).__name__}: {error}")
+            await ownership.fail(f"{type(error).__name__}: {error}")
             if passes_on:
                 raise
             _logger.exception("%s", record.id)
@@ -373,9 +373,3 @@ class Tracker:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _fail(ownership: Ownership, error: str) -> None:
-    ownership.settle()
-    with suppress(Fenced):
-        await ownership.end("failed", error=error)

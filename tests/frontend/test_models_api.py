@@ -75,6 +75,7 @@ async def test_staging_is_queued_for_each_node_and_not_twice(here: Alone) -> Non
     assert again.json["operations"] == [rows[1]]
     alone = await here.post("/api/models/owl/stage", {"nodes": ["here"]})
     assert "nodes" not in alone.json["operations"][0]
+    assert (await here.ended("staging:owl@here"))["state"] == "succeeded"
 
 
 async def test_a_plan_says_what_it_would_take_and_does_nothing(here: Alone) -> None:
