@@ -104,10 +104,11 @@ class Commands:
         return known, sequence
 
     async def _seen(self, record: Record, revision: Revision) -> Record:
-        """Return the record once this process shows the effect, so that whoever asks next is told of it."""
-        if not await self._tracker.reached(revision, OWNER_TIMEOUT):
-            raise BusUnavailable("this replica does not hear the log")
-        return self._tracker.fold.record(record.id) or record
+        """Return what an operation is at ``revision``, or later; from the log itself where this process lags behind."""
+        if await self._tracker.reached(revision, OWNER_TIMEOUT):
+            return self._tracker.fold.record(record.id) or record
+        held, _ = await self._tracker.standing(record.id, record.kind, record.model, record.node)
+        return held or record
 
     async def give_foreign(self, mirror: Mirror, verb: Verb) -> None:
         """Ask a foreign publisher to cancel its installation; nothing else can be asked of it (WIRE section 2).
