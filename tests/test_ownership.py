@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from stagecast import broadcast, operations, subjects
+from stagecast import ownership as module
 from stagecast.bus import Bus, Log
 from stagecast.errors import BusUnavailable, Fenced
 from stagecast.messages import Entry, Record
@@ -364,3 +365,39 @@ async def test_each_completed_file_goes_out_however_soon_after_a_tick(bus: Bus) 
         ownership.complete(number, name)
     await ticking(ownership, lambda: len(recorder.records) >= 20, lambda: None)
     assert [record.file_name for record in recorder.records if record.file_name] == names
+
+
+async def test_the_first_byte_after_a_start_is_told_at_once_whatever_was_told_before(bus: Bus) -> None:
+    ownership, recorder = await owning(bus, interval=60.0)
+    await ticking(ownership, lambda: len(recorder.records) == 1, lambda: ownership.tell("looking for a holder"))
+    await ownership.change(phase="transferring", bytes_total=10)
+    await ticking(ownership, lambda: recorder.records[-1].bytes_done > 0, lambda: ownership.advance(1))
+    assert len(recorder.records) == 3
+
+
+async def test_an_owner_gives_a_sign_of_life_whatever_its_work_is_at(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.05)
+    ownership, recorder = await owning(bus, interval=60.0)
+    await ownership.change(phase="publishing")
+    await ticking(ownership, lambda: len(recorder.records) >= 4, lambda: None)
+    assert {(record.state, record.phase, record.attempt) for record in recorder.records} == {
+        ("running", "publishing", 1)
+    }
+
+
+async def test_what_waits_for_long_is_stalled_while_it_does(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.05)
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    ownership, recorder = await owning(bus, interval=0.01)
+    await ticking(
+        ownership, lambda: recorder.records[-1:] != [] and recorder.records[-1].state == "stalled",
+        lambda: ownership.wait("network", "it fails"),
+    )  # fmt: skip
+    stalled = recorder.records[-1]
+    assert (stalled.waits_on, stalled.note, stalled.owner) == ("network", "it fails", "a")
+    await ticking(ownership, lambda: len(recorder.records) > 8, lambda: ownership.wait("source", "it fails"))
+    later = recorder.records[-1]
+    assert (later.state, later.waits_on, later.waits_since) == ("stalled", "source", stalled.waits_since)
+    await ticking(ownership, lambda: recorder.records[-1].state == "running", lambda: ownership.wait(""))
+    assert (recorder.records[-1].waits_on, recorder.records[-1].waits_since) == ("", 0.0)
+    assert await standing(bus) == ownership.record

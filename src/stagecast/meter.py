@@ -93,11 +93,7 @@ class Meter:
         It may be said again and again: the wait lasts from the first time, until the next byte. Costs nothing.
         """
         before = self._waits
-        if on:
-            self._waits = Wait(on, then, before.since if before else self._now())
-        elif before is not None:
-            self._waits = None
-            self._wake()
+        self._waits = Wait(on, then, before.since if before else self._now()) if on else None
 
     def enter(self, index: int, name: str) -> None:
         """Say which file moves now; ``index`` counts from 1."""

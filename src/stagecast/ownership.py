@@ -20,7 +20,7 @@ import msgspec
 from stagecast import broadcast, operations, subjects
 from stagecast.bus import Log
 from stagecast.errors import AppendConflict, BusUnavailable, Fenced
-from stagecast.messages import Entry, Outcome, Record
+from stagecast.messages import Entry, Hindrance, Outcome, Record
 from stagecast.meter import Meter
 
 TICK_INTERVAL: Final = 1.0
@@ -68,7 +68,14 @@ class Ownership(Meter):
         self._writing = asyncio.Lock()
         self._is_settled = False
         self._said_at = self._loop.time()
+        self._next_tick = 0.0
         self._body: asyncio.Task[object] | None = asyncio.current_task()
+
+    def wait(self, on: Hindrance, then: str = "") -> None:
+        """Say what the work waits for: see `Meter.wait`. That it is no longer stalled is told at once."""
+        super().wait(on, then)
+        if not on and self.record.state == "stalled":
+            self._wake()
 
     async def change(
         self, *, bytes_done: int | None = None, bytes_present: int | None = None, **fields: object
@@ -86,6 +93,7 @@ class Ownership(Meter):
         if "phase" in fields:
             self._turn(fields["phase"])
             fields = {"rate": None, **fields}
+            self._next_tick = 0.0  # the first byte after a start is told at once, whatever was told just before
         await self._write(lambda: self._current(**fields), retry=True)
 
     async def leave(self) -> None:
@@ -112,28 +120,27 @@ class Ownership(Meter):
 
     async def run(self) -> None:
         """Send byte ticks, completed files, other turns of the work, and signs of life until cancelled."""
-        next_tick = 0.0
         try:
             while not operations.is_ended(self.record):
                 with suppress(TimeoutError):
-                    async with asyncio.timeout_at(self._due(next_tick)):
+                    async with asyncio.timeout_at(self._due()):
                         await self._woken.wait()
                 self._woken.clear()
                 while self._turns:
                     await self._write(partial(self._current, **self._turns.popleft()), retry=True)
-                if self._loop.time() >= self._due(next_tick):
-                    next_tick = self._loop.time() + self._interval
+                if self._loop.time() >= self._due():
+                    self._next_tick = self._loop.time() + self._interval
                     with self._counting:
                         self._awake = False
                     await self._write(self._ticked, retry=False)
         except Fenced:
             self.halt("fence")
 
-    def _due(self, next_tick: float) -> float:
+    def _due(self) -> float:
         """Return when the next word is due: news, a sign of life, or that the work is stalled."""
         due = self._said_at + BEAT
         if self._awake:
-            due = min(due, next_tick)
+            due = min(due, self._next_tick)
         waits = self._waits
         if waits is not None and self.record.state == "running":
             due = min(due, max(waits.since + PATIENCE, self._said_at + self._interval))
