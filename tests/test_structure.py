@@ -43,8 +43,8 @@ LADDER: Final = (
                 "transfer.pull transfer.exchange transfer.serve transfer"
             ),
             "CONTROL": (
-                "archive ownership mending tracker presence history commands announcer duty view feed participant "
-                "operation"
+                "meter archive ownership mending tracker presence history commands announcer duty view feed "
+                "participant operation"
             ),
         },
     ),

@@ -10,7 +10,7 @@ from litestar import Controller, Request, Response, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.enums import MediaType
-from litestar.params import FromPath, FromQuery, QueryParameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from stagecast import revision, rows
 from stagecast.errors import BadInput, ReplicaBehind, Unknown
@@ -37,6 +37,12 @@ class Ended(msgspec.Struct, kw_only=True):
 
     operations: list[Row]
     next: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class CommandRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How a command is meant. ``keep_partial``: a cancel leaves on the disk what has arrived."""
+
+    keep_partial: bool = False
 
 
 class OperationsApi(Controller):
@@ -106,9 +112,13 @@ class OperationsApi(Controller):
 
     @post("/{operation:str}/{verb:str}", status_code=200, summary="cancel, pause, resume, retry or dismiss")
     async def command(
-        self, participant: NamedDependency[Participant], operation: FromPath[str], verb: FromPath[str]
+        self,
+        participant: NamedDependency[Participant],
+        operation: FromPath[str],
+        verb: FromPath[str],
+        data: JSONBody[CommandRequest | None] = None,
     ) -> Row:
-        """Return the row once the operation's owner has taken the command up."""
+        """Return the row once the operation's owner has taken the command up, or where it has taken effect before."""
         try:
             wanted: Verb = msgspec.convert(verb, Verb)
         except msgspec.ValidationError:
@@ -117,8 +127,8 @@ class OperationsApi(Controller):
         if mirror is not None and participant.fold.record(operation) is None:
             await participant.commands.give_foreign(mirror, wanted)
             return rows.mirror_row(mirror)
-        record, _ = await participant.commands.give(operation, wanted)
-        return rows.detailed(record)
+        record, _ = await participant.commands.give(operation, wanted, keep_partial=bool(data and data.keep_partial))
+        return rows.detailed(record, rows.shares(participant.fold, record))
 
 
 def is_known(etag: str, if_none_match: str) -> bool:
