@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -54,6 +55,11 @@ class NatsServer:
             (self._process.kill if kill else self._process.terminate)()
             self._process.wait(10)
             self._process = None
+
+    def freeze(self) -> None:
+        """Let it hang, its connections open."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
 
     def empty(self) -> None:
         """Lose its disk."""
