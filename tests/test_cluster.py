@@ -130,6 +130,23 @@ async def test_nobody_who_reads_feels_a_killed_replica(running: Cluster, http: a
     assert statuses == {200}
 
 
+async def test_a_read_that_met_a_replica_which_is_behind_goes_to_another(
+    running: Cluster, http: aiohttp.ClientSession
+) -> None:
+    async def answers(method: str, path: str) -> set[tuple[str, int]]:
+        found = set()
+        for _ in range(6):
+            async with http.request(method, f"{running.url}{path}") as response:
+                found.add((response.headers["Stagecast-Replica"], response.status))
+        return found
+
+    assert await answers("GET", "/api/behind") == {("replica-2", 200)}
+    # It still gets its share of everything else, and what is not a read, or is a model's own 503, is passed on.
+    assert await answers("GET", "/api/operations") == {("replica-1", 200), ("replica-2", 200)}
+    assert await answers("POST", "/api/behind") == {("replica-1", 503), ("replica-2", 200)}
+    assert await answers("GET", "/v1/behind") == {("replica-1", 503), ("replica-2", 200)}
+
+
 async def test_a_replica_added_later_gets_its_share(running: Cluster, http: aiohttp.ClientSession) -> None:
     added = await running.add_replica()
     assert added.name == "replica-3"
