@@ -64,6 +64,7 @@ def parse(arguments: Sequence[str]) -> tuple[Plan, Path, Path | None]:
 async def run(plan: Plan, grid: Network | None, events: Path) -> list[Series]:
     """Run the plan; return what was seen of each fault. The raw events are written whatever happens."""
     series: list[Series] = []
+    settled: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
         async with rig(Path(folder), grid, random.Random(plan.seed)) as made:
             try:
@@ -71,8 +72,11 @@ async def run(plan: Plan, grid: Network | None, events: Path) -> list[Series]:
                     if made.now - made.began > plan.bound:
                         print(f"{fault.name}: skipped, {plan.bound:.0f} s are over")
                         continue
-                    series.append(await _series(made, fault, plan.times))
+                    series.append(await _series(made, fault, plan.times, settled))
                     print(_progress(made, series[-1]), flush=True)
+                if series:
+                    # What ended early in the run has an end to the last, whatever came over the log meanwhile.
+                    series[-1].lost += [f"{job}: no end any more" for job in settled if not await made.has_end(job)]
             finally:
                 _write(made, plan, series, events)
                 logs = events.with_suffix(".logs")
@@ -81,7 +85,8 @@ async def run(plan: Plan, grid: Network | None, events: Path) -> list[Series]:
     return series
 
 
-async def _series(made: Rig, fault: Fault, times: int) -> Series:
+async def _series(made: Rig, fault: Fault, times: int, settled: set[str]) -> Series:
+    """Let a fault happen; ``settled`` are the runs whose ends are known to be known, and grow."""
     each = Series(fault.name, fault.text, made.now, piece=FILE)
     made.note("fault", name=fault.name)
     begun = len(made.load.begun)
@@ -94,7 +99,14 @@ async def _series(made: Rig, fault: Fault, times: int) -> Series:
     mine = made.load.begun[begun:]
     each.twice = await made.served.look() - served - sum(_moved(one) for one in mine)
     each.lost = [await _what_became(made, one) for one in mine if one.end is None]
-    each.lost += [f"{job}: vanished" for job in made.judge.missing() if not await made.has_ended(job)]
+    known = {one.job for one in mine}
+    vanished = sorted(made.judge.missing() - known - settled)
+    for job in [*(one.job for one in mine if one.end is not None), *vanished]:
+        if await made.has_end(job):
+            settled.add(job)
+        else:
+            each.lost.append(f"{job}: no end")
+    each.denied = sum(one.unknown for one in mine)
     each.failures = [f"{one.id}: {one.end.error}" for one in mine if one.end is not None and one.end.state == "failed"]
     await made.load.clean()
     each.finished = made.now

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from chaos.load import Begun
+from chaos.resumption import moved_again
 from chaos.rig import Rig
 from chaos.series import Outcome
 from chaos.upstream import VERIFIED, upstream, verified_twice
@@ -78,20 +79,34 @@ async def worker_killed(rig: Rig) -> Outcome:
     row = await rig.transferring(_is_staging)
     died = rig.now
     owner = await rig.kill(row.node_name)
+    verified, before = rig.verified(row), rig.received(row.node_name)
     stalled = await rig.stalled(row, died, STALL)
     await rig.pause(0.0, 1.0)
     ready = await rig.start(row.node_name)
     agreement, takeover = await asyncio.gather(rig.agreed(ready), rig.taken_over(row, owner, ready, RESUME))
-    return Outcome(stalled=stalled, takeover=takeover, agreement=agreement, should_stall=True, should_resume=True)
+    return Outcome(
+        stalled=stalled, takeover=takeover, agreement=agreement, should_stall=True, should_resume=True,
+        verified_twice=await _again(rig, row, verified, before),
+    )  # fmt: skip
 
 
 async def worker_killed_briefly(rig: Rig) -> Outcome:
     row = await rig.transferring(_is_staging)
     owner = await rig.kill(row.node_name)
+    verified, before = rig.verified(row), rig.received(row.node_name)
     await rig.pause(0.0, 2.0)
     ready = await rig.start(row.node_name)
     agreement, takeover = await asyncio.gather(rig.agreed(ready), rig.taken_over(row, owner, ready, RESUME))
-    return Outcome(takeover=takeover, agreement=agreement, should_resume=True)
+    again = await _again(rig, row, verified, before)
+    return Outcome(takeover=takeover, agreement=agreement, should_resume=True, verified_twice=again)
+
+
+async def _again(rig: Rig, row: Row, verified: int, before: int) -> int:
+    """Wait for the end of a staging; return how many of the verified bytes its worker received again."""
+    await rig.until(lambda: rig.load.has_ended(row.job_id), RESUME)
+    again = moved_again(rig.received(row.node_name) - before, verified) if rig.network else 0
+    rig.note("moved", id=row.id, verified=verified, received=rig.received(row.node_name) - before, again=again)
+    return again
 
 
 async def worker_stopped(rig: Rig) -> Outcome:

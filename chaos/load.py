@@ -87,6 +87,10 @@ class Load:
             while copies:
                 await self._remove(copies.pop(), node)
 
+    def has_ended(self, job: str) -> bool:
+        """Tell whether the end of a run is known here."""
+        return any(begun.job == job and begun.end is not None for begun in self.begun)
+
     async def watch(self, begun: Begun) -> None:
         """Wait until an operation has ended. Goes on through whatever a replica or the balancer says meanwhile."""
         while begun.end is None:

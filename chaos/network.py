@@ -58,6 +58,14 @@ class Network:
         self.host(name)
         return ("ip", "netns", "exec", self._namespace(name), *command)
 
+    def sent(self, name: str) -> int:
+        """Return the bytes that have left a process so far, headers included; they are counted past its death."""
+        return self._count(name, "rx_bytes")
+
+    def received(self, name: str) -> int:
+        """Return the bytes that were sent to a process so far."""
+        return self._count(name, "tx_bytes")
+
     def cut(self, name: str, others: Iterable[str]) -> None:
         """Let nothing pass between a process and others, in both directions, until `heal`."""
         for other in others:
@@ -89,6 +97,11 @@ class Network:
         self._ip(name, "addr", "add", f"{self._addresses[name]}/{self._length}", "dev", "eth0")
         for device in ("lo", "eth0"):
             self._ip(name, "link", "set", device, "up")
+
+    def _count(self, name: str, counter: str) -> int:
+        # This machine's end of the pair, which sends what the process receives.
+        number = list(self._addresses).index(name) + 1
+        return int(Path(f"/sys/class/net/{self._id}v{number}/statistics/{counter}").read_text())
 
     def _ip(self, name: str, *arguments: str) -> None:
         _run("-n", self._namespace(name), *arguments)

@@ -18,6 +18,7 @@ from chaos.load import RATE, Load, lay_out
 from chaos.network import Network
 from chaos.polling import RATE as POLLS
 from chaos.polling import Readers
+from chaos.resumption import verified_on_disk
 from chaos.served import Served
 from chaos.timeline import Step, Timeline, first, is_settled, seconds_to_stalled, seconds_to_takeover
 from chaos.witness import Witness, witness
@@ -31,6 +32,7 @@ REPLICAS: Final = 3
 WORKERS: Final = 3
 AGREEMENT_PATIENCE: Final = 30.0
 _LOOK: Final = 0.02
+_END_PATIENCE: Final = 3.0
 
 
 @dataclass
@@ -53,7 +55,6 @@ class Rig:
     _processes: dict[str, str] = field(default_factory=dict)
     _visitors: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _down: set[str] = field(default_factory=set)
-    _ended: set[str] = field(default_factory=set)
 
     @property
     def now(self) -> float:
@@ -76,12 +77,13 @@ class Rig:
 
     async def kill(self, name: str) -> str:
         """End a process with SIGKILL; return what it was called on the log."""
-        if name != NATS:
-            await self.served.look_at(name)
         self._down.add(name)
-        self.note("kill", process=name)
-        process = self._fell(name)
-        await self.cluster.kill(name)
+        async with AsyncExitStack() as stack:
+            if name != NATS:
+                await stack.enter_async_context(self.served.ending(name))
+            self.note("kill", process=name)
+            process = self._fell(name)
+            await self.cluster.kill(name)
         return process
 
     async def start(self, name: str, *, graceful: bool = False) -> float:
@@ -127,6 +129,14 @@ class Rig:
         """Delete everything that nats-server keeps; it must be down."""
         shutil.rmtree(self.cluster.data / NATS)
 
+    def verified(self, row: Row) -> int:
+        """Return how many bytes of what a dead worker was staging are verified on its disk."""
+        return verified_on_disk(self.cluster.data / row.node_name / "models", row.name)
+
+    def received(self, name: str) -> int:
+        """Return the bytes that were sent to a process so far; 0 without a network of our own."""
+        return self.network.received(name) if self.network else 0
+
     async def add_replica(self) -> str:
         """Start one more replica; return its name."""
         child = await self.cluster.add_replica()
@@ -138,8 +148,8 @@ class Rig:
     async def remove_replica(self, name: str) -> None:
         """End a replica gently, for good."""
         self._visitors.pop(name).cancel()
-        await self.served.look_at(name)
-        await self.cluster.remove_replica(name)
+        async with self.served.ending(name):
+            await self.cluster.remove_replica(name)
         self.note("removed", process=name)
 
     async def agreed(self, since: float) -> float | None:
@@ -148,17 +158,25 @@ class Rig:
         self.note("agreed", seconds=seconds)
         return seconds
 
-    async def has_ended(self, job: str) -> bool:
-        """Tell whether the end of a run is known to whoever is asked now."""
-        if job not in self._ended:
-            try:
-                row = await self.client.operation(job)
-            except StagecastError as error:
-                self.note("no end", job=job, error=str(error))
-                return False
-            if row.state in operations.ENDED:
-                self._ended.add(job)
-        return job in self._ended
+    async def has_end(self, job: str) -> bool:
+        """Tell whether every living replica knows how a run has ended; they are asked for a moment until they do."""
+        urls = [self.cluster.children[name].url for name in self.replicas]
+        deadline = self.now + _END_PATIENCE
+        while True:
+            knows = [await self._knows_end(url, job) for url in urls]
+            if all(knows) or self.now > deadline:
+                break
+            await asyncio.sleep(_LOOK)
+        if not all(knows):
+            self.note("no end", job=job, replicas=[url for url, known in zip(urls, knows, strict=True) if not known])
+        return all(knows)
+
+    async def _knows_end(self, url: str, job: str) -> bool:
+        try:
+            async with Client(url, api_key=self.cluster.settings.api_key) as client:
+                return (await client.operation(job)).state in operations.ENDED
+        except StagecastError:
+            return False
 
     async def pause(self, least: float, most: float) -> None:
         """Let a random time pass."""
@@ -270,7 +288,7 @@ async def rig(data: Path, network: Network | None, seed: random.Random) -> Async
         running = await stack.enter_async_context(cluster(settings, say, network))
         seen = await stack.enter_async_context(witness(running.nats_url, judge))
         client = await stack.enter_async_context(Client(running.url, api_key=key))
-        served = await stack.enter_async_context(Served(running).open())
+        served = await stack.enter_async_context(Served(running, network).open())
         nodes = [child.name for child in running.workers]
 
         def note(what: str, **facts: Any) -> None:

@@ -28,7 +28,8 @@ class Outcome:
 class Series:
     """Everything that was seen of one fault. ``began`` and ``finished`` bound it in time; ``twice`` is in bytes.
 
-    ``lost``: operations that were begun and have neither a row nor an end. ``ended``: how often each state ended one.
+    ``lost``: operations that were begun and have neither a row nor an end. ``denied``: how often a replica said that it
+    knows no operation which had been begun. ``failures``: operations that did not end well.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Series:
     anomalies: list[Anomaly] = field(default_factory=list)
     lags: list[Lag] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    denied: int = 0
 
     def sort_in(self, anomalies: Iterable[Anomaly], lags: Iterable[Lag]) -> None:
         """Keep what was seen between its begin and its end."""

@@ -38,6 +38,7 @@ def goals(series: Sequence[Series]) -> list[tuple[str, bool, str]]:
         _goal("0 verified bytes moved twice", series, lambda each: each.verified_twice),
         _goal(f"agreement within {LONGEST_AGREEMENT:.0f} s", series, _late("agreement", LONGEST_AGREEMENT, None)),
         _goal("no lost outcome", series, lambda each: len(each.lost)),
+        _goal("no operation was ever denied", series, lambda each: each.denied),
         _goal("every operation ended well", series, lambda each: len(each.failures)),
     ]  # fmt: skip
 

@@ -58,6 +58,7 @@ def test_what_the_judge_has_seen_misses_its_goal(what: What, goal: str) -> None:
 
 def test_a_lost_outcome_a_failure_and_a_whole_piece_moved_again_miss_their_goals() -> None:
     assert missed(series(GOOD, lost=["job"])) == ["no lost outcome"]
+    assert missed(series(GOOD, denied=1)) == ["no operation was ever denied"]
     assert missed(series(GOOD, failures=["job"])) == ["every operation ended well"]
     assert missed(series(GOOD, GOOD, twice=2 * PIECE)) == ["0 verified bytes moved twice"]
 
