@@ -15,8 +15,8 @@ from stagecast.client import ApiError, Client
 from stagecast.errors import StagecastError
 from stagecast.rows import Row
 
-FILES: Final = 6
-FILE: Final = 4 * 1024 * 1024
+FILES: Final = 12
+FILE: Final = 2 * 1024 * 1024
 """Bytes of a file, which is one piece: the least that moves again where a verified piece does."""
 MODELS: Final = 12
 SIZE: Final = FILES * FILE
