@@ -64,7 +64,12 @@ async def replica_cut_off(rig: Rig) -> Outcome:
     name = rig.random.choice(rig.replicas)
     rig.cut(name, NATS)
     await rig.pause(1.0, 10.0)
-    return Outcome(agreement=await rig.agreed(rig.heal()))
+    return Outcome(agreement=await rig.agreed(rig.heal(name)))
+
+
+async def replica_restarted(rig: Rig) -> Outcome:
+    name = rig.random.choice(rig.replicas)
+    return Outcome(agreement=await rig.agreed(await rig.start(name, graceful=True)))
 
 
 async def replica_added(rig: Rig) -> Outcome:
@@ -109,6 +114,13 @@ async def _again(rig: Rig, row: Row, verified: int, before: int) -> int:
     return again
 
 
+async def worker_restarted(rig: Rig) -> Outcome:
+    row = await rig.transferring(_is_staging)
+    ready = await rig.start(row.node_name, graceful=True)
+    agreement, takeover = await asyncio.gather(rig.agreed(ready), rig.taken_over(row, row.owner, ready, RESUME))
+    return Outcome(takeover=takeover, agreement=agreement, should_resume=True)
+
+
 async def worker_stopped(rig: Rig) -> Outcome:
     row = await rig.transferring(_is_staging)
     rig.freeze(row.node_name)
@@ -135,7 +147,7 @@ async def worker_cut_off(rig: Rig) -> Outcome:
     others = [name for name in (*rig.replicas, *rig.workers) if name != row.node_name]
     rig.cut(row.node_name, *others)
     await rig.pause(2.0, 12.0)
-    healed = rig.heal()
+    healed = rig.heal(row.node_name)
     stalled = await rig.stalled(row, cut, 0.0)
     agreement, moved = await asyncio.gather(rig.agreed(healed), rig.moved(row, healed, RESUME))
     return Outcome(stalled=stalled, takeover=moved, agreement=agreement, should_resume=True)
@@ -196,6 +208,38 @@ async def installer_killed(rig: Rig) -> Outcome:
         )  # fmt: skip
 
 
+async def several(rig: Rig) -> Outcome:
+    """Let three things happen that overlap; all is well again some seconds later."""
+    replicas, workers = list(rig.replicas), list(rig.workers)
+    rig.random.shuffle(replicas)
+    rig.random.shuffle(workers)
+    kinds = ["nats", "replica", "replica", "worker", "worker"]
+    chosen = rig.random.sample(kinds, 3)
+    names = [NATS if kind == "nats" else (replicas if kind == "replica" else workers).pop() for kind in chosen]
+    mishaps = [_mishap(rig, name) for name in names]
+    return Outcome(agreement=await rig.agreed(max(await asyncio.gather(*mishaps))))
+
+
+async def _mishap(rig: Rig, name: str) -> float:
+    """Let one process have a mishap that begins soon and lasts for a while; return when it was over."""
+    what = rig.random.choice(["kill", "freeze", "empty" if name == NATS else "cut"])
+    began, lasts = rig.random.uniform(0.0, 3.0), rig.random.uniform(0.5, 9.0)
+    await asyncio.sleep(began)
+    if what == "freeze":
+        rig.freeze(name)
+        await asyncio.sleep(lasts)
+        return rig.thaw(name)
+    if what == "cut" and rig.network is not None:
+        rig.cut(name, NATS)
+        await asyncio.sleep(lasts)
+        return rig.heal(name)
+    await rig.kill(name)
+    if what == "empty":
+        rig.empty_nats()
+    await asyncio.sleep(lasts)
+    return await rig.start(name)
+
+
 def _is_staging(row: Row) -> bool:
     return row.task_type == "staging"
 
@@ -206,10 +250,12 @@ FAULTS: Final = (
     Fault("replica-stop", "a replica: SIGSTOP, SIGCONT", replica_stopped),
     Fault("replica-stop-long", "a replica: SIGSTOP until its lease has run out", replica_stopped_long),
     Fault("replica-cut", "a replica cut off from NATS only", replica_cut_off, cuts=True),
+    Fault("replica-restart", "a replica: restarted gently", replica_restarted),
     Fault("replica-add", "a replica added in the middle", replica_added),
     Fault("installer-kill", "an installation's owner: SIGKILL", installer_killed),
     Fault("worker-kill", "the worker that transfers: SIGKILL, back after the stall", worker_killed),
     Fault("worker-kill-brief", "the worker that transfers: SIGKILL, back at once", worker_killed_briefly),
+    Fault("worker-restart", "the worker that transfers: restarted gently", worker_restarted),
     Fault("worker-stop", "the worker that transfers: SIGSTOP, SIGCONT", worker_stopped),
     Fault("worker-stop-long", "the worker that transfers: SIGSTOP until it is stalled", worker_stopped_long),
     Fault("worker-cut", "a worker cut off from the holders only", worker_cut_off, cuts=True),
@@ -217,4 +263,5 @@ FAULTS: Final = (
     Fault("nats-stop", "nats-server: SIGSTOP, SIGCONT", nats_stopped),
     Fault("nats-restart", "nats-server: restarted with its disk", nats_restarted),
     Fault("nats-empty", "nats-server: back with an empty disk", nats_emptied),
+    Fault("several", "three of these at once, of any process", several),
 )

@@ -73,11 +73,11 @@ class Network:
                 self._cuts.add((here, there))
                 self._ip(here, "neigh", "replace", self.host(there), "lladdr", _NOWHERE, *_PERMANENT)
 
-    def heal(self) -> None:
-        """Undo every cut."""
-        for here, there in self._cuts:
+    def heal(self, name: str) -> None:
+        """Undo every cut between a process and others."""
+        for here, there in [pair for pair in self._cuts if name in pair]:
             self._ip(here, "neigh", "del", self.host(there), "dev", "eth0")
-        self._cuts.clear()
+            self._cuts.discard((here, there))
 
     def open(self) -> None:
         """Make the bridge. Raises `NoNetwork`."""

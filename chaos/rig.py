@@ -23,6 +23,7 @@ from chaos.served import Served
 from chaos.timeline import Step, Timeline, first, is_settled, seconds_to_stalled, seconds_to_takeover
 from chaos.witness import Witness, witness
 from stagecast import operations
+from stagecast.child import ChildFailed
 from stagecast.client import Client
 from stagecast.cluster import NATS, Cluster, ClusterSettings, cluster
 from stagecast.errors import StagecastError
@@ -33,6 +34,7 @@ WORKERS: Final = 3
 AGREEMENT_PATIENCE: Final = 30.0
 _LOOK: Final = 0.02
 _END_PATIENCE: Final = 3.0
+_STARTS: Final = 5
 
 
 @dataclass
@@ -90,7 +92,15 @@ class Rig:
         """Start what was killed, or end it gently and start it again; return when it was ready."""
         if graceful:
             self.note("stop", process=name)
-        await self.cluster.restart(name)
+        for attempt in range(_STARTS):
+            try:
+                await self.cluster.restart(name)
+                break
+            except ChildFailed as error:
+                # It found no bus, and gave up; whoever supervises it starts it again.
+                self.note("start failed", process=name, error=error.message)
+                if attempt == _STARTS - 1:
+                    raise
         ready = self.now
         self.note("ready", process=name)
         await self._rose(name)
@@ -118,11 +128,11 @@ class Rig:
         self.note("cut", process=name, others=others)
         self.network.cut(name, others)
 
-    def heal(self) -> float:
-        """Undo every cut; return when."""
+    def heal(self, name: str) -> float:
+        """Undo every cut between a process and others; return when."""
         assert self.network is not None
-        self.network.heal()
-        self.note("heal")
+        self.network.heal(name)
+        self.note("heal", process=name)
         return self.now
 
     def empty_nats(self) -> None:

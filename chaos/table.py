@@ -11,6 +11,8 @@ from stagecast.quantities import format_size
 LONGEST_STALL: Final = 10.0
 LONGEST_TAKEOVER: Final = 10.0
 LONGEST_AGREEMENT: Final = 2.0
+LONGEST_STALE: Final = 2.0
+"""Not a goal of the issue: three heartbeats of the log, after which a replica that hears none says `degraded`."""
 _HEAD: Final = (
     "fault", "times", "flickers", "backward", "phantoms", "lost outcomes", "failed polls", "longest stale view",
     "to stalled", "to takeover or resume", "to agreement", "bytes moved twice", "verified twice",
@@ -37,6 +39,7 @@ def goals(series: Sequence[Series]) -> list[tuple[str, bool, str]]:
               _late("takeover", LONGEST_TAKEOVER, "should_resume")),
         _goal("0 verified bytes moved twice", series, lambda each: each.verified_twice),
         _goal(f"agreement within {LONGEST_AGREEMENT:.0f} s", series, _late("agreement", LONGEST_AGREEMENT, None)),
+        _goal(f"no stale view for more than {LONGEST_STALE:.0f} s", series, lambda each: each.stale > LONGEST_STALE),
         _goal("no lost outcome", series, lambda each: len(each.lost)),
         _goal("no operation was ever denied", series, lambda each: each.denied),
         _goal("every operation ended well", series, lambda each: len(each.failures)),

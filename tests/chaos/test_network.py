@@ -68,7 +68,9 @@ def test_a_cut_is_silent_and_an_open_connection_goes_on_when_it_is_healed(made: 
                 pass
             assert said(listener) == "silence"
             before = made.received("listener")
-            made.heal()
+            made.heal("idle")
+            assert said(listener) == "silence"
+            made.heal("listener")
             while set(said(listener)) != {"."}:
                 pass
             assert made.received("listener") > before

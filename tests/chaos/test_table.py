@@ -56,6 +56,11 @@ def test_what_the_judge_has_seen_misses_its_goal(what: What, goal: str) -> None:
     assert missed(series(GOOD, anomalies=[Anomaly(11.0, what, "browser", "replica-1", "…")])) == [goal]
 
 
+def test_a_view_that_was_stale_for_long_misses_its_goal() -> None:
+    assert missed(series(GOOD, lags=[Lag(11.0, "replica-1", 2.0)])) == []
+    assert missed(series(GOOD, lags=[Lag(11.0, "replica-1", 2.1)])) == ["no stale view for more than 2 s"]
+
+
 def test_a_lost_outcome_a_failure_and_a_whole_piece_moved_again_miss_their_goals() -> None:
     assert missed(series(GOOD, lost=["job"])) == ["no lost outcome"]
     assert missed(series(GOOD, denied=1)) == ["no operation was ever denied"]
