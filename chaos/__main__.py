@@ -161,7 +161,7 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             series = runner.run(run(plan, grid, events))
-    shown = f"{table.table(series)}\n\n{table.verdict(series)}\n"
+    shown = f"{table.table(series)}\n\n{table.NOTES}\n\n{table.verdict(series)}\n"
     print(f"\n{shown}\nseed {plan.seed}; raw events: {events}")
     if markdown is not None:
         markdown.parent.mkdir(parents=True, exist_ok=True)

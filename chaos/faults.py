@@ -69,7 +69,8 @@ async def replica_cut_off(rig: Rig) -> Outcome:
 
 async def replica_restarted(rig: Rig) -> Outcome:
     name = rig.random.choice(rig.replicas)
-    return Outcome(agreement=await rig.agreed(await rig.start(name, graceful=True)))
+    await rig.stop(name)
+    return Outcome(agreement=await rig.agreed(await rig.start(name)))
 
 
 async def replica_added(rig: Rig) -> Outcome:
@@ -116,7 +117,8 @@ async def _again(rig: Rig, row: Row, verified: int, before: int) -> int:
 
 async def worker_restarted(rig: Rig) -> Outcome:
     row = await rig.transferring(_is_staging)
-    ready = await rig.start(row.node_name, graceful=True)
+    await rig.stop(row.node_name)
+    ready = await rig.start(row.node_name)
     agreement, takeover = await asyncio.gather(rig.agreed(ready), rig.taken_over(row, row.owner, ready, RESUME))
     return Outcome(takeover=takeover, agreement=agreement, should_resume=True)
 
@@ -166,7 +168,8 @@ async def nats_stopped(rig: Rig) -> Outcome:
 
 
 async def nats_restarted(rig: Rig) -> Outcome:
-    return Outcome(agreement=await rig.agreed(await rig.start(NATS, graceful=True)))
+    await rig.stop(NATS)
+    return Outcome(agreement=await rig.agreed(await rig.start(NATS)))
 
 
 async def nats_emptied(rig: Rig) -> Outcome:

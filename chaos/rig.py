@@ -8,7 +8,7 @@ import secrets
 import shutil
 import signal
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -80,18 +80,22 @@ class Rig:
     async def kill(self, name: str) -> str:
         """End a process with SIGKILL; return what it was called on the log."""
         self._down.add(name)
-        async with AsyncExitStack() as stack:
-            if name != NATS:
-                await stack.enter_async_context(self.served.ending(name))
+        async with self._counted(name):
             self.note("kill", process=name)
             process = self._fell(name)
             await self.cluster.kill(name)
         return process
 
-    async def start(self, name: str, *, graceful: bool = False) -> float:
-        """Start what was killed, or end it gently and start it again; return when it was ready."""
-        if graceful:
+    async def stop(self, name: str) -> None:
+        """End a process gently."""
+        self._down.add(name)
+        async with self._counted(name):
             self.note("stop", process=name)
+            self._fell(name)
+            await self.cluster.children[name].stop()
+
+    async def start(self, name: str) -> float:
+        """Start what was killed or stopped; return when it was ready."""
         for attempt in range(_STARTS):
             try:
                 await self.cluster.restart(name)
@@ -158,7 +162,7 @@ class Rig:
     async def remove_replica(self, name: str) -> None:
         """End a replica gently, for good."""
         self._visitors.pop(name).cancel()
-        async with self.served.ending(name):
+        async with self._counted(name):
             await self.cluster.remove_replica(name)
         self.note("removed", process=name)
 
@@ -234,6 +238,9 @@ class Rig:
         await self.until(lambda: step() is not None, patience)
         found = step()
         return found.time - since if found else None
+
+    def _counted(self, name: str) -> AbstractAsyncContextManager[None]:
+        return self.served.ending(name) if name != NATS else nullcontext()
 
     def _steps(self, row: Row, since: float) -> list[Step]:
         return self.timeline.since(row.job_id, since)

@@ -46,6 +46,14 @@ def goals(series: Sequence[Series]) -> list[tuple[str, bool, str]]:
     ]  # fmt: skip
 
 
+NOTES: Final = (
+    "To takeover or resume: from the stall, for what any process can do; from the return of the only node that can, or of "
+    "its network, for a staging.\n"
+    "Bytes moved twice: what was served beyond the models' sizes; of a holder that died, up to 1 MiB for each of its "
+    "connections was not counted. Verified twice: whole pieces among them."
+)
+
+
 def verdict(series: Sequence[Series]) -> str:
     """Return the goals as lines of text."""
     return "\n".join(
