@@ -47,8 +47,8 @@ def goals(series: Sequence[Series]) -> list[tuple[str, bool, str]]:
 
 
 NOTES: Final = (
-    "To takeover or resume: from the stall, for what any process can do; for a staging from the return of its node, the "
-    "only one that can, or of that node's network.\n"
+    "To takeover or resume: from the stall, for what any process can do; for a staging from the return of its node, "
+    "the only one that can, or of that node's network.\n"
     "Bytes moved twice: what was served beyond the models' sizes; of a holder that died, up to 1 MiB for each of its "
     "connections was not counted. Verified twice: whole pieces among them."
 )

@@ -58,11 +58,9 @@ async def test_a_follower_resumes_where_it_was_when_the_server_comes_back(nats_s
     assert kinds == ["Anew", "CaughtUp", "Entry", "Lost", "CaughtUp", "Entry"]
 
 
-async def test_nobody_waits_for_an_answer_on_a_connection_that_is_gone(
-    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stagecast.bus.nats.REQUEST_TIMEOUT", 1000.0)
+async def test_nobody_waits_for_an_answer_on_a_connection_that_is_gone(nats_server: NatsServer) -> None:
     async with connect(nats_server.url, "one") as bus:
+        bus.log._stream._timeout = 1000.0
         nats_server.freeze()
         asked = [
             asyncio.create_task(bus.log.append(ONE, b"1")),
