@@ -76,7 +76,7 @@ async def run(plan: Plan, grid: Network | None, events: Path) -> list[Series]:
                     print(_progress(made, series[-1]), flush=True)
                 if series:
                     # What ended early in the run has an end to the last, whatever came over the log meanwhile.
-                    series[-1].lost += [f"{job}: no end any more" for job in settled if not await made.has_end(job)]
+                    series[-1].lost += [f"{job}: no end any more" for job in await made.without_end(settled)]
             finally:
                 _write(made, plan, series, events)
                 logs = events.with_suffix(".logs")
@@ -99,13 +99,11 @@ async def _series(made: Rig, fault: Fault, times: int, settled: set[str]) -> Ser
     mine = made.load.begun[begun:]
     each.twice = await made.served.look() - served - sum(_moved(one) for one in mine)
     each.lost = [await _what_became(made, one) for one in mine if one.end is None]
-    known = {one.job for one in mine}
-    vanished = sorted(made.judge.missing() - known - settled)
-    for job in [*(one.job for one in mine if one.end is not None), *vanished]:
-        if await made.has_end(job):
-            settled.add(job)
-        else:
-            each.lost.append(f"{job}: no end")
+    ended = {one.job for one in mine if one.end is not None}
+    vanished = made.judge.missing() - {one.job for one in mine} - settled
+    without = await made.without_end(ended | vanished)
+    each.lost += [f"{job}: no end" for job in without]
+    settled |= (ended | vanished) - set(without)
     each.denied = sum(one.unknown for one in mine)
     each.failures = [f"{one.id}: {one.end.error}" for one in mine if one.end is not None and one.end.state == "failed"]
     await made.load.clean()

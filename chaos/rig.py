@@ -7,7 +7,7 @@ import random
 import secrets
 import shutil
 import signal
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,7 @@ class Rig:
     _processes: dict[str, str] = field(default_factory=dict)
     _visitors: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _down: set[str] = field(default_factory=set)
+    _clients: dict[str, Client] = field(default_factory=dict)
 
     @property
     def now(self) -> float:
@@ -172,23 +173,28 @@ class Rig:
         self.note("agreed", seconds=seconds)
         return seconds
 
-    async def has_end(self, job: str) -> bool:
-        """Tell whether every living replica knows how a run has ended; they are asked for a moment until they do."""
-        urls = [self.cluster.children[name].url for name in self.replicas]
+    async def without_end(self, jobs: Iterable[str]) -> list[str]:
+        """Return the runs whose end some living replica does not know; it is asked for a moment until it does."""
+        left = {(job, name) for job in jobs for name in self.replicas}
         deadline = self.now + _END_PATIENCE
-        while True:
-            knows = [await self._knows_end(url, job) for url in urls]
-            if all(knows) or self.now > deadline:
+        while left:
+            for job, name in sorted(left):
+                if await self._knows_end(name, job):
+                    left.discard((job, name))
+            if self.now > deadline:
                 break
             await asyncio.sleep(_LOOK)
-        if not all(knows):
-            self.note("no end", job=job, replicas=[url for url, known in zip(urls, knows, strict=True) if not known])
-        return all(knows)
+        for job, name in sorted(left):
+            self.note("no end", job=job, replica=name)
+        return sorted({job for job, _ in left})
 
-    async def _knows_end(self, url: str, job: str) -> bool:
+    async def _knows_end(self, name: str, job: str) -> bool:
+        url = self.cluster.children[name].url
+        if url not in self._clients:
+            client = Client(url, api_key=self.cluster.settings.api_key)
+            self._clients[url] = await self._stack.enter_async_context(client)
         try:
-            async with Client(url, api_key=self.cluster.settings.api_key) as client:
-                return (await client.operation(job)).state in operations.ENDED
+            return (await self._clients[url].operation(job)).state in operations.ENDED
         except StagecastError:
             return False
 
