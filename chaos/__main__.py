@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str]) -> tuple[Plan, Path, Path | None]:
     names = [fault.name for fault in FAULTS]
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
     parser.add_argument("--faults", nargs="+", choices=names, default=names, metavar="FAULT", help=", ".join(names))
-    parser.add_argument("--times", type=int, default=2, help="how often each of them happens [default: 2]")
+    parser.add_argument("--times", type=int, default=3, help="how often each of them happens [default: 3]")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="of everything that is random")
     parser.add_argument("--bound", type=float, default=900.0, help="seconds after which no fault is begun any more")
     parser.add_argument("--quick", action="store_true", help=f"once each, and only {', '.join(QUICK)}")
@@ -107,6 +107,8 @@ async def _series(made: Rig, fault: Fault, times: int, settled: set[str]) -> Ser
     each.denied = sum(one.unknown for one in mine)
     each.failures = [f"{one.id}: {one.end.error}" for one in mine if one.end is not None and one.end.state == "failed"]
     await made.load.clean()
+    if not each.lost:
+        await made.look_for_ghosts()
     each.finished = made.now
     each.sort_in(made.judge.anomalies, made.judge.lags)
     return each

@@ -1,7 +1,8 @@
 """Judges what replicas have answered. Pure: answers in, anomalies out; every time is an argument, in seconds.
 
 A *source* is one reader's view: a browser that carries the highest revision it has seen and is answered by any replica,
-or a newcomer that carries nothing and always asks the same replica. To each of them nobody may ever show
+a page that follows the event stream, or a newcomer that carries nothing and always asks the same replica. To each of
+them nobody may ever show
 
 - a **flicker**: something under way that is missing from an answer of a replica that is not degraded, and then is back;
 - a step **backward**: an older revision, an earlier attempt, or less progress within one attempt;
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
@@ -94,15 +96,30 @@ class Judge:
 
     def heard(self, answer: Answer) -> None:
         """Take one answer."""
+        place = self._compare(answer)
+        self._compare_bodies(answer)
+        self._look_for_lag(answer, place)
+        self.log_stands(answer.answered, *place)
+
+    def told(self, answer: Answer) -> None:
+        """Take what a reader has on the screen after an event of a stream. It was not asked for, and has no body."""
+        self._compare(answer)
+
+    def ghosts(self, time: float, source: str, rows: Iterable[Row]) -> None:
+        """Take note of what a reader still shows as under way, where nothing is."""
+        self.anomalies += [
+            Anomaly(time, "phantom", source, "", f"{row.id} ({row.job_id}) is {row.state} there, and nowhere else")
+            for row in rows
+        ]
+
+    def _compare(self, answer: Answer) -> tuple[int, int]:
         view = self._views.setdefault(answer.source, _View())
         self.polls[answer.source] += 1
         place = self._place(answer.revision)
-        self._compare_bodies(answer)
         self._compare_places(view, answer, place)
         self._compare_rows(view, answer)
         self._look_for_phantoms(answer)
-        self._look_for_lag(answer, place)
-        self.log_stands(answer.answered, *place)
+        return place
 
     def missed(self, source: str, time: float, why: str) -> None:
         """Take note of a poll that was not answered."""

@@ -1,4 +1,4 @@
-"""Readers of the operations: a browser through the load balancer, and newcomers that ask one replica each."""
+"""Readers of the operations: a browser and a page through the load balancer, and newcomers at one replica each."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import msgspec
 
 from chaos.judge import Answer, Judge
 from chaos.timeline import Agreement, Timeline
-from stagecast import answers, revision
+from stagecast import answers, operations, revision
 from stagecast.client import Client
 from stagecast.errors import StagecastError
+from stagecast.event_stream import StreamEvent
+from stagecast.rows import Row
 
 BROWSER: Final = "browser"
+PAGE: Final = "page"
 RATE: Final = 50.0
 """Polls a second through the balancer, and as many over all newcomers together."""
 _PATIENCE: Final = 8.0
@@ -27,6 +30,9 @@ class Readers:
     def __init__(self, judge: Judge, timeline: Timeline) -> None:
         self.judge = judge
         self.timeline = timeline
+        self.page: dict[str, Row] = {}
+        """What the page has on the screen, by jobID."""
+        self._page_is_degraded = False
         self._agreements: list[Agreement] = []
         self._decoded: dict[bytes, answers.Operations] = {}
 
@@ -43,6 +49,32 @@ class Readers:
                     self.judge.missed(BROWSER, loop.time(), str(error) or f"no answer for {_PATIENCE:g} s")
                 due = max(due + 1 / RATE, loop.time())
                 await asyncio.sleep(due - loop.time())
+
+    async def follow(self, url: str, key: str) -> None:
+        """Follow the event stream through the balancer as the page does, until cancelled."""
+        async with Client(url, api_key=key) as client:
+            while True:
+                try:
+                    async for event in client.stream():
+                        self._show(event, client.replica)
+                except (StagecastError, msgspec.DecodeError) as error:
+                    self.judge.missed(PAGE, asyncio.get_running_loop().time(), str(error))
+
+    def _show(self, event: StreamEvent, replica: str) -> None:
+        at, now = revision.parse(event.id), asyncio.get_running_loop().time()
+        if event.event == "snapshot":
+            said = msgspec.json.decode(event.data, type=answers.Operations)
+            self.page = {row.job_id: row for row in said.operations}
+            self._page_is_degraded = said.degraded
+        elif event.event == "operation":
+            row = msgspec.json.decode(event.data, type=Row)
+            self.page[row.job_id] = row
+        else:
+            return
+        if at is None:
+            raise msgspec.DecodeError(f"{event.id!r} is no revision")
+        self.judge.told(Answer(PAGE, replica, now, now, at, self._page_is_degraded, tuple(self.page.values())))
+        self.page = {job: row for job, row in self.page.items() if row.state not in operations.ENDED}
 
     async def visit(self, url: Callable[[], str], name: str, key: str, interval: float) -> None:
         """Ask one replica every ``interval`` seconds, carrying nothing, until cancelled; it may be dead at times."""

@@ -16,8 +16,8 @@ from typing import Any, Final
 from chaos.judge import Judge
 from chaos.load import RATE, Load, lay_out
 from chaos.network import Network
+from chaos.polling import BROWSER, PAGE, Readers
 from chaos.polling import RATE as POLLS
-from chaos.polling import Readers
 from chaos.resumption import verified_on_disk
 from chaos.served import Served
 from chaos.timeline import Step, Timeline, first, is_settled, seconds_to_stalled, seconds_to_takeover
@@ -173,6 +173,11 @@ class Rig:
         self.note("agreed", seconds=seconds)
         return seconds
 
+    async def look_for_ghosts(self) -> None:
+        """Have the judge know what the page still shows, where nothing is under way any more."""
+        await self.until(lambda: not self.readers.page, _END_PATIENCE)
+        self.judge.ghosts(self.now, PAGE, self.readers.page.values())
+
     async def without_end(self, jobs: Iterable[str]) -> list[str]:
         """Return the runs whose end some living replica does not know; it is asked for a moment until it does."""
         left = {(job, name) for job in jobs for name in self.replicas}
@@ -278,8 +283,9 @@ class Rig:
 
     async def open(self) -> None:
         """Begin to watch."""
-        browsing = self.readers.browse(self.cluster.url, self.cluster.settings.api_key)
-        tasks = [asyncio.create_task(browsing, name="browser")]
+        url, key = self.cluster.url, self.cluster.settings.api_key
+        reading = {BROWSER: self.readers.browse(url, key), PAGE: self.readers.follow(url, key)}
+        tasks = [asyncio.create_task(work, name=name) for name, work in reading.items()]
         for name in (*self.replicas, *self.workers):
             await self._rose(name)
         for name in self.replicas:

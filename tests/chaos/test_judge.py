@@ -145,3 +145,21 @@ def test_a_poll_that_failed_is_kept_with_its_cause() -> None:
     judge = Judge()
     judge.missed("browser", 3.0, "no answer")
     assert [(each.what, each.text) for each in judge.anomalies] == [("failed poll", "no answer")]
+
+
+def test_what_a_page_shows_is_held_to_the_same_but_for_bodies_and_lag() -> None:
+    judge = Judge()
+    judge.log_stands(1.0, 0, 9)
+    judge.told(answer(5.0, 4, row(done=50), source="page", body=b""))
+    judge.told(answer(5.0, 5, source="page", body=b""))
+    judge.told(answer(5.0, 6, row(done=40), source="page", body=b""))
+    assert found(judge) == [("flicker", 1), ("backward", 1)]
+    assert judge.lags == []
+
+
+def test_what_a_page_shows_where_nothing_is_under_way_is_a_phantom() -> None:
+    judge = Judge()
+    judge.ghosts(7.0, "page", [])
+    assert judge.anomalies == []
+    judge.ghosts(7.0, "page", [row()])
+    assert found(judge) == [("phantom", 1)]
