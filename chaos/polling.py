@@ -20,6 +20,7 @@ BROWSER: Final = "browser"
 PAGE: Final = "page"
 RATE: Final = 50.0
 """Polls a second through the balancer, and as many over all newcomers together."""
+_EAGER: Final = 0.01
 _PATIENCE: Final = 8.0
 """Seconds after which a person would have pressed reload."""
 
@@ -84,7 +85,8 @@ class Readers:
                     while client.url == url():
                         client.revision = ""
                         await self._poll(client, f"newcomer at {name}", name)
-                        await asyncio.sleep(interval)
+                        # Where they are waited for to agree, no revision may pass between two looks.
+                        await asyncio.sleep(_EAGER if self._agreements else interval)
                 except (StagecastError, msgspec.DecodeError):
                     await asyncio.sleep(interval)
 
