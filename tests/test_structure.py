@@ -32,7 +32,7 @@ LADDER: Final = (
             "FILES": (
                 "address disk durable journal records publication adoption partial draft_file draft store leash recipes"
             ),
-            "CONTROL": "bus bus.memory bus.database bus.sqlite bus.streams bus.consumer bus.nats",
+            "CONTROL": "bus bus.memory bus.database bus.sqlite bus.streams bus.consumer bus.questions bus.nats",
         },
     ),
     (

@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from typing import Final
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -30,6 +30,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from stagecast.bus import Anew, Answer, Heard, Lost, streams
 from stagecast.bus.consumer import Consumer
+from stagecast.bus.questions import Questions, cancellable
 from stagecast.errors import AppendConflict, BusUnavailable, BusUnsuitable, NobodyListens
 from stagecast.messages import Entry
 from stagecast.revision import identity_of
@@ -44,7 +45,6 @@ OLDEST_SERVER: Final = (2, 10)
 _WRONG_LAST_SEQUENCE: Final = 10071
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 
-_Result = TypeVar("_Result")
 _Gone = (NatsError, APIError, OSError, TimeoutError, asyncio.TimeoutError)
 
 
@@ -58,6 +58,7 @@ class NatsLog:
         self._config = config
         self._name = config.name or ""
         self._consumers: set[Consumer] = set()
+        self._questions = Questions()
 
     async def append(self, subject: str, payload: bytes, *, expected: int | None = None) -> int:
         """See `stagecast.bus.Log.append`."""
@@ -66,7 +67,8 @@ class NatsLog:
         headers = {_EXPECTED: str(expected)} if expected is not None else None
         try:
             # Each header is stored, delivered and parsed by every follower: the stream's name is checked here instead.
-            acknowledged = await _cancellable(self._stream.publish(subject, payload, headers=headers))
+            publishing = self._stream.publish(subject, payload, headers=headers)
+            acknowledged = await self._questions.answered(publishing)
         except APIError as error:
             if error.err_code == _WRONG_LAST_SEQUENCE and expected is not None:
                 raise AppendConflict(subject, expected) from None
@@ -84,7 +86,7 @@ class NatsLog:
         if not self._client.is_connected:
             raise BusUnavailable("not connected")
         try:
-            message = await _cancellable(self._stream.get_last_msg(self._name, subject))
+            message = await self._questions.answered(self._stream.get_last_msg(self._name, subject))
         except NotFoundError:
             return None
         except _Gone as error:
@@ -121,14 +123,15 @@ class NatsLog:
     async def ensure(self) -> StreamInfo:
         """Return the stream's state, having made the stream if it was not there."""
         try:
-            info = await _cancellable(self._stream.stream_info(self._name))
+            info = await self._questions.answered(self._stream.stream_info(self._name))
         except NotFoundError:
             return await self._stream.add_stream(self._config)
         amended = streams.amended(info.config, self._config, self._bounds)
         return await self._stream.update_stream(amended) if amended else info
 
     def wake(self) -> None:
-        """Make every follower look at the stream anew; the connection has changed."""
+        """Make every follower look at the stream anew, and nobody wait for an answer; the connection has changed."""
+        self._questions.abandon()
         for consumer in self._consumers:
             consumer.end()
 
@@ -148,7 +151,7 @@ class NatsLog:
         consumer.pending = lambda: subscription.pending_msgs
         self._consumers.add(consumer)
         try:
-            await _cancellable(self._stream.add_consumer(self._name, _configured(inbox, held)))
+            await self._questions.answered(self._stream.add_consumer(self._name, _configured(inbox, held)))
             with consumer.watched(3 * HEARTBEAT):
                 yield consumer
         finally:
@@ -205,7 +208,7 @@ class NatsBus:
             # The client would keep it and send it later, when whoever asked was told long ago that it failed.
             raise BusUnavailable("not connected")
         try:
-            reply = await _cancellable(self._client.request(subject, payload, timeout=timeout))
+            reply = await cancellable(self._client.request(subject, payload, timeout=timeout))
         except NoRespondersError:
             raise NobodyListens(subject) from None
         except _Gone as error:
@@ -273,7 +276,9 @@ async def _dial(url: str, patience: float, **options: object) -> Client:
                 allow_reconnect=True,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=0.1,  # type: ignore[arg-type]  # typed int, but only ever slept
-                ping_interval=2,
+                # A silent connection is given up after 3 s: a new one is made within a second of the network's
+                # return, where TCP would try again only after as long as the silence had lasted.
+                ping_interval=1,
                 max_outstanding_pings=2,
                 **options,  # type: ignore[arg-type]  # the callbacks above
             )
@@ -312,20 +317,6 @@ def _configured(inbox: str, held: int) -> ConsumerConfig:
 
 def _identity(info: StreamInfo) -> str:
     return identity_of(info.created.timestamp() if info.created else 0.0)
-
-
-async def _cancellable(work: Awaitable[_Result]) -> _Result:
-    """Await the client, and do not lose a cancellation that comes together with its answer.
-
-    The client waits by `asyncio.wait_for`, which before Python 3.12 then returns the answer as if nothing had been.
-    """
-    task = asyncio.current_task()
-    before = task.cancelling() if task is not None else 0
-    try:
-        return await work
-    finally:
-        if task is not None and task.cancelling() > before:
-            raise asyncio.CancelledError
 
 
 def _describe(error: BaseException) -> str:

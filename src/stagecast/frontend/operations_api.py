@@ -13,10 +13,10 @@ from litestar.enums import MediaType
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from stagecast import revision, rows
-from stagecast.errors import BadInput, ReplicaBehind, Unknown
+from stagecast.errors import BadInput, Unknown
 from stagecast.frontend import events
 from stagecast.frontend.encoded import Encoded, Frames
-from stagecast.frontend.gate import MIN_REVISION_WAIT, header
+from stagecast.frontend.gate import catch_up, header
 from stagecast.messages import Outcome, Verb
 from stagecast.participant import Participant
 from stagecast.past import Place, Sought, parse_place, place_before
@@ -64,8 +64,7 @@ class OperationsApi(Controller):
             raise BadInput(f"wait is {wait}; it is a number of seconds, at most {LONGEST_WAIT:.0f}")
         known = revision.parse(after)
         if known is not None:
-            if not await participant.tracker.reached(known, MIN_REVISION_WAIT):
-                raise ReplicaBehind(after)
+            await catch_up(participant.tracker, known)
             await participant.tracker.until(lambda: _is_later(participant, known), max(0.0, min(wait, LONGEST_WAIT)))
         etag = participant.view.etag
         headers = [(b"etag", etag.encode()), (b"cache-control", b"no-cache")]
