@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo up test simulate bench check format clean
+.PHONY: setup demo up test bench chaos simulate check format clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,10 @@ simulate: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/consistency.py
+
+# Real processes under real faults; cutting them off from each other needs root. CHAOS="--faults nats-kill --times 9" for some.
+chaos: $(STAMP)
+	$(BIN)/python -m chaos $(CHAOS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -11,13 +11,16 @@ import nats
 from nats.aio.client import Client
 
 from load import alive
-from processes import child
-from records import event, moment, record, ticked
-from served import BARE
+from plain import BARE
+from processes import Child, child
+from records import event, record, ticked
+from stagecast.bus import Log
 from stagecast.bus.nats import connect
 
 ROUNDS = 3000
 WARM_UP = 200
+PAUSE = 0.004
+SETTLE = 0.2
 
 
 @dataclass(frozen=True)
@@ -35,42 +38,54 @@ def spread(nanoseconds: list[int]) -> Spread:
     return Spread(cuts[49] / 1e9, cuts[98] / 1e9, len(nanoseconds))
 
 
-async def measure(url: str) -> tuple[Spread, Spread, Spread, Spread]:
-    """Return how long ours took and how long the bare one did, each to be visible there and to be acknowledged here."""
-    with child("served.py", url) as peer:
-        async with connect(url, "owner") as bus:
-            client = await nats.connect(url)
-            async with alive(client):
-                held = record(0)
-                sequence = await bus.log.append(*event(held))
-                await asyncio.to_thread(peer.ask, "watch", id=held.id)
-                acknowledged: list[int] = []
-                for number in range(ROUNDS + WARM_UP):
-                    if number == WARM_UP:
-                        await asyncio.to_thread(peer.ask, "latencies")
-                    await asyncio.sleep(random.uniform(0.0, 0.004))
-                    held = ticked(held)
-                    subject, payload = event(held)
-                    sequence = await bus.log.append(subject, payload, expected=sequence)
-                    acknowledged.append(ticked(held).bytes_done - held.bytes_done)
-                    await asyncio.sleep(random.uniform(0.0, 0.004))
-                    _, payload = event(ticked(held))
-                    await client.publish(BARE, payload)
-                await asyncio.sleep(0.2)
-                visible, bare = await asyncio.to_thread(peer.ask, "latencies")
-                published = await _acknowledged(client, held.id)
-            await client.close()
-    return spread(visible), spread(bare), spread(acknowledged[WARM_UP:]), spread(published)
+@dataclass(frozen=True)
+class Latencies:
+    """From the moment something is said: ours until a waiter there goes on, the bare ones until the callback there."""
+
+    visible: Spread
+    core: Spread
+    stream: float
+    """How many times as long as core NATS a consumer of JetStream takes at the median, nats-py alone at both ends."""
 
 
-async def _acknowledged(client: Client, identifier: str) -> list[int]:
-    """Return how long the client's own publish to JetStream takes, with the same bytes."""
-    stream, held = client.jetstream(timeout=10), record(0)
-    assert held.id == identifier
-    found = []
+async def measure(url: str) -> Latencies:
+    """Return how long ours took and how long the bare ones did, between the same two processes."""
+    async with connect(url, "owner") as bus:
+        client = await nats.connect(url)
+        async with alive(client):
+            with child("served.py", url) as peer:
+                await _say(bus.log, client, peer)
+                visible, core = map(spread, await asyncio.to_thread(peer.ask, "latencies"))
+            with child("plain.py", url) as plain:
+                await _say_bare(client)
+                bare, stream = map(spread, await asyncio.to_thread(plain.ask, "latencies"))
+        await client.close()
+    return Latencies(visible, core, stream.p50 / bare.p50)
+
+
+async def _say(log: Log, client: Client, peer: Child) -> None:
+    """Write to the log and publish bare, by turns, each at a moment that nothing else sets."""
+    held = record(0)
+    sequence = await log.append(*event(held))
+    await asyncio.to_thread(peer.ask, "watch", id=held.id)
+    for number in range(ROUNDS + WARM_UP):
+        if number == WARM_UP:
+            await asyncio.to_thread(peer.ask, "latencies")
+        await asyncio.sleep(random.uniform(0.0, PAUSE))
+        held = ticked(held)
+        sequence = await log.append(*event(held), expected=sequence)
+        await asyncio.sleep(random.uniform(0.0, PAUSE))
+        await client.publish(BARE, event(ticked(held))[1])
+    await asyncio.sleep(SETTLE)
+
+
+async def _say_bare(client: Client) -> None:
+    """Publish to JetStream and to nobody's keeping by turns, as nats-py does by itself."""
+    stream, held = client.jetstream(timeout=10), record(1)
     for _ in range(ROUNDS // 3):
+        await asyncio.sleep(random.uniform(0.0, PAUSE))
         held = ticked(held)
         await stream.publish(*event(held))
-        found.append(ticked(held).bytes_done - held.bytes_done)
-    assert moment(event(held)[1]) == held.bytes_done
-    return found
+        await asyncio.sleep(random.uniform(0.0, PAUSE))
+        await client.publish(BARE, event(ticked(held))[1])
+    await asyncio.sleep(SETTLE)

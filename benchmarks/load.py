@@ -92,6 +92,8 @@ async def _main(url: str) -> None:
                 ticking.cancel()
                 await asyncio.wait([ticking])
             print(json.dumps("done"), flush=True)
+        ticking.cancel()
+        await asyncio.wait([ticking])
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class Child:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._process.args} ended")
+            raise RuntimeError(f"{self._process.args!r} ended")
         return json.loads(line)
 
 
@@ -75,8 +75,17 @@ def child(script: str, *arguments: str) -> Iterator[Child]:
         try:
             yield Child(process)
         finally:
-            process.terminate()
-            process.wait(10)
+            _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Let a child see the end of its input, so that it puts its own things away."""
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()  # type: ignore[union-attr]  # a pipe
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 @contextlib.contextmanager

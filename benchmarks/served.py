@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import msgspec
 import nats
 import uvloop
 from litestar import Response, asgi, get
 from litestar.enums import MediaType
 
+from plain import BARE
+from records import moment
 from stagecast import composition
 from stagecast.frontend import application
 from stagecast.frontend.replica import Replica
+from stagecast.proxy import until_gone
 from stagecast.settings import ReplicaSettings
 
-BARE = "bench.bare"
 FAN_OUT = "bench.fanout"
 
 
@@ -57,11 +58,14 @@ class Beside:
 
         @asgi("/api/bare", copy_scope=True)
         async def bare(scope: Any, receive: Any, send: Any) -> None:
-            del scope, receive
+            del scope
+            task, watcher = asyncio.current_task(), asyncio.create_task(until_gone(receive))
+            assert task is not None
+            watcher.add_done_callback(lambda _: task.cancel())
             headers = [(b"content-type", b"text/event-stream")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b": hello\n\n", "more_body": True})
-            with suppress(OSError):
+            with suppress(asyncio.CancelledError):
                 while True:
                     await self.said.wait()
                     await send({"type": "http.response.body", "body": self.frame, "more_body": True})
@@ -85,6 +89,12 @@ class Beside:
     async def hear_bare(self, message: Any) -> None:
         self.bare.append((time.monotonic_ns(), message.data))
 
+    def latencies(self) -> tuple[list[int], list[int]]:
+        """Return what was noted, and begin anew."""
+        found = (self.visible, [now - moment(data) for now, data in self.bare])
+        self.visible, self.bare = [], []
+        return found
+
     async def fan_out(self, message: Any) -> None:
         self.frame = message.data
         self.said.set()
@@ -96,19 +106,13 @@ async def _answer(beside: Beside, command: dict[str, Any], tasks: list[asyncio.T
     if command["do"] == "watch":
         tasks.append(asyncio.create_task(beside.watch(command["id"])))
     elif command["do"] == "latencies":
-        found = (beside.visible, [now - _moment(payload) for now, payload in beside.bare])
-        beside.visible, beside.bare = [], []
-        return found
+        return beside.latencies()
     elif command["do"] == "freeze":
         beside.constant = beside.replica.participant.view.body
         return len(beside.constant)
     elif command["do"] == "held":
         return len(beside.replica.fold.slots)
     return "done"
-
-
-def _moment(payload: bytes) -> int:
-    return int(msgspec.json.decode(payload)["op"]["bytes_done"])
 
 
 async def _main(url: str) -> None:

@@ -48,12 +48,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Alone:
-    """What `alone` yields. ``peer`` is another process's tracker on the same log."""
+    """What `alone` yields. ``peer`` is another process's tracker on the same log; ``folder`` has the models."""
 
     url: str
     http: aiohttp.ClientSession
     bus: MemoryBus
     peer: Tracker
+    folder: Path
 
     async def ask(self, method: str, path: str, **options: Any) -> Answer:
         async with self.http.request(method, self.url + path, **options) as response:
@@ -132,7 +133,7 @@ async def alone(folder: Path, contents: Mapping[str, bytes] = OWL, **options: An
             Tracker(buses[0], "peer/1").running() as peer,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as http,
         ):
-            running = Alone(url, http, buses[0], peer)
+            running = Alone(url, http, buses[0], peer, folder)
             while (await running.get("/readyz")).status != 200:
                 pass
             for model in {path.partition("/")[0] for path in contents}:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -54,6 +56,17 @@ class NatsServer:
             (self._process.kill if kill else self._process.terminate)()
             self._process.wait(10)
             self._process = None
+
+    def freeze(self) -> None:
+        """Let it hang, its connections open; return once it does."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+            os.waitpid(self._process.pid, os.WUNTRACED)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
 
     def empty(self) -> None:
         """Lose its disk."""

@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
+from stagecast import subjects
 from stagecast.announcer import Announcer
 from stagecast.bus.memory import MemoryBus
+from stagecast.manifest import Manifest
+from stagecast.messages import Holding, NodeRecord
 from stagecast.node import Node
 from stagecast.presence import Presence
 from stagecast.store import Store
@@ -73,6 +78,16 @@ class Nodes:
             node = Node(tracker, announcer, store, name=name, kind=kind, address="")
             await stack.enter_async_context(node.running("127.0.0.1", 0, "token", "127.0.0.1"))
             yield Member(node, tracker, announcer, presence, models)
+
+    async def announce(self, member: Member, manifest: Manifest, url: str, name: str = "stranger") -> None:
+        """Say that another node, whose file server is at ``url``, holds a model; return once the member knows it."""
+        node = NodeRecord(name=name, kind="replica", process=f"{name}/1", files=url)
+        await member.tracker.say(subjects.node(name), msgspec.json.encode(node))
+        held = Holding(
+            node=name, model=manifest.model, digest=manifest.digest, size=manifest.size, files=len(manifest.files)
+        )
+        said = await member.tracker.say(subjects.holding(name, manifest.model), msgspec.json.encode(held))
+        await member.tracker.reached(said, 5.0)
 
     @asynccontextmanager
     async def worker(self, name: str, contents: Mapping[str, bytes] | None = None) -> AsyncGenerator[Member, None]:

@@ -25,6 +25,9 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(60)
         # A worker that knows only /healthz.
         status = 404 if self.path == "/readyz" and sys.argv[1] == "worker" else 200
+        # A replica that is behind what everybody asks for, while the others are not.
+        if self.path.endswith("/behind") and option("--name") == "replica-1":
+            status = 503
         self._send(status, {"arguments": sys.argv[1:], "environment": dict(os.environ), "pid": os.getpid()})
 
     def do_POST(self) -> None:

@@ -22,5 +22,10 @@ def test_caddy_reads_what_is_meant(tmp_path: Path) -> None:
     assert proxy["flush_interval"] == -1
     assert [upstream["dial"] for upstream in proxy["upstreams"]] == ["127.0.0.1:1", "127.0.0.1:2"]
     assert proxy["load_balancing"]["selection_policy"] == {"policy": "round_robin"}
-    # Without a rule of ours Caddy sends again what could not connect, and only a GET that broke later.
-    assert "retry_match" not in proxy["load_balancing"]
+    # Caddy always sends again what could not connect; this is what else it does.
+    assert proxy["load_balancing"]["retry_match"] == [
+        {
+            "expression": "method('GET') && ({http.reverse_proxy.is_transport_error} == true"
+            " || path('/api/*') && {http.reverse_proxy.status_code} == 503)"
+        }
+    ]

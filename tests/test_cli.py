@@ -149,6 +149,31 @@ def test_each_verb_is_a_command(replica: ReplicaStandIn, capsys: pytest.CaptureF
     assert "cancelled" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("options", "body"), [([], None), (["--keep"], {"keep_partial": True})])
+def test_a_cancel_can_keep_what_has_arrived(replica: ReplicaStandIn, options: list[str], body: object) -> None:
+    replica.routes["POST /api/operations/job-1/cancel"] = answering(row(state="cancelled"))
+    assert main(["cancel", "job-1", *options]) == 0
+    assert replica.bodies == [body]
+
+
+def test_what_one_call_asked_for_stands_together_below_a_line_for_all_of_it(
+    replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [
+        {"node_name": "w1", "status": "running", "percentage": 40.0, "bytes_sent": 400, "total_bytes": 1000,
+         "file_name": "a", "phase": "transferring"},
+        {"node_name": "w2", "status": "failed", "percentage": 60.0, "bytes_sent": 600, "total_bytes": 1000,
+         "file_name": "a", "phase": "transferring", "error": "no disk"},
+    ]  # fmt: skip
+    rows = [row("job-1", id="staging:m@w1", callID="c", nodes=nodes), row("job-2", id="staging:other@w1"),
+            row("job-3", id="staging:m@w2", callID="c", nodes=nodes, state="failed", error="no disk")]  # fmt: skip
+    replica.routes["GET /api/operations"] = answering({"operations": rows, "revision": "r", "degraded": False})
+    assert main(["ops"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert " ".join(lines[0]) == "m on 2 nodes: 1 running, 1 failed 50 % 1.0 kB of 2.0 kB"
+    assert [line[0] for line in lines[1:]] == ["staging:m@w1", "staging:m@w2", "staging:other@w1"]
+
+
 def test_the_other_commands(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
     model = {"name": "m", "bytes": 5_000_000, "files": 2, "holders": [{"node": "w", "complete": False}],
              "instances": [{"node": "w", "state": "ready", "id": "1"}]}  # fmt: skip

@@ -130,6 +130,23 @@ async def test_nobody_who_reads_feels_a_killed_replica(running: Cluster, http: a
     assert statuses == {200}
 
 
+async def test_a_read_that_met_a_replica_which_is_behind_goes_to_another(
+    running: Cluster, http: aiohttp.ClientSession
+) -> None:
+    async def answers(method: str, path: str) -> set[tuple[str, int]]:
+        found = set()
+        for _ in range(6):
+            async with http.request(method, f"{running.url}{path}") as response:
+                found.add((response.headers["Stagecast-Replica"], response.status))
+        return found
+
+    assert await answers("GET", "/api/behind") == {("replica-2", 200)}
+    # It still gets its share of everything else, and what is not a read, or is a model's own 503, is passed on.
+    assert await answers("GET", "/api/operations") == {("replica-1", 200), ("replica-2", 200)}
+    assert await answers("POST", "/api/behind") == {("replica-1", 503), ("replica-2", 200)}
+    assert await answers("GET", "/v1/behind") == {("replica-1", 503), ("replica-2", 200)}
+
+
 async def test_a_replica_added_later_gets_its_share(running: Cluster, http: aiohttp.ClientSession) -> None:
     added = await running.add_replica()
     assert added.name == "replica-3"
@@ -137,6 +154,38 @@ async def test_a_replica_added_later_gets_its_share(running: Cluster, http: aioh
     while len(names) < 3:
         async with http.get(f"{running.url}/") as response:
             names.add(response.headers["Stagecast-Replica"])
+
+
+async def test_a_replica_that_is_removed_gets_no_more_requests(running: Cluster, http: aiohttp.ClientSession) -> None:
+    pid = running.replicas[1].pid
+    await running.remove_replica("replica-2")
+    assert [child.name for child in running.replicas] == ["replica-1"]
+    assert not is_alive(pid)
+    async with http.get(f"{running.url}/") as one, http.get(f"{running.url}/") as other:
+        assert {each.headers["Stagecast-Replica"] for each in (one, other)} == {"replica-1"}
+    assert (await running.add_replica()).name == "replica-2"
+
+
+class Elsewhere:
+    """A ground where each process has an address of its own, and is told where it is."""
+
+    def host(self, name: str) -> str:
+        return {"nats": "127.0.0.2", "replica-1": "127.0.0.3"}.get(name, "127.0.0.4")
+
+    def placed(self, name: str, command: tuple[str, ...]) -> tuple[str, ...]:
+        return ("env", f"GROUND={name}", *command)
+
+
+async def test_processes_stand_where_their_ground_says(tmp_path: Path, http: aiohttp.ClientSession) -> None:
+    async with cluster(settings(tmp_path, replicas=1), ground=Elsewhere()) as running:
+        replica, worker = running.replicas[0], running.workers[0]
+        assert replica.url.startswith("http://127.0.0.3:")
+        assert worker.url.startswith("http://127.0.0.4:")
+        said = await fetch(http, f"{running.url}/")
+        assert f"--nats nats://127.0.0.2:{running.nats_port} --listen {replica.url[7:]}" in " ".join(said["arguments"])  # type: ignore[arg-type]
+        assert said["environment"]["GROUND"] == "replica-1"  # type: ignore[index]
+        async with connect(running.nats_url, "test") as bus:
+            assert bus.is_connected
 
 
 async def test_a_child_that_ends_by_itself_is_started_again(
@@ -150,6 +199,14 @@ async def test_a_child_that_ends_by_itself_is_started_again(
     await running.kill("worker-1")
     assert not running.workers[0].is_running
     assert len(said) == 1
+
+
+async def test_a_process_can_be_made_to_hang_and_to_wake(running: Cluster, http: aiohttp.ClientSession) -> None:
+    worker = running.workers[0]
+    running.send("worker-1", signal.SIGSTOP)
+    await eventually(lambda: Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    running.send("worker-1", signal.SIGCONT)
+    assert (await fetch(http, worker.url))["pid"] == worker.pid
 
 
 async def test_an_unknown_process_is_said_plainly(running: Cluster) -> None:

@@ -11,14 +11,17 @@ import pytest
 
 from stagecast import commands as module
 from stagecast import subjects
+from stagecast.bus import Log
 from stagecast.bus.memory import MemoryBus
+from stagecast.bus.nats import connect
 from stagecast.commands import Commands
-from stagecast.errors import NameTaken, Unknown, WrongState
+from stagecast.errors import BusUnavailable, CommandLost, NameTaken, Unknown, WrongState
 from stagecast.fold import Mirror
-from stagecast.messages import GalleryCancel, GalleryStatus, NodeRecord, Record, Verb
+from stagecast.messages import Entry, GalleryCancel, GalleryStatus, NodeRecord, Record, Verb
+from stagecast.meter import Wait
 from stagecast.tracker import Tracker
-from tests.conftest import eventually
-from tests.peers import Peers, agree, gathered
+from tests.conftest import NatsServer, eventually
+from tests.peers import Peers, a_record, agree, gathered
 
 ID = "staging:m@n"
 
@@ -83,8 +86,12 @@ async def test_cancel_is_obeyed_by_the_owner_and_seen_by_who_asked(pair: Pair) -
     assert (record.state, record.owner, record.attempt) == ("cancelled", "owner", 1)
     assert revision.reached_by(pair.other.revision)
     await pair.work
-    with pytest.raises(WrongState, match=f"cannot cancel {ID}: it is cancelled"):
-        await pair.commands.give(ID, "cancel")
+    before = await pair.owner.bus.log.last(subjects.operation(record))
+    assert await pair.commands.give(ID, "cancel") == (record, revision)
+    assert await pair.owner.bus.log.last(subjects.operation(record)) == before
+    for verb in ("pause", "resume", "dismiss"):
+        with pytest.raises(WrongState, match=f"cannot {verb} {ID}: it is cancelled"):
+            await pair.commands.give(ID, verb)  # type: ignore[arg-type]
 
 
 async def test_an_operation_is_named_by_its_job_too(pair: Pair) -> None:
@@ -97,15 +104,20 @@ async def test_pause_and_resume(pair: Pair) -> None:
     record, _ = await pair.commands.give(ID, "pause")
     assert record.state == "paused"
     await pair.work
-    with pytest.raises(WrongState, match="cannot pause"):
-        await pair.commands.give(ID, "pause")
+    assert (await pair.commands.give(ID, "pause"))[0] == record
     record, revision = await pair.commands.give(ID, "resume")
-    assert (record.state, record.owner, record.attempt) == ("queued", "", 2)
+    assert (record.state, record.owner, record.attempt, record.begun_by) == ("queued", "", 2, "resume")
+    assert await pair.commands.give(ID, "resume") == (record, revision)
+    with pytest.raises(WrongState, match=f"cannot retry {ID}: it is queued"):
+        await pair.commands.give(ID, "retry")
     await pair.owner.reached(revision, 5.0)
     async with pair.owner.own(record) as ownership:
         assert ownership is not None
         assert ownership.record.attempt == 2
+        assert (await pair.commands.give(ID, "resume"))[0].state == "running"
     await pair.shows(lambda found: found.state == "succeeded")
+    with pytest.raises(WrongState, match=f"cannot resume {ID}: it is succeeded"):
+        await pair.commands.give(ID, "resume")
 
 
 async def test_retry_is_open_to_whoever_takes_it(peers: Peers) -> None:
@@ -113,6 +125,7 @@ async def test_retry_is_open_to_whoever_takes_it(peers: Peers) -> None:
     record, revision = await commands.give(ID, "retry")
     assert (record.state, record.owner, record.attempt, record.error) == ("queued", "", 2, "")
     assert await one.reached(revision, 5.0)
+    assert await commands.give(ID, "retry") == (record, revision)
     async with two.own(record):
         pass
     await eventually(lambda: one.fold.record(ID).state == "succeeded")  # type: ignore[union-attr]
@@ -127,9 +140,9 @@ async def test_dismiss_takes_what_failed_off_the_list(peers: Peers) -> None:
     assert record.updated_at == before.updated_at  # type: ignore[union-attr]
     assert await one.reached(revision, 5.0)
     await agree(one, two)
-    for verb in ("dismiss", "retry"):
-        with pytest.raises(WrongState):
-            await commands.give(ID, verb)  # type: ignore[arg-type]
+    assert await commands.give(ID, "dismiss") == (record, revision)
+    with pytest.raises(WrongState):
+        await commands.give(ID, "retry")
 
 
 @pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry", "dismiss"])
@@ -284,3 +297,119 @@ async def test_a_name_is_taken_only_while_a_living_process_answers_for_it(peers:
         with pytest.raises(NameTaken, match="a living worker is called 'one' already; choose another name"):
             await Commands(two).check_name("one")
     await Commands(two).check_name("another")
+
+
+async def ended_run(peers: Peers, state: str) -> tuple[Tracker, Commands, Record]:
+    """Return an operation that has ended, and that the log has no more: only ``ended`` finds it."""
+    tracker = await peers.tracker("one")
+    past = a_record(job="past", state=state, error="why" if state == "failed" else "", attempt=4, bytes_done=7)
+    commands = Commands(tracker)
+    commands.ended = lambda name: past if name in {past.id, past.job} else None
+    return tracker, commands, past
+
+
+@pytest.mark.parametrize("name", [ID, "past"])
+@pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled"])
+async def test_what_only_the_history_knows_is_answered_from_it(peers: Peers, state: str, name: str) -> None:
+    tracker, commands, past = await ended_run(peers, state)
+    fulfilled: set[Verb] = {"dismiss"} | ({"cancel"} if state == "cancelled" else set())
+    for verb in ("cancel", "pause", "resume", "dismiss"):
+        if verb in fulfilled:
+            assert (await commands.give(name, verb))[0] == past  # type: ignore[arg-type]
+        else:
+            with pytest.raises(WrongState, match=f"cannot {verb} {ID}: it is {state}"):
+                await commands.give(name, verb)  # type: ignore[arg-type]
+    assert tracker.fold.slots == {}
+
+
+async def test_what_has_failed_and_only_the_history_knows_can_be_tried_again(peers: Peers) -> None:
+    tracker, commands, past = await ended_run(peers, "failed")
+    record, _ = await commands.give("past", "retry")
+    assert (record.id, record.job, record.attempt, record.state) == (ID, "past", past.attempt + 1, "queued")
+    assert tracker.fold.record(ID) == record
+
+
+async def test_a_run_that_another_has_followed_is_past(peers: Peers) -> None:
+    tracker, commands, _ = await ended_run(peers, "failed")
+    follower, revision = await tracker.open("staging", "m", "n", cause="asked")
+    await tracker.reached(revision)
+    for verb in ("cancel", "pause", "resume", "retry"):
+        with pytest.raises(WrongState, match=f"cannot {verb} past: it is failed, and another run has followed it"):
+            await commands.give("past", verb)  # type: ignore[arg-type]
+    assert (await commands.give("past", "dismiss"))[0].job == "past"
+    assert tracker.fold.record(ID) == follower
+
+
+async def test_an_owner_that_waits_for_bytes_is_asked_as_one_that_runs(pair: Pair) -> None:
+    ownership = pair.owner.owned[ID]
+    ownership._waits = Wait("source", "it fails", -1e9)
+    ownership.tell("now")
+    await pair.shows(lambda found: found.state == "stalled" and found.waits_on == "source")
+    record, _ = await pair.commands.give(ID, "cancel")
+    assert (record.state, record.owner, record.attempt) == ("cancelled", "owner", 1)
+    assert ownership.stopped_by == "cancel"
+
+
+@pytest.mark.parametrize("keep_partial", [True, False])
+async def test_the_choice_of_a_cancel_reaches_the_owner(pair: Pair, keep_partial: bool) -> None:
+    pair.owner.owned[ID].bytes_kept = 5
+    record, _ = await pair.commands.give(ID, "cancel", keep_partial=keep_partial)
+    assert (record.keep_partial, record.bytes_kept) == (keep_partial, 5)
+
+
+class Deaf:
+    """A log that can be read for a while, and not be written to."""
+
+    def __init__(self, log: Log, reads: int) -> None:
+        self._log = log
+        self._reads = reads
+
+    async def append(self, *_: object, **__: object) -> int:
+        raise BusUnavailable("no answer")
+
+    async def last(self, subject: str) -> Entry | None:
+        self._reads -= 1
+        if self._reads < 0:
+            raise BusUnavailable("not connected")
+        return await self._log.last(subject)
+
+
+@pytest.mark.parametrize(
+    ("reads", "may_be_done", "said"),
+    [
+        (0, False, "(not connected); nothing was done; try again once NATS is back"),
+        (2, True, "(no answer); it was sent, and may have been done or not; see there once NATS is back"),
+    ],
+)
+async def test_without_the_bus_a_command_says_whether_it_may_have_been_done(
+    reads: int, may_be_done: bool, said: str
+) -> None:
+    bus = MemoryBus()
+    async with Tracker(bus, "a").running() as tracker:
+        await tracker.caught_up.wait()
+        _, revision = await tracker.open("staging", "m", "n", cause="asked")
+        await tracker.reached(revision)
+        bus.log = Deaf(bus.log, reads)  # type: ignore[assignment]
+        with pytest.raises(CommandLost) as raised:
+            await Commands(tracker).give(ID, "cancel")
+    assert (raised.value.status, raised.value.may_be_done) == (503, may_be_done)
+    assert raised.value.message == f"cannot cancel {ID}: the bus cannot be reached {said}"
+
+
+async def test_with_nats_away_every_command_is_answered_at_once(nats_server: NatsServer) -> None:
+    async with connect(nats_server.url, "a") as bus, Tracker(bus, "a").running() as tracker:
+        await tracker.caught_up.wait()
+        _, revision = await tracker.open("staging", "m", "n", cause="asked")
+        await tracker.reached(revision)
+        nats_server.stop(kill=True)
+        await eventually(lambda: tracker.is_degraded)
+        commands = Commands(tracker)
+        for name in (ID, "nobody"):
+            with pytest.raises(CommandLost, match="nothing was done; try again once NATS is back"):
+                async with asyncio.timeout(2):
+                    await commands.give(name, "cancel")
+        nats_server.start()
+        await eventually(lambda: not tracker.is_degraded)
+        assert (await commands.give(ID, "cancel"))[0].state == "cancelled"
+        with pytest.raises(Unknown):
+            await commands.give("nobody", "cancel")

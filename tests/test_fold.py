@@ -89,7 +89,9 @@ class Scene:
         held = slot.record if slot else None
         own = f"staging.{subjects.distinct('m', identifier)}.progress"
         if action == "open" and (held is None or operations.is_ended(held)):
-            self.write(operations.opened(held, kind="staging", model="m", node=node, job="j", now=float(size)))
+            call = ("", "c", "d")[size % 3]
+            run = operations.opened(held, kind="staging", model="m", node=node, job="j", now=float(size), call=call)
+            self.write(run)
         elif action == "foreign":
             self.say("staging.m.progress", foreign("m", bytes_sent=size, node_name="").payload)
         elif action == "foreign elsewhere":

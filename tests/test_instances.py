@@ -20,7 +20,7 @@ class Worker:
     """A worker's own listener, and the one instance that it serves."""
 
     def __init__(self, address: str, instance: str, http: aiohttp.ClientSession) -> None:
-        self.here = Alone(address, http, None, None)  # type: ignore[arg-type]  # asked over HTTP alone
+        self.here = Alone(address, http, None, None, None)  # type: ignore[arg-type]  # asked over HTTP alone
         self.instance = instance
 
     async def ask(self, method: str, path: str, **options: object) -> Answer:

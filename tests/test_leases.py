@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from stagecast import operations
 from stagecast.fold import Fold, Slot
 from stagecast.leases import LIFETIME, NAP, PATIENCE, Leases, responsible, unattended, verdicts
-from stagecast.messages import NodeRecord, Record
+from stagecast.messages import Hindrance, NodeRecord, Record
 from tests.peers import a_record
 
 
@@ -138,3 +139,21 @@ def test_queued_work_that_nobody_performs_says_so_until_somebody_does() -> None:
     assert list(unattended(fold, frozenset(), 1.7e9)) == [], "once is enough"
     [(_, again)] = unattended(fold, frozenset({"render"}), 1.7e9)
     assert again.note == ""
+
+
+@pytest.mark.parametrize("waits_on", ["source", "network", "target disk", "backend"])
+def test_an_owner_that_dies_while_it_waits_for_bytes_is_what_the_operation_waits_for(waits_on: Hindrance) -> None:
+    held = operations.stalled(a_record(), "no byte", 5.0, waits_on)
+    ((_, record),) = judged(a_fold(held), Leases(left={"a"}), 1.0)
+    assert (record.state, record.waits_on) == ("stalled", "owner")
+    assert judged(a_fold(record), Leases(left={"a"}), 1.0) == []
+    leases = Leases()
+    leases.renew("a", 1.0)
+    assert judged(a_fold(held), leases, 1.0) == []
+
+
+def test_a_verdict_says_what_follows() -> None:
+    ((_, staging),) = judged(a_fold(a_record()), Leases(left={"a"}), 1.0)
+    assert staging.note.endswith("it goes on when that is back, and fails once it was away for 120 s")
+    ((_, installation),) = judged(a_fold(a_record(kind="installation", node="")), Leases(left={"a"}), 1.0)
+    assert installation.note.endswith("another process takes it over")

@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from stagecast import subjects, supervision
+from stagecast import backend, ownership, subjects, supervision
+from stagecast.commands import Commands
 from stagecast.errors import TransferFailed
 from stagecast.loader import Loader
-from stagecast.messages import Instance, Placement
+from stagecast.messages import Instance, Placement, Verb
 from tests.conftest import eventually
 from tests.model_server import die, get, is_gone, server_recipe
 from tests.nodes import Member, Nodes
@@ -46,6 +47,10 @@ class Loading:
         found = self.instance(model)
         assert found is not None
         return found
+
+    def loading_is(self, state: str, attempt: int = 0) -> bool:
+        record = self.member.tracker.fold.record("loading:owl@w")
+        return record is not None and record.state == state and record.attempt >= attempt
 
     def pid(self, model: str = "owl") -> int:
         return self.loader._ready[model].pid
@@ -180,6 +185,55 @@ async def test_a_load_that_hangs_can_be_cancelled(stack: AsyncExitStack, tmp_pat
     here.member.tracker.owned["loading:owl@w"].halt("cancel")
     assert (await here.until("failed")).error == "loading owl was stopped from outside"
     assert here.member.tracker.fold.record("loading:owl@w").state == "cancelled"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("verb", "state"), [("cancel", "cancelled"), ("pause", "paused")])
+async def test_a_load_that_never_becomes_ready_is_stopped_at_once_and_can_go_on(
+    stack: AsyncExitStack, tmp_path: Path, verb: Verb, state: str
+) -> None:
+    here = await loading(stack, tmp_path, "hang")
+    commands = await stack.enter_async_context(Commands(here.member.tracker).running())
+    await here.wish("w")
+    await eventually(lambda: here.loading_is("running"))
+    async with asyncio.timeout(2):
+        record, _ = await commands.give("loading:owl@w", verb)
+    assert (record.state, record.phase) == (state, "loading")
+    await here.until("failed")
+    here.loader._recipes = [server_recipe(tmp_path, "serve")]
+    record, _ = await commands.give("loading:owl@w", "resume" if verb == "pause" else "retry")
+    assert record.attempt == 2
+    await here.until("ready")
+    await eventually(lambda: here.loading_is("succeeded"))
+    assert here.member.tracker.fold.record("loading:owl@w").job == record.job  # type: ignore[union-attr]
+
+
+async def test_a_retry_of_a_load_that_is_wanted_elsewhere_now_fails_with_that_cause(
+    stack: AsyncExitStack, tmp_path: Path
+) -> None:
+    here = await loading(stack, tmp_path, "crash")
+    await here.wish("w")
+    await here.until("failed")
+    await eventually(lambda: here.loading_is("failed"))
+    await here.wish("v", generation=2)
+    await here.until("gone", generation=1)
+    await Commands(here.member.tracker).give("loading:owl@w", "retry")
+    await eventually(lambda: here.loading_is("failed", attempt=2))
+    error = here.member.tracker.fold.record("loading:owl@w").error  # type: ignore[union-attr]
+    assert error == "owl is no longer wanted on w; ask for it anew"
+
+
+async def test_a_backend_that_gives_no_sign_of_life_is_stalled(
+    stack: AsyncExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "PATIENCE", 0.1)
+    monkeypatch.setattr(backend, "TICK", 0.05)
+    here = await loading(stack, tmp_path, "hang")
+    await here.wish("w")
+    await eventually(lambda: here.loading_is("stalled"))
+    record = here.member.tracker.fold.record("loading:owl@w")
+    assert record is not None
+    assert (record.waits_on, record.phase, record.owner) == ("backend", "loading", here.member.tracker.process)
+    assert record.note == f"it fails after {here.loader._recipes[0].patience:g} s of silence"
 
 
 async def test_no_backend_outlives_its_worker(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagecast import operations
+from stagecast import broadcast, operations
 from stagecast.errors import WrongState
 from stagecast.messages import Outcome, Record, State, Verb
 from tests.peers import a_record
@@ -241,3 +241,80 @@ def test_what_an_earlier_attempt_moved_is_no_later_one_s() -> None:
     again = operations.claimed(operations.commanded(held, "retry", 3.0), "b", 4.0)
     assert operations.moved(operations.ended(again, "failed", 5.0)) == 0
     assert operations.moved(operations.claimed(a_record(bytes_done=70), "b", 4.0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "fulfilled"),
+    [
+        ("cancel", {"state": "cancelled"}),
+        ("pause", {"state": "paused"}),
+        ("dismiss", {"state": "failed", "dismissed": True}),
+        ("resume", {"state": "running", "begun_by": "resume"}),
+        ("resume", {"state": "queued", "begun_by": "resume"}),
+        ("retry", {"state": "stalled", "begun_by": "retry"}),
+    ],
+)
+def test_a_command_whose_effect_holds_is_fulfilled_and_no_other_is(verb: Verb, fulfilled: dict[str, object]) -> None:
+    held = a_record(**fulfilled)
+    assert [each for each in get_args(Verb) if operations.is_fulfilled(held, each)] == [verb]
+
+
+@pytest.mark.parametrize("state", ["paused", "succeeded", "failed", "cancelled"])
+@pytest.mark.parametrize("verb", ["resume", "retry"])
+def test_an_attempt_that_has_ended_or_rests_can_be_begun_anew(verb: Verb, state: State) -> None:
+    assert not operations.is_fulfilled(a_record(state=state, begun_by=verb), verb)
+
+
+@given(records(), st.sampled_from(get_args(Verb)))
+def test_after_a_command_it_is_fulfilled_and_gives_nothing_more_to_do(record: Record, verb: Verb) -> None:
+    try:
+        after = operations.commanded(record, verb, 9.0)
+    except WrongState:
+        return
+    assert operations.is_fulfilled(after, verb)
+
+
+@pytest.mark.parametrize("verb", ["cancel", "pause"])
+@pytest.mark.parametrize(
+    ("decided", "said"),
+    [({"phase": "publishing"}, "publishing"), ({"kind": "deletion"}, "deleting")],
+)
+def test_what_is_decided_cannot_be_stopped(verb: Verb, decided: dict[str, object], said: str) -> None:
+    for state in ("running", "stalled"):
+        held = a_record(state=state, **decided)
+        with pytest.raises(WrongState, match=f"cannot {verb} {held.id}: it is {said}, past stopping"):
+            operations.commanded(held, verb, 9.0)
+        assert not operations.is_cancellable(held)
+    assert operations.is_cancellable(a_record(state="queued", owner="", **decided))
+
+
+@pytest.mark.parametrize(
+    ("state", "keep_partial", "kept", "said"),
+    [
+        ("paused", True, 5_000_000, "cancelled; 5.0 MB kept"),
+        ("paused", False, 0, "cancelled; 5.0 MB freed"),
+        ("stalled", True, 5_000_000, "cancelled; 5.0 MB kept"),
+        ("stalled", False, 0, "cancelled; 5.0 MB freed once n is back"),
+    ],
+)
+def test_a_cancel_says_what_becomes_of_the_partial(state: State, keep_partial: bool, kept: int, said: str) -> None:
+    held = a_record(state=state, bytes_done=5_000_000, bytes_total=9_000_000)
+    end = operations.commanded(held, "cancel", 9.0, keep_partial=keep_partial)
+    assert (end.state, end.keep_partial, end.bytes_kept, end.bytes_done) == (
+        "cancelled",
+        keep_partial,
+        kept,
+        5_000_000,
+    )
+    assert broadcast.sentence(end) == f"Staging m on n: {said}"
+    retried = operations.commanded(end, "retry", 10.0)
+    assert (retried.keep_partial, retried.bytes_kept) == (False, 0)
+
+
+def test_since_when_it_is_stalled_stays_while_it_waits_for_the_same() -> None:
+    first = operations.stalled(a_record(), "x", 9.0, "source")
+    assert (first.waits_on, first.waits_since) == ("source", 9.0)
+    assert operations.stalled(first, "x", 12.0, "source").waits_since == 9.0
+    assert operations.stalled(first, "x", 12.0, "owner").waits_since == 12.0
+    assert operations.stalled(first, "x", 12.0, "network", since=9.0).waits_since == 9.0
+    assert operations.succeeding(first, 13.0, state="running").waits_on == ""

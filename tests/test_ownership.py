@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from stagecast import broadcast, operations, subjects
+from stagecast import ownership as module
 from stagecast.bus import Bus, Log
 from stagecast.errors import BusUnavailable, Fenced
 from stagecast.messages import Entry, Record
@@ -278,6 +279,19 @@ async def test_a_log_that_tells_of_more_bytes_than_there_are_gets_a_new_attempt(
     assert (held.attempt, held.bytes_done) == (2, 8)
 
 
+@pytest.mark.parametrize("state", ["paused", "stalled"])
+async def test_what_waits_to_be_said_behind_the_last_word_is_not_said(bus: Bus, state: str) -> None:
+    """A tick that waits while a pause is written must not show the operation as running again (law L3)."""
+    ownership, recorder = await owning(bus)
+    parting = ownership.change(state="paused") if state == "paused" else ownership.leave()
+    said = await asyncio.gather(parting, ownership.change(phase="verifying"), return_exceptions=True)
+    assert isinstance(said[1], Fenced)
+    assert [record.state for record in recorder.records] == [state]
+    ownership.advance(5)
+    await ownership.run()
+    assert [record.state for record in recorder.records] == [state]
+
+
 async def test_only_a_later_word_of_another_takes_the_operation_away(bus: Bus) -> None:
     ownership, _ = await owning(bus)
     ours = ownership.record
@@ -340,19 +354,31 @@ async def test_a_bus_that_is_away_keeps_transitions_waiting_and_drops_ticks(bus:
     assert ownership.record.phase == "verifying"
 
 
-async def test_what_is_counted_again_after_a_crash_is_never_shown_as_less(bus: Bus) -> None:
+async def test_what_is_read_again_shows_as_verifying_and_counts_neither_as_done_nor_as_moved(bus: Bus) -> None:
     ownership, recorder = await owning(bus)
-    await ownership.change(bytes_total=100, bytes_done=30, floor=45)
-    attempt = ownership.record.attempt
-    ownership.advance(10)
-    await ownership.change(phase="transferring")
-    ownership.advance(20)
-    await ownership.change(phase="verifying")
-    assert [(record.attempt, record.bytes_done) for record in recorder.records] == [
-        (attempt, 45),
-        (attempt, 45),
-        (attempt, 60),
-    ]
+    await ownership.change(phase="transferring", bytes_total=100, bytes_done=45, bytes_present=45)
+    attempt, parts = ownership.record.attempt, iter([30, 15])
+
+    def step() -> None:
+        if recorder.records[-1].note == "45 B of 45 B checked":
+            ownership.advance(1)
+        elif part := next(parts, 0):
+            ownership.check(part, 45)
+
+    await ticking(ownership, lambda: recorder.records[-1].bytes_done > 45, step)
+    assert {(record.attempt, record.bytes_present) for record in recorder.records} == {(attempt, 45)}
+    verifying = [record for record in recorder.records if record.phase == "verifying"]
+    assert {(record.bytes_done, record.rate) for record in verifying} == {(45, None)}
+    assert (recorder.records[-1].phase, recorder.records[-1].note) == ("transferring", "")
+
+
+async def test_bytes_that_turn_out_to_be_here_are_done_but_did_not_move(bus: Bus) -> None:
+    ownership, recorder = await owning(bus, interval=0.01)
+    await ownership.change(bytes_total=10**9, bytes_done=5, bytes_present=5)
+    await ticking(ownership, lambda: len(recorder.records) >= 30, lambda: ownership.find(10))
+    end = recorder.records[-1]
+    assert end.bytes_done == end.bytes_present > 5
+    assert {record.rate for record in recorder.records} == {None}
 
 
 async def test_bytes_that_were_lost_make_a_new_attempt(bus: Bus) -> None:
@@ -372,3 +398,39 @@ async def test_each_completed_file_goes_out_however_soon_after_a_tick(bus: Bus) 
         ownership.complete(number, name)
     await ticking(ownership, lambda: len(recorder.records) >= 20, lambda: None)
     assert [record.file_name for record in recorder.records if record.file_name] == names
+
+
+async def test_the_first_byte_after_a_start_is_told_at_once_whatever_was_told_before(bus: Bus) -> None:
+    ownership, recorder = await owning(bus, interval=60.0)
+    await ticking(ownership, lambda: len(recorder.records) == 1, lambda: ownership.tell("looking for a holder"))
+    await ownership.change(phase="transferring", bytes_total=10)
+    await ticking(ownership, lambda: recorder.records[-1].bytes_done > 0, lambda: ownership.advance(1))
+    assert len(recorder.records) == 3
+
+
+async def test_an_owner_gives_a_sign_of_life_whatever_its_work_is_at(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.05)
+    ownership, recorder = await owning(bus, interval=60.0)
+    await ownership.change(phase="publishing")
+    await ticking(ownership, lambda: len(recorder.records) >= 4, lambda: None)
+    assert {(record.state, record.phase, record.attempt) for record in recorder.records} == {
+        ("running", "publishing", 1)
+    }
+
+
+async def test_what_waits_for_long_is_stalled_while_it_does(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.05)
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    ownership, recorder = await owning(bus, interval=0.01)
+    await ticking(
+        ownership, lambda: recorder.records[-1:] != [] and recorder.records[-1].state == "stalled",
+        lambda: ownership.wait("network", "it fails"),
+    )  # fmt: skip
+    stalled = recorder.records[-1]
+    assert (stalled.waits_on, stalled.note, stalled.owner) == ("network", "it fails", "a")
+    await ticking(ownership, lambda: len(recorder.records) > 8, lambda: ownership.wait("source", "it fails"))
+    later = recorder.records[-1]
+    assert (later.state, later.waits_on, later.waits_since) == ("stalled", "source", stalled.waits_since)
+    await ticking(ownership, lambda: recorder.records[-1].state == "running", lambda: ownership.wait(""))
+    assert (recorder.records[-1].waits_on, recorder.records[-1].waits_since) == ("", 0.0)
+    assert await standing(bus) == ownership.record

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagecast import operations, rows
+from stagecast import broadcast, operations, rows, subjects
 from stagecast.fold import Fold, Mirror, Slot
-from stagecast.messages import GalleryStatus, Record, StagingStatus
+from stagecast.messages import Entry, GalleryStatus, Record, StagingStatus
 from tests.peers import a_record
 from tests.test_operations import records
 
@@ -27,9 +27,13 @@ def as_json(record: Record) -> dict[str, object]:
 @given(records())
 def test_every_row_has_the_fields_of_the_wire(record: Record) -> None:
     row = as_json(record)
-    optional = {"error", "dismissed", "bytesPerSecond", "etaSeconds"}
+    optional = {
+        "error", "dismissed", "bytesPerSecond", "etaSeconds", "stalledSince", "stalledOn", "keptBytes", "callID",
+        "nodes",
+    }  # fmt: skip
     assert WIRE_FIELDS <= row.keys() <= WIRE_FIELDS | optional
     assert ("error" in row) == (record.state == "failed")
+    assert ("stalledOn" in row) == ("stalledSince" in row) == (record.state == "stalled")
     assert 0 <= row["progress"] <= 100  # type: ignore[operator]
     assert isinstance(row["progress"], int)
 
@@ -148,3 +152,86 @@ def test_the_end_of_an_echo_does_not_take_our_row_away() -> None:
     ended = msgspec.structs.replace(ours, state="succeeded")
     fold = Fold(slots={ours.id: Slot(ended, 1)}, mirrors={mirror.id: mirror})
     assert rows.changed(fold, 1) == [(2, rows.mirror_row(mirror))]
+
+
+def a_call(*records: Record) -> Fold:
+    """Return a fold in which these were said, one after the other."""
+    fold = Fold()
+    for sequence, record in enumerate(records, 1):
+        fold.apply(Entry(subjects.operation(record), sequence, broadcast.encode(record), 1.7e9))
+    return fold
+
+
+def part(node: str, **changes: object) -> Record:
+    return a_record(**({"node": node, "job": node, "call": "c", "bytes_total": 200, "file_name": "f"} | changes))
+
+
+def nodes_of(fold: Fold, record: Record) -> list[dict[str, object]] | None:
+    return json.loads(msgspec.json.encode(rows.row_of(fold, record))).get("nodes")  # type: ignore[no-any-return]
+
+
+def test_each_row_of_a_call_tells_of_all_its_operations_by_node() -> None:
+    two, one = part("b", bytes_done=50, state="failed", error="no disk"), part("a", bytes_done=67)
+    fold = a_call(two, one, part("z", call="another"), part("y", call=""))
+    expected = [
+        {
+            "node_name": "a", "status": "running", "percentage": 33.5, "bytes_sent": 67, "total_bytes": 200,
+            "file_name": "f", "phase": "planning",
+        },
+        {
+            "node_name": "b", "status": "failed", "percentage": 25.0, "bytes_sent": 50, "total_bytes": 200,
+            "file_name": "f", "phase": "planning", "error": "no disk",
+        },
+    ]  # fmt: skip
+    assert nodes_of(fold, one) == nodes_of(fold, two) == expected
+    assert [nodes_of(fold, slot.record) for slot in fold.slots.values()] == [expected, expected, None, None]
+
+
+def test_a_change_of_one_operation_is_a_change_of_its_whole_call() -> None:
+    one, two, other = part("a"), part("b"), part("z", call="another")
+    moved = msgspec.structs.replace(one, seq=1, bytes_done=100)
+    fold = a_call(one, two, other, moved)
+    told = rows.changed(fold, 3)
+    assert [(at, row.id) for at, row in told] == [(3, "staging:m@b"), (4, "staging:m@a")]
+    assert [row for _, row in told] == [rows.row_of(fold, two), rows.row_of(fold, moved)]
+
+
+def test_an_operation_that_another_call_asks_for_anew_leaves_the_rows_of_the_first() -> None:
+    one, two = part("a"), part("b")
+    anew = msgspec.structs.replace(one, attempt=2, job="anew", call="another")
+    fold = a_call(one, two, anew)
+    assert nodes_of(fold, two) is nodes_of(fold, anew) is None
+    assert [(at, row.id, row.nodes) for at, row in rows.changed(fold, 2)] == [
+        (2, "staging:m@b", msgspec.UNSET),
+        (3, "staging:m@a", msgspec.UNSET),
+    ]
+
+
+def test_what_has_ended_is_told_once_however_its_call_goes_on() -> None:
+    one, two = part("a"), part("b", state="succeeded")
+    moved = msgspec.structs.replace(one, seq=1, bytes_done=100)
+    fold = a_call(one, two, moved)
+    assert [row.id for _, row in rows.changed(fold, 2)] == ["staging:m@a"]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["", "c", "d"])), min_size=1, max_size=12))
+def test_the_roll_up_does_not_depend_on_how_the_fold_came_to_be(said: list[tuple[str, str]]) -> None:
+    records = [part(node, call=call, attempt=attempt) for attempt, (node, call) in enumerate(said, 1)]
+    whole = a_call(*records)
+    late = a_call(*(slot.record for slot in whole.slots.values()))
+    assert msgspec.json.encode(rows.listed(whole)) == msgspec.json.encode(rows.listed(late))
+
+
+def test_a_stalled_row_says_since_when_on_what_and_what_follows() -> None:
+    row = as_json(operations.stalled(a_record(rate=3.0), "it fails after 30 s", 1.7e9, "network", since=1.7e9 - 5))
+    assert (row["stalledOn"], row["stalledSince"]) == ("network", "2023-11-14T22:13:15.000Z")
+    assert row["message"] == (
+        "Staging m on n: stalled (no connection to the source since 22:13:15 UTC; it fails after 30 s)"
+    )
+    assert "bytesPerSecond" not in row
+
+
+def test_a_cancelled_row_says_what_was_kept() -> None:
+    held = a_record(state="paused", bytes_done=12_000_000)
+    assert as_json(operations.commanded(held, "cancel", 9.0, keep_partial=True))["keptBytes"] == 12_000_000
+    assert "keptBytes" not in as_json(operations.commanded(held, "cancel", 9.0))

@@ -18,7 +18,7 @@ class UpstreamServer:
     in bytes per second and connection, 0 for no limit.
     """
 
-    def __init__(self, contents: Mapping[str, bytes]) -> None:
+    def __init__(self, contents: Mapping[str, bytes], host: str = "127.0.0.1") -> None:
         self.contents = dict(contents)
         self.sent: Counter[str] = Counter()
         self.requests: list[tuple[str, str, str | None]] = []
@@ -36,8 +36,8 @@ class UpstreamServer:
         self.rate = 0
         self.hanging = threading.Event()
         self.release = threading.Event()
-        self._http = _Http(self)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self._http = _Http(self, host)
+        self.url = f"http://{host}:{self._http.server_port}"
 
     @contextmanager
     def running(self) -> Iterator[UpstreamServer]:
@@ -56,9 +56,9 @@ class UpstreamServer:
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, upstream: UpstreamServer) -> None:
+    def __init__(self, upstream: UpstreamServer, host: str) -> None:
         self.upstream = upstream
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__((host, 0), _Handler)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -65,8 +65,12 @@ class Backend:
         """The last of its lines, or nothing."""
         return self._output.lines[-1] if self._output.lines else ""
 
-    async def until_ready(self, recipe: Recipe, tell: Callable[[str], None]) -> None:
+    async def until_ready(
+        self, recipe: Recipe, tell: Callable[[str], None], quiet: Callable[[bool], None] = lambda _: None
+    ) -> None:
         """Return once it answers its health check; ``tell`` gets its last line about once a second.
+
+        ``quiet`` is told then whether it has given no sign of life in that second.
 
         Raises:
             BackendFailed: it ended, or showed no sign of progress for the recipe's patience.
@@ -76,7 +80,7 @@ class Backend:
                 await self.stop()
                 await self.launch()
             with contextlib.suppress(_PortTaken):
-                await self._load(recipe, tell)
+                await self._load(recipe, tell, quiet)
                 return
         raise BackendFailed(
             f"{recipe.name} got none of {PORTS} ports, the last {self._port}: others listen there; "
@@ -125,13 +129,14 @@ class Backend:
             _signal(process.pid, signal.SIGKILL)
             await process.wait()
 
-    async def _load(self, recipe: Recipe, tell: Callable[[str], None]) -> None:
+    async def _load(self, recipe: Recipe, tell: Callable[[str], None], quiet: Callable[[bool], None]) -> None:
         """Wait for health, for the end and for a second to pass, all at once. Raises `BackendFailed`, `_PortTaken`."""
         health = asyncio.create_task(self._until_healthy(recipe.health))
         death = asyncio.create_task(self.wait())
         try:
             while True:
                 tell(self.last_line)
+                quiet(self._output.silence() > TICK)
                 await asyncio.wait({health, death}, timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
                 if death.done():
                     await self._explain(recipe, death.result())

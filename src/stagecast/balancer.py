@@ -8,6 +8,7 @@ from typing import Final
 ADMIN_SOCKET: Final = "caddy.sock"
 """Where Caddy takes a new configuration, relative to its working folder: a socket that only its user can open."""
 
+_RETRIED: Final = "method('GET') && ({rp.is_transport_error} == true || path('/api/*') && {rp.status_code} == 503)"
 _TEMPLATE = """\
 {{
 	admin "unix/{admin}|0600"
@@ -23,9 +24,13 @@ _TEMPLATE = """\
 (balanced) {{
 	to {upstreams}
 	lb_policy round_robin
-	# A request that met a dead replica goes to the next one; only a GET does so once it has been sent.
+	# A request that met a dead replica goes to the next one; only a GET does so once it has been sent, and one that
+	# met a replica which is behind what its client has seen, or has not read the log yet.
 	lb_try_duration 5s
 	lb_try_interval 100ms
+	lb_retry_match {{
+		expression `{retried}`
+	}}
 	health_uri {health}
 	health_interval 1s
 	health_timeout 2s
@@ -61,4 +66,6 @@ def caddyfile(port: int, upstreams: Sequence[str], *, health: str = "/readyz") -
 
     ``health`` is what an upstream that may get requests answers with a status below 400.
     """
-    return _TEMPLATE.format(admin=ADMIN_SOCKET, port=port, upstreams=" ".join(upstreams), health=health)
+    return _TEMPLATE.format(
+        admin=ADMIN_SOCKET, retried=_RETRIED, port=port, upstreams=" ".join(upstreams), health=health
+    )

@@ -10,12 +10,13 @@ from stagecast.messages import (
     MODEL_KINDS,
     GalleryEvent,
     GalleryStatus,
+    Hindrance,
     OperationEvent,
     Record,
     StagingEvent,
     StagingStatus,
 )
-from stagecast.operations import is_ended
+from stagecast.operations import is_cancellable, is_ended
 from stagecast.quantities import format_size, format_time
 
 Event = StagingEvent | GalleryEvent | OperationEvent
@@ -24,6 +25,13 @@ _WHAT: Final = {"staging": "Staging", "installation": "Installing", "loading": "
 _staging = msgspec.json.Decoder(StagingEvent)
 _gallery = msgspec.json.Decoder(GalleryEvent)
 _operation = msgspec.json.Decoder(OperationEvent)
+
+_WAITS: Final[dict[Hindrance, str]] = {
+    "source": "not a byte from the source",
+    "network": "no connection to the source",
+    "target disk": "the target disk takes no bytes",
+    "backend": "no sign of life from the backend",
+}
 
 
 def encode(record: Record) -> bytes:
@@ -70,7 +78,11 @@ def sentence(record: Record) -> str:
         return f"{subject} failed: {record.error}"
     if record.state == "running":
         return f"{subject}: {_standing(record)}"
-    return f"{subject}: {record.state}" + (f" ({record.note})" if record.note else "")
+    if record.state == "stalled":
+        return f"{subject}: stalled ({_hindrance(record)})"
+    if record.state == "cancelled":
+        return f"{subject}: {_leavings(record)}"
+    return f"{subject}: {record.state}" + (f" ({record.note})" if record.note not in {"", record.state} else "")
 
 
 def _standing(record: Record) -> str:
@@ -81,6 +93,22 @@ def _standing(record: Record) -> str:
     if record.phase == "transferring" and record.bytes_total:
         return f"{format_size(record.bytes_done)} of {format_size(record.bytes_total)}"
     return record.phase + (f" ({record.note})" if record.note else "")
+
+
+def _hindrance(record: Record) -> str:
+    """Return on what a stalled operation waits, since when, and what will happen next."""
+    what = _WAITS.get(record.waits_on, "")
+    said = f"{what} since {format_time(record.waits_since)[11:19]} UTC" if what and record.waits_since else what
+    return "; ".join(part for part in (said, record.note) if part)
+
+
+def _leavings(record: Record) -> str:
+    """Return what became of the bytes that had arrived of a cancelled operation."""
+    if record.kind not in {"staging", "installation"} or not (record.bytes_kept or record.bytes_done):
+        return "cancelled"
+    if record.keep_partial:
+        return f"cancelled; {format_size(record.bytes_kept)} kept"
+    return f"cancelled; {format_size(record.bytes_done)} freed" + (f" {record.note}" if record.note else "")
 
 
 def _staging_status(record: Record) -> StagingStatus:
@@ -111,5 +139,5 @@ def _gallery_status(record: Record) -> GalleryStatus:
         total_bytes=record.bytes_total,
         gallery_element_name=record.model,
         cancelled=record.state == "cancelled",
-        cancellable=not is_ended(record),
+        cancellable=is_cancellable(record),
     )

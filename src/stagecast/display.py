@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterable, Iterable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from rich.cells import cell_len
@@ -18,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stagecast import answers
-from stagecast.messages import MODEL_KINDS
+from stagecast.messages import MODEL_KINDS, State
 from stagecast.quantities import format_duration, format_size, parse_time
 from stagecast.rows import Row
 
@@ -27,7 +28,7 @@ _PIPE_WIDTH: Final = 200
 
 _HISTORY: Final = ("when", "what", "node", "outcome", "took", "moved", "rate", "cause")
 
-_STYLES: Final = {
+_STYLES: Final[dict[State, str]] = {
     "queued": "dim",
     "running": "cyan",
     "paused": "yellow",
@@ -48,10 +49,14 @@ def operations(rows: Sequence[Row]) -> RenderableType:
     if not rows:
         return Text("nothing is under way", style="dim")
     table = _table("operation", "state", "progress", "bytes", "rate", "left", "message")
-    for row in rows:
+    for row in _grouped(rows):
+        if isinstance(row, Heading):
+            table.add_row(Text(row.text, style="bold"), "", f"{row.percentage:.0f} %", row.amount)
+            continue
         state = Text(_standing(row), style=_STYLES[row.state])
         message = row.error if isinstance(row.error, str) else row.message
-        table.add_row(row.id, state, f"{row.progress} %", _bytes(row), _rate(row), _left(row), message)
+        name = f"  {row.id}" if _is_part(row) else row.id
+        table.add_row(name, state, f"{row.progress} %", _bytes(row), _rate(row), _left(row), message)
     return table
 
 
@@ -149,6 +154,38 @@ def bars(rows: Iterable[Row]) -> RenderableType:
         state = Text(_standing(row), style=style)
         table.add_row(row.id, bar, f"{row.progress} %", state, _bytes(row), _rate(row), _left(row))
     return table
+
+
+class Heading(NamedTuple):
+    """The line above the operations of one call."""
+
+    text: str
+    percentage: float
+    amount: str
+
+
+def _grouped(rows: Sequence[Row]) -> Iterator[Row | Heading]:
+    """Yield the rows in their order, but those of one call together, below a line that says how all of it stands."""
+    calls: dict[object, list[Row]] = {}
+    for row in rows:
+        calls.setdefault(row.call_id if _is_part(row) else row.id, []).append(row)
+    for parts in calls.values():
+        if _is_part(parts[0]):
+            yield _heading(parts[0])
+        yield from parts
+
+
+def _heading(row: Row) -> Heading:
+    nodes = row.nodes if row.nodes is not msgspec.UNSET else []
+    sent, total = sum(node.bytes_sent for node in nodes), sum(node.total_bytes for node in nodes)
+    counts = Counter(node.status for node in nodes)
+    states = ", ".join(f"{counts[state]} {state}" for state in _STYLES if counts[state])
+    amount = f"{format_size(sent)} of {format_size(total)}" if total else ""
+    return Heading(f"{row.name} on {len(nodes)} nodes: {states}", 100 * sent / total if total else 0.0, amount)
+
+
+def _is_part(row: Row) -> bool:
+    return row.nodes is not msgspec.UNSET
 
 
 async def follow(words: AsyncIterable[Row], start: Iterable[Row]) -> list[Row]:

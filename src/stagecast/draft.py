@@ -50,6 +50,11 @@ def draft_records(models: Path, model: str) -> dict[str, FileRecord]:
     return {path: record.cut(_size_of(folder / "files" / path)) for path, record in records.items()}
 
 
+def draft_bytes(models: Path, model: str) -> int:
+    """Return the bytes of a model's draft that need not be moved again."""
+    return sum(record.position for record in draft_records(models, model).values())
+
+
 class Draft:
     """One model's draft, held by one process and thread; use as ``with Draft(models, model) as draft``.
 

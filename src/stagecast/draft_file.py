@@ -74,16 +74,19 @@ class DraftFile:
         os.ftruncate(self._descriptor, 0)
         self._go_to(0)
 
-    def catch_up(self, stop: threading.Event) -> None:
-        """Hash what had arrived before, where a SHA-256 of the whole file is to be checked. Raises `Interrupted`."""
+    def catch_up(self, stop: threading.Event, checked: Callable[[int], None] = lambda _: None) -> None:
+        """Hash what had arrived before, where a SHA-256 of the whole file is to be checked. Raises `Interrupted`.
+
+        ``checked`` gets the bytes that were hashed.
+        """
         if not self._record.sha256:
             return
         self._go_to(0)
         for index, expected in enumerate(list(self._record.pieces)):
-            if self._hash_piece(stop) != expected:
+            if self._hash_piece(stop, checked) != expected:
                 del self._record.pieces[index:]  # the disk lost it after all
                 self._save()
-                self.catch_up(stop)
+                self.catch_up(stop, checked)
                 return
             self._go_on()
 
@@ -145,7 +148,7 @@ class DraftFile:
     def _go_to(self, position: int) -> None:
         self.position, self._piece, self._whole = position, blake3(), hashlib.sha256()
 
-    def _hash_piece(self, stop: threading.Event) -> str:
+    def _hash_piece(self, stop: threading.Event, checked: Callable[[int], None]) -> str:
         end = self.position + PIECE_SIZE
         while self.position < end:
             if stop.is_set():
@@ -154,4 +157,5 @@ class DraftFile:
             if not chunk:
                 break
             self._hash(memoryview(chunk))
+            checked(len(chunk))
         return self._piece.hexdigest()

@@ -99,10 +99,10 @@ class Duty:
 
     async def _pursue(self, record: Record) -> None:
         try:
-            if record.state == "cancelled" and self._clear is not None:
-                await self._clear(record)
-            else:
+            if record.state != "cancelled" or self._clear is None:
                 await self._perform(record)
+            elif self._tracker.fold.record(record.id) in (None, record):
+                await self._clear(record)
         except Exception:
             _logger.exception("%s", record.id)
 

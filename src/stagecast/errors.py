@@ -240,6 +240,7 @@ class BusUnavailable(BusError):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"the bus cannot be reached ({why}); what runs goes on, try again when NATS is back")
+        self.why = why
 
 
 class LogNotWritten(BusUnavailable):
@@ -276,6 +277,16 @@ class NobodyListens(BusError):
 
     def __init__(self, subject: str) -> None:
         super().__init__(f"no process answers {subject}")
+
+
+class CommandLost(BusError):
+    """The bus went away under a command. ``may_be_done``: it was sent out before that."""
+
+    def __init__(self, operation: str, verb: str, why: str, *, may_be_done: bool) -> None:
+        unknown = "it was sent, and may have been done or not; see there once NATS is back"
+        outcome = unknown if may_be_done else "nothing was done; try again once NATS is back"
+        super().__init__(f"cannot {verb} {operation}: the bus cannot be reached ({why}); {outcome}")
+        self.may_be_done = may_be_done
 
 
 class AppendConflict(BusError):

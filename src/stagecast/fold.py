@@ -94,6 +94,8 @@ class Fold:
     server_time: float = 0.0
     _live: dict[str, Slot] = field(default_factory=dict)
     _jobs: dict[str, str] = field(default_factory=dict)
+    _calls: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _calls_at: dict[str, int] = field(default_factory=dict)
     _subjects: dict[str, str] = field(default_factory=dict)
     _stagings: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _mirror_jobs: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -127,6 +129,11 @@ class Fold:
         slot = self.slots.get(operation) or self.slots.get(self._jobs.get(operation, ""))
         return slot.record if slot else None
 
+    def call(self, identifier: str) -> list[Slot]:
+        """Return the operations that one call asked for, by node: what changes one of them changes all their rows."""
+        found = [self.slots[name] for name in self._calls.get(identifier, ())]
+        return sorted(found, key=lambda slot: (slot.record.node, slot.record.id))
+
     def mirror(self, operation: str) -> Mirror | None:
         """Return a foreign operation by its id or its job."""
         named = {operation, *self._mirror_jobs.get(operation, ())}
@@ -144,6 +151,14 @@ class Fold:
     def slots_after(self, sequence: int) -> Iterator[Slot]:
         """Yield what came to stand after ``sequence``, the latest first; costs no more than what it yields."""
         return takewhile(lambda slot: slot.sequence > sequence, reversed(self.slots.values()))
+
+    def changed_at(self, call: str) -> int:
+        """Return the sequence at which an operation of the call changed last, came or went."""
+        return self._calls_at.get(call, 0)
+
+    def calls_after(self, sequence: int) -> Iterator[str]:
+        """Yield the calls of which an operation has changed, come or gone after ``sequence``, the latest first."""
+        return (call for call, _ in takewhile(lambda each: each[1] > sequence, reversed(self._calls_at.items())))
 
     def mirrors_after(self, sequence: int) -> Iterator[Mirror]:
         """Yield the foreign operations of which there is news after ``sequence``, the latest first."""
@@ -234,15 +249,31 @@ class Fold:
             self._live[record.id] = slot
         if held is None or not _is_same_run(held.record, record):
             self._name(record, held.record if held else None)
+        if held is not None and held.record.call not in {"", record.call}:
+            self._touch(held.record.call, slot.sequence)
+        if record.call:
+            self._touch(record.call, slot.sequence)
 
     def _name(self, record: Record, held: Record | None) -> None:
         """Let an operation be found by its job, its subject and its model."""
         if held is not None and self._jobs.get(held.job) == record.id:
             del self._jobs[held.job]
+        if held is not None and held.call:
+            self._calls[held.call].discard(record.id)
+        if record.call:
+            self._calls[record.call].add(record.id)
         self._jobs[record.job] = record.id
         self._subjects[subjects.operation(record)] = record.id
         if record.kind == "staging":
             self._stagings[record.model].add(record.id)
+
+    def _touch(self, call: str, sequence: int) -> None:
+        """Note that the parts of a call have changed; forget the call once it has none."""
+        self._calls_at.pop(call, None)
+        if self._calls[call]:
+            self._calls_at[call] = sequence
+        else:
+            del self._calls[call]
 
     def _put_mirror(self, mirror: Mirror) -> None:
         held = self.mirrors.pop(mirror.id, None)
@@ -272,7 +303,7 @@ class Fold:
 
 
 def _is_same_run(one: Record, other: Record) -> bool:
-    return one.job == other.job and one.model == other.model and one.kind == other.kind
+    return one.job == other.job and one.call == other.call and one.model == other.model and one.kind == other.kind
 
 
 def speaks_of(mirror: Mirror, record: Record) -> bool:

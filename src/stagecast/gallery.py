@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from stagecast.address import address, is_local, last_name, local_address, local
 from stagecast.adoption import survey
 from stagecast.errors import BadInput, Unknown
 from stagecast.manifest import check_name, check_path
+from stagecast.messages import Hindrance
 from stagecast.stream import read
 
 INDEX_LIMIT: Final = 64 * 1024 * 1024
@@ -53,12 +55,14 @@ class Source:
 
 
 def resolve(
-    ref: str, gallery: str = "", name: str = "", sha256: str = "", *, stop: threading.Event | None = None
-) -> Source:
+    ref: str, gallery: str = "", name: str = "", sha256: str = "", *, stop: threading.Event | None = None,
+    waiting: Callable[[Hindrance], None] = lambda _: None,
+) -> Source:  # fmt: skip
     """Return what ``ref`` means; blocks while an index is fetched.
 
     ``ref`` is the name of an entry of the index at ``gallery`` (a URL or a path), or a URL of one file, or the path
     of a file or folder. ``name`` is what the model shall be called; ``sha256`` is checked where ``ref`` is one file.
+    ``waiting`` is told what it waits for, as by `stream.Stream`.
 
     Raises:
         Unknown: no such entry (it names some that exist), or nothing at that path.
@@ -68,7 +72,7 @@ def resolve(
     """
     if gallery and "://" not in ref and not ref.startswith("/"):
         base = address(gallery)
-        data = read(base, INDEX_LIMIT, stop=stop or threading.Event())
+        data = read(base, INDEX_LIMIT, stop=stop or threading.Event(), waiting=waiting)
         source = _entry_source(parse_index(data, shown(base)), ref, base, name)
     else:
         source = _plain_source(ref, name)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -20,10 +20,11 @@ from stagecast.address import shown
 from stagecast.disk import Reservation
 from stagecast.draft import Draft, draft_records
 from stagecast.draft_file import DraftFile
-from stagecast.errors import HolderFailed, Interrupted, NotEnoughSpace, SourceRefused, TransferFailed
+from stagecast.errors import Busy, HolderFailed, Interrupted, NotEnoughSpace, SourceRefused, TransferFailed
 from stagecast.gallery import Source, SourceFile
 from stagecast.installed import installed
 from stagecast.manifest import Manifest, ManifestFile
+from stagecast.messages import Hindrance
 from stagecast.store import Store
 from stagecast.stream import STALL, Stream, probe
 from stagecast.transfer.limit import RateLimit
@@ -37,8 +38,12 @@ _PROBES: Final = 8
 _PROBE_STALL: Final = 10.0
 
 
-def measure(source: Source, *, stop: threading.Event | None = None) -> Source:
+def measure(
+    source: Source, *, stop: threading.Event | None = None, waiting: Callable[[Hindrance], None] = lambda _: None
+) -> Source:
     """Return the source with the sizes that upstream tells; None stays where it does not, or cannot be reached now.
+
+    ``waiting`` is told what it waits for, from many threads.
 
     Raises:
         SourceRefused: a file is not to be had, so that nothing is moved in vain.
@@ -46,7 +51,7 @@ def measure(source: Source, *, stop: threading.Event | None = None) -> Source:
     """
     stop = stop or threading.Event()
     with ThreadPoolExecutor(_PROBES, "measure") as pool:
-        return replace(source, files=tuple(pool.map(lambda file: _measured(file, stop), source.files)))
+        return replace(source, files=tuple(pool.map(lambda file: _measured(file, stop, waiting), source.files)))
 
 
 def staged_bytes(source: Source, store: Store) -> int:
@@ -56,6 +61,19 @@ def staged_bytes(source: Source, store: Store) -> int:
     return sum(record.position for record, file in found if record and record.fits(file.uri, file.sha256))
 
 
+def discard(store: Store, model: str) -> int:
+    """Delete what has arrived of a model; return how many bytes that was. What somebody works on stays."""
+    draft = Draft(store.models, model)
+    if not draft.folder.exists():
+        return 0
+    with suppress(Busy), draft:
+        manifest = draft.manifest
+        if manifest is not None:
+            store.was_published(draft.folder, manifest)  # an older revision that stood aside goes back
+        return draft.discard()
+    return 0
+
+
 def install(
     source: Source,
     store: Store,
@@ -63,6 +81,10 @@ def install(
     advance: Callable[[int], None],
     entered: Callable[[int], None],
     completed: Callable[[int], None] = lambda _: None,
+    checked: Callable[[int], None] = lambda _: None,
+    found: Callable[[int], None] | None = None,
+    whole: Callable[[], None] = lambda: None,
+    waiting: Callable[[Hindrance], None] = lambda _: None,
     stop: threading.Event,
     limit: RateLimit | None = None,
     patience: float = PATIENCE,
@@ -72,8 +94,12 @@ def install(
 
     ``advance`` gets each new byte once, also where a file is moved a second time; what `staged_bytes` says is not
     reported. ``entered`` gets the number of the file that moves now, ``completed`` that of each file that is whole.
-    If the very files, by their SHA-256, are here already, nothing moves. What had arrived stays on the disk whatever
-    is raised, a file with a wrong digest excepted.
+    If the very files, by their SHA-256, are here already, nothing moves, and ``found``, or ``advance``, gets their
+    bytes. What had arrived stays on the disk whatever is raised, a file with a wrong digest excepted.
+
+    ``checked`` gets bytes that are here and were hashed again. ``whole`` is called once all of it is here, before it is
+    published; what it raises leaves the draft as it is. ``waiting`` is told what it waits for while no byte comes:
+    ``network``, ``source`` or ``target disk``, and nothing where one came that was here before.
 
     Raises:
         Busy: another process or thread installs this model.
@@ -84,13 +110,13 @@ def install(
         TransferFailed: ``patience`` seconds without one new byte; ``stall`` is how long one request may hang.
     """
     begun = staged_bytes(source, store)
-    manifest = installed(source, store, entered, stop)
+    manifest = installed(source, store, entered, stop, checked)
     if manifest is not None:
-        advance(max(0, manifest.size - begun))
+        (found or advance)(max(0, manifest.size - begun))
         return manifest
     with Draft(store.models, source.model) as draft:
         draft.keep([file.path for file in source.files])
-        arrival = _Arrival(draft, advance, stop, limit, patience, stall)
+        arrival = _Arrival(draft, advance, checked, waiting, stop, limit, patience, stall)
         with _room(source, draft, store) as reservation:
             files = []
             for number, file in enumerate(source.files):
@@ -98,6 +124,7 @@ def install(
                 files.append(arrival.bring(file, reservation))
                 completed(number)
             manifest = Manifest(model=source.model, files=tuple(files), single=source.single)
+            whole()
             draft.publish(manifest, store.publish)
     return manifest
 
@@ -123,6 +150,8 @@ class _Arrival(NamedTuple):
 
     draft: Draft
     advance: Callable[[int], None]
+    checked: Callable[[int], None]
+    waiting: Callable[[Hindrance], None]
     stop: threading.Event
     limit: RateLimit | None
     patience: float
@@ -134,7 +163,7 @@ class _Arrival(NamedTuple):
             if file.is_whole and not self._is_as_before(source, file):
                 file.begin("", None)
             if not file.is_whole:
-                file.catch_up(self.stop)
+                file.catch_up(self.stop, self.checked)
                 self._persist(source, file, mark)
                 file.finish()
             return file.manifest_file()
@@ -144,7 +173,7 @@ class _Arrival(NamedTuple):
         if source.sha256 or not file.validator:
             return True
         try:
-            head = probe(source.uri, stop=self.stop, stall=min(self.stall, _PROBE_STALL))
+            head = probe(source.uri, stop=self.stop, stall=min(self.stall, _PROBE_STALL), waiting=self.waiting)
         except HolderFailed:
             return True
         return head.validator in {"", file.validator}
@@ -175,7 +204,9 @@ class _Arrival(NamedTuple):
         offset = file.position if file.can_go_on else 0
         if offset and offset == file.size:
             return
-        with Stream(source.uri, offset, file.validator, stop=self.stop, stall=self.stall) as stream:
+        with Stream(
+            source.uri, offset, file.validator, stop=self.stop, stall=self.stall, waiting=self.waiting
+        ) as stream:
             _check_media_type(source, stream.head)
             if stream.head.start == 0:
                 file.begin(stream.head.validator, stream.head.size)
@@ -183,7 +214,9 @@ class _Arrival(NamedTuple):
                 file.begin("", None)
                 raise HolderFailed(shown(source.uri), f"{source.path} has changed there")
             for chunk in stream:
+                self.waiting("target disk")
                 file.write(chunk)
+                self.waiting("")
                 mark.landed()
                 if self.limit is not None:
                     self.limit.take(len(chunk), self.stop)
@@ -202,11 +235,11 @@ def _check_media_type(source: SourceFile, head: Head) -> None:
         raise SourceRefused(shown(source.uri), why)
 
 
-def _measured(file: SourceFile, stop: threading.Event) -> SourceFile:
+def _measured(file: SourceFile, stop: threading.Event, waiting: Callable[[Hindrance], None]) -> SourceFile:
     if file.size is not None:
         return file
     try:
-        return replace(file, size=probe(file.uri, stop=stop, stall=_PROBE_STALL).size)
+        return replace(file, size=probe(file.uri, stop=stop, stall=_PROBE_STALL, waiting=waiting).size)
     except SourceRefused:
         raise
     except HolderFailed:

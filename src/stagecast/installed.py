@@ -21,17 +21,21 @@ from stagecast.store import Store
 _CHUNK: Final = 1024 * 1024
 
 
-def installed(source: Source, store: Store, entered: Callable[[int], None], stop: threading.Event) -> Manifest | None:
+def installed(
+    source: Source, store: Store, entered: Callable[[int], None], stop: threading.Event,
+    checked: Callable[[int], None] = lambda _: None,
+) -> Manifest | None:  # fmt: skip
     """Return the manifest of the model that the source would bring, if it is here; None if anything has to move.
 
     An installation that was cut off while it published is brought to its end. Files are compared by SHA-256, which is
-    made here where nobody has recorded it; a file without a published one counts only if it is its own source.
+    made here where nobody has recorded it, and ``checked`` gets the bytes that were read for it; a file without a
+    published one counts only if it is its own source.
 
     Raises:
         Busy: another process or thread installs this model.
         Interrupted: ``stop`` was set.
     """
-    return _recovered(source, store) or _found(source, store, entered, stop)
+    return _recovered(source, store) or _found(source, store, entered, stop, checked)
 
 
 def _recovered(source: Source, store: Store) -> Manifest | None:
@@ -46,7 +50,9 @@ def _recovered(source: Source, store: Store) -> Manifest | None:
         return manifest if is_this else None
 
 
-def _found(source: Source, store: Store, entered: Callable[[int], None], stop: threading.Event) -> Manifest | None:
+def _found(
+    source: Source, store: Store, entered: Callable[[int], None], stop: threading.Event, checked: Callable[[int], None]
+) -> Manifest | None:
     try:
         base = store.path(source.model)
     except Unknown:
@@ -59,9 +65,9 @@ def _found(source: Source, store: Store, entered: Callable[[int], None], stop: t
     known = {file.path: file.sha256 for file in recorded.files} if recorded else {}
     for number, (path, file) in enumerate(pairs):
         entered(number)
-        if file.sha256 and (known.get(file.path) or _sha256(path, file, stop)) != file.sha256:
+        if file.sha256 and (known.get(file.path) or _sha256(path, file, stop, checked)) != file.sha256:
             return None
-    return _with_sha256(recorded or store.manifest(source.model, stop=stop), source, store)
+    return _with_sha256(recorded or store.manifest(source.model, checked, stop), source, store)
 
 
 def _is_itself(path: Path, file: SourceFile) -> bool:
@@ -71,7 +77,7 @@ def _is_itself(path: Path, file: SourceFile) -> bool:
         return False
 
 
-def _sha256(path: Path, file: SourceFile, stop: threading.Event) -> str:
+def _sha256(path: Path, file: SourceFile, stop: threading.Event, checked: Callable[[int], None]) -> str:
     digest = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as local:
@@ -81,6 +87,7 @@ def _sha256(path: Path, file: SourceFile, stop: threading.Event) -> str:
                 if stop.is_set():
                     raise Interrupted("cancel")
                 digest.update(chunk)
+                checked(len(chunk))
     except OSError:
         return "unreadable"
     return digest.hexdigest()

@@ -88,8 +88,8 @@ def verdicts(fold: Fold, leases: Leases, now: float, wall: float) -> Iterator[tu
         who = f"node {record.node}" if record.node else f"its owner {record.owner}"
         if leases.silence(process, now) >= PATIENCE:
             yield slot, operations.ended(record, "failed", wall, error=f"{who} stayed away for {PATIENCE:.0f} s")
-        elif record.state != "stalled":
-            yield slot, operations.stalled(record, f"{who} does not answer; it goes on when it is back", wall)
+        elif record.state != "stalled" or record.waits_on != "owner":
+            yield slot, operations.stalled(record, f"{who} does not answer; {_what_follows(record)}", wall)
 
 
 def unattended(fold: Fold, performed: frozenset[Kind], wall: float) -> Iterator[tuple[Slot, Record]]:
@@ -109,3 +109,9 @@ def responsible(fold: Fold, record: Record) -> str:
         return record.owner
     node = fold.nodes.get(record.node)
     return node.process if node else ""
+
+
+def _what_follows(record: Record) -> str:
+    if record.node:
+        return f"it goes on when that is back, and fails once it was away for {PATIENCE:.0f} s"
+    return "another process takes it over"

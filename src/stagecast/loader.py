@@ -13,7 +13,7 @@ from stagecast import backend, recipes, subjects
 from stagecast.announcer import Announcer
 from stagecast.backend import Backend
 from stagecast.errors import BackendFailed, StagecastError
-from stagecast.messages import Instance, Placement
+from stagecast.messages import Instance, Placement, Record
 from stagecast.node import Node
 from stagecast.recipes import Recipe
 from stagecast.supervision import State, keep_running
@@ -40,6 +40,7 @@ class Loader:
         self._generations: dict[str, int] = {}
         self._ready: dict[str, Backend] = {}
         self._woken = asyncio.Event()
+        self._beginning: set[asyncio.Task[None]] = set()
 
     def url(self, instance: str) -> str | None:
         """Return the base URL of an instance that is ready, or None if it does not run here (any more)."""
@@ -49,10 +50,12 @@ class Loader:
     async def running(self) -> AsyncGenerator[Loader, None]:
         """Load what is placed here for as long as the block lasts; end every backend at its end."""
         watcher = asyncio.create_task(self._watch())
+        self._tracker.hearers.append(self._hear)
         try:
             yield self
         finally:
-            tasks = [watcher, *self._tasks.values()]
+            self._tracker.hearers.remove(self._hear)
+            tasks = [watcher, *self._tasks.values(), *self._beginning]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -77,9 +80,33 @@ class Loader:
                 self._report(model, "gone")
         elif task is None or (task.done() and self._generations[model] != placement.generation):
             self._generations[model] = placement.generation
-            task = self._tasks[model] = asyncio.create_task(self._keep(model), name=f"backend of {model}")
-            # What was placed anew while it ran is heeded then.
-            task.add_done_callback(lambda _: self._woken.set())
+            self._begin(model)
+
+    def _begin(self, model: str) -> None:
+        task = self._tasks[model] = asyncio.create_task(self._keep(model), name=f"backend of {model}")
+        # What was placed anew while it ran is heeded then.
+        task.add_done_callback(lambda _: self._woken.set())
+
+    def _hear(self, record: Record) -> None:
+        is_mine = record.kind == "loading" and record.node == self._node.name
+        if is_mine and record.state == "queued" and record.begun_by and self._tracker.caught_up.is_set():
+            task = asyncio.create_task(self._begin_again(record))
+            self._beginning.add(task)
+            task.add_done_callback(self._beginning.discard)
+
+    async def _begin_again(self, record: Record) -> None:
+        """Load once more what was retried or resumed; where it is no longer wanted here, say so."""
+        held = self._tasks.get(record.model)
+        if held is not None:
+            await asyncio.gather(held, return_exceptions=True)
+        placement = self._tracker.fold.placements.get(record.model)
+        if placement is not None and self._node.name in placement.nodes:
+            if self._tasks.get(record.model) is held:
+                self._begin(record.model)
+            return
+        async with self._tracker.own(record) as ownership:
+            if ownership is not None:
+                raise BackendFailed(f"{record.model} is no longer wanted on {self._node.name}; ask for it anew")
 
     async def _keep(self, model: str) -> None:
         """Keep a backend of the model running, with back-off, until it is given up or no longer wanted.
@@ -125,10 +152,14 @@ class Loader:
                 recipe = recipes.choose(self._recipes, model, [file.path for file in manifest.files])
                 started = await stack.enter_async_context(backend.running(recipe, model, store.path(model), self._logs))
                 self._report(model, "loading", started.instance)
-                await started.until_ready(recipe, ownership.tell)
+                then = f"it fails after {recipe.patience:g} s of silence"
+                await started.until_ready(
+                    recipe, ownership.tell, lambda is_quiet: ownership.wait("backend" if is_quiet else "", then)
+                )
             except StagecastError as error:
                 failure = error
                 raise
+            ownership.settle()
             self._ready[model] = started
             self._report(model, "ready", started.instance)
             await self._announcer.settled()

@@ -34,26 +34,26 @@ def is_free(port: int) -> bool:
         return False
 
 
-async def accepts(port: int) -> bool:
+async def accepts(port: int, host: str = HOST) -> bool:
     """Tell whether something accepts connections."""
     with suppress(OSError, TimeoutError):
-        _, writer = await asyncio.wait_for(asyncio.open_connection(HOST, port), 1)
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 1)
         writer.close()
         return True
     return False
 
 
-async def is_ready(port: int) -> bool:
+async def is_ready(port: int, host: str = HOST) -> bool:
     """Tell whether an HTTP server says that it is ready, or, where it has no word for that, that it is well."""
-    status = await _status(port, "/readyz")
-    return (await _status(port, "/healthz") if status == 404 else status) == 200
+    status = await _status(host, port, "/readyz")
+    return (await _status(host, port, "/healthz") if status == 404 else status) == 200
 
 
-async def _status(port: int, path: str) -> int:
+async def _status(host: str, port: int, path: str) -> int:
     with suppress(OSError, TimeoutError, ValueError, IndexError):
         async with asyncio.timeout(2):
-            reader, writer = await asyncio.open_connection(HOST, port)
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
             line = await reader.readline()
             writer.close()
             return int(line.split()[1])

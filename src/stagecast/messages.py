@@ -19,7 +19,9 @@ Outcome = Literal["succeeded", "failed", "cancelled"]
 Phase = Literal["planning", "transferring", "verifying", "publishing", "loading"]
 Verb = Literal["cancel", "pause", "resume", "retry", "dismiss"]
 NodeVerb = Literal["drain", "undrain", "ping"]
-Hindrance = Literal["", "source", "network", "target disk", "owner"]
+Hindrance = Literal["", "source", "network", "target disk", "backend", "owner"]
+"""What a stalled operation waits for: bytes of a holder or upstream, a connection to one, the disk it writes to, a sign
+of life from the backend that loads, or its owner, which is gone."""
 
 
 class Entry(NamedTuple):
@@ -55,9 +57,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``job`` stays through every attempt of one run; ``call`` is shared by all operations that one request asked for.
     ``begun_by`` is the command that began this attempt anew. ``bytes_present`` were on the disk when the attempt
-    began, so ``bytes_done - bytes_present`` have moved in it; ``bytes_kept`` were left there by a cancel.
-    While it is stalled, ``waits_on`` says for what, and ``waits_since`` since when. ``earlier`` are the attempts of
-    the same job before this one, the latest 20.
+    began, so ``bytes_done - bytes_present`` have moved in it. A cancel says by ``keep_partial`` whether it leaves what
+    has arrived, and by ``bytes_kept`` how much that is. While it is stalled, ``waits_on`` says for what, and
+    ``waits_since`` since when. ``earlier`` are the attempts of the same job before this one, the latest 20.
     """
 
     id: str
@@ -87,6 +89,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     begun_by: Literal["", "resume", "retry"] = ""
     claimed_at: float = 0.0
     bytes_present: int = 0
+    keep_partial: bool = False
     bytes_kept: int = 0
     waits_on: Hindrance = ""
     waits_since: float = 0.0
@@ -217,11 +220,15 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     performs: tuple[Kind, ...] = ()
 
 
-class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody asks the owner of an operation, or a node, to do. ``id``: of the operation, or the node's name."""
+class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What somebody asks the owner of an operation, or a node, to do. ``id``: of the operation, or the node's name.
+
+    ``keep_partial``: a cancel leaves on the disk what has arrived.
+    """
 
     verb: Verb | NodeVerb
     id: str
+    keep_partial: bool = False
 
 
 class CommandReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -80,11 +80,17 @@ class Node:
         """Return once the log has everything that this node has said of itself."""
         await self._announcer.settled()
 
+    async def announce(self, name: str) -> None:
+        """Say that a model which was just recorded is held here, whatever else is being read in meanwhile."""
+        if not await self._say_recorded(name):
+            await self.adopt()
+
     async def adopt(self) -> None:
         """Look at the models folder and announce what is new, changed or gone there."""
         async with self._adopting:
+            known = set(self._digests)
             names = await asyncio.to_thread(self.store.names)
-            for name in sorted(self._digests.keys() - set(names)):
+            for name in sorted(known - set(names)):
                 self._say_gone(name)
             # Announced before the first of them is hashed, which may take long: none is unknown meanwhile.
             unread = [name for name in names if not await self._say_recorded(name)]

@@ -90,8 +90,9 @@ class Operation:
     async def update(self, *, done: int | None = None, total: int | None = None, phase: Phase | None = None) -> None:
         """Correct what is known of the work; return once the log has it.
 
-        ``done`` is where `advance` counts on from. If it is less than what was told before, this is a new attempt:
-        within one, progress never falls (law L2).
+        ``phase`` ``publishing`` says that the end is decided: nothing stops the work any more. ``done`` is where
+        `advance` counts on from. If it is less than what was told before, this is a new attempt: within one, progress
+        never falls (law L2).
 
         Raises:
             BadInput: a number is negative.
@@ -100,7 +101,7 @@ class Operation:
         fields = {"bytes_total": None if total is None else whole(total, "total"), "phase": phase}
         known = {name: value for name, value in fields.items() if value is not None}
         at = None if done is None else whole(done, "done")
-        await self._ownership.change(bytes_done=at, **known)  # type: ignore[arg-type]  # ``floor`` is not among them
+        await self._ownership.change(bytes_done=at, **known)  # type: ignore[arg-type]  # those two alone
 
     def interruption(self) -> StagecastError:
         """Return the error that says why the work had to stop."""

@@ -150,18 +150,22 @@ def succeeding(held: Record, now: float, **changes: object) -> Record:
     return msgspec.structs.replace(held, seq=held.seq + 1, updated_at=now, **values)
 
 
-def ended(held: Record, state: Outcome, now: float, error: str = "", note: str = "") -> Record:
+def ended(held: Record, state: Outcome, now: float, error: str = "", note: str = "", **changes: object) -> Record:
     """Return the end of the operation."""
-    return succeeding(held, now, state=state, error=error, note=note, rate=None)
+    return succeeding(held, now, **{"state": state, "error": error, "note": note, "rate": None, **changes})
 
 
-def stalled(held: Record, reason: str, now: float, on: Hindrance = "owner") -> Record:
-    """Return the record that says since when, and on what, the operation waits. The owner stays named."""
-    since = held.waits_since if held.waits_on == on else now
+def stalled(held: Record, reason: str, now: float, on: Hindrance = "owner", since: float | None = None) -> Record:
+    """Return the record that says since when, and on what, the operation waits. The owner stays named.
+
+    ``since`` is when that began, if not now or, while it waits ``on`` the same, as it says already.
+    """
+    if since is None:
+        since = held.waits_since if held.waits_on == on else now
     return succeeding(held, now, state="stalled", note=reason, rate=None, waits_on=on, waits_since=since)
 
 
-def commanded(held: Record, verb: Verb, now: float) -> Record:
+def commanded(held: Record, verb: Verb, now: float, *, keep_partial: bool = False) -> Record:
     """Return what ``verb`` makes of an operation that no living process works on.
 
     Raises:
@@ -169,14 +173,15 @@ def commanded(held: Record, verb: Verb, now: float) -> Record:
     """
     check_allowed(held, verb)
     if verb == "cancel":
-        return ended(held, "cancelled", now)
+        return _cancelled(held, now, keep_partial=keep_partial)
     if verb == "dismiss":
         return succeeding(held, held.updated_at, dismissed=True)
     if verb == "pause":
         return succeeding(held, now, state="paused", note="paused", rate=None)
     return msgspec.structs.replace(
         anew(held, now), owner="", claimed_at=0.0, state="queued", phase="planning", begun_by=verb, error="",
-        note="", rate=None, dismissed=False, updated_at=now, bytes_kept=0, waits_on="", waits_since=0.0,
+        note="", rate=None, dismissed=False, updated_at=now, keep_partial=False, bytes_kept=0, waits_on="",
+        waits_since=0.0,
     )  # fmt: skip
 
 
@@ -184,6 +189,38 @@ def check_allowed(held: Record, verb: Verb) -> None:
     """Raise `WrongState` if the operation's state forbids the verb."""
     if held.state not in _ALLOWED[verb] or held.dismissed:
         raise WrongState(held.id, held.state, verb)
+    if verb in {"cancel", "pause"} and is_decided(held):
+        raise WrongState(held.id, f"{held.phase if held.phase == 'publishing' else 'deleting'}, past stopping", verb)
+
+
+def is_fulfilled(held: Record, verb: Verb) -> bool:
+    """Tell whether what ``verb`` is to bring about holds already, so that giving it again changes nothing."""
+    if verb == "cancel":
+        return held.state == "cancelled"
+    if verb == "pause":
+        return held.state == "paused"
+    if verb == "dismiss":
+        return held.dismissed
+    return held.begun_by == verb and not is_ended(held) and held.state != "paused"
+
+
+def is_decided(record: Record) -> bool:
+    """Tell whether the end is decided, and only has to come: nothing can stop the work any more."""
+    is_past = record.phase == "publishing" or record.kind == "deletion"
+    return is_past and bool(record.owner) and record.state in {"running", "stalled"}
+
+
+def is_cancellable(record: Record) -> bool:
+    """Tell whether a cancel would end the operation."""
+    return record.state in _ALLOWED["cancel"] and not is_decided(record)
+
+
+def _cancelled(held: Record, now: float, *, keep_partial: bool) -> Record:
+    """Return the end of what nobody works on. Its node frees what is there, which may have to wait for that."""
+    is_away = held.state in {"running", "stalled"} and bool(held.node) and not keep_partial
+    note = f"once {held.node} is back" if is_away else ""
+    kept = held.bytes_done if keep_partial else 0
+    return ended(held, "cancelled", now, note=note, keep_partial=keep_partial, bytes_kept=kept)
 
 
 def _order(record: Record) -> tuple[int, int, int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -21,19 +20,25 @@ import msgspec
 from stagecast import broadcast, operations, subjects
 from stagecast.bus import Log
 from stagecast.errors import AppendConflict, BusUnavailable, Fenced
-from stagecast.messages import Entry, Outcome, Record
+from stagecast.messages import Entry, Hindrance, Outcome, Record
+from stagecast.meter import Meter
 
 TICK_INTERVAL: Final = 1.0
 """Seconds between two byte ticks of one operation, at least (WIRE section 1)."""
-RATE_WINDOW: Final = 5.0
-"""Seconds of real bytes over which a rate is taken."""
 RETRY_INTERVAL: Final = 0.1
+BEAT: Final = 3.0
+"""Seconds without a word after which an owner gives a sign of life, whatever its work is at."""
+PATIENCE: Final = 5.0
+"""Seconds without a byte after which work that waits for one is stalled."""
 
 Stop = Literal["cancel", "pause", "fence"]
 
 
-class Ownership:
-    """The right to write one operation's record, for as long as nobody else claims it."""
+class Ownership(Meter):
+    """The right to write one operation's record, for as long as nobody else claims it; and what its work reports to.
+
+    Work that waits for something for `PATIENCE` seconds is said to be stalled, until the next byte.
+    """
 
     def __init__(
         self,
@@ -45,69 +50,52 @@ class Ownership:
         interval: float = TICK_INTERVAL,
         wrote: Callable[[Record], None] | None = None,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._woken = asyncio.Event()
+        super().__init__(record, self._loop.time, lambda: self._loop.call_soon_threadsafe(self._woken.set))
         self.record = record
         self._wanted = record
         self.stop = threading.Event()
         self.stopped_by: Stop | None = None
+        self.keep_partial = False
+        """Whether a cancel leaves on the disk what has arrived."""
+        self.bytes_kept = 0
+        """How much of it the work has left there."""
         self.released = asyncio.Event()
         self.sequence = sequence
         self._log = log
         self._wrote = wrote
         self._clock = clock
         self._interval = interval
-        self._loop = asyncio.get_running_loop()
         self._writing = asyncio.Lock()
-        self._woken = asyncio.Event()
-        self._counting = threading.Lock()
-        self._awake = False
         self._is_settled = False
-        self._bytes_done = record.bytes_done
-        self._floor = 0
-        self._file: tuple[int, str] = (record.file_index, record.file_name)
-        self._note = record.note
-        self._whole: deque[tuple[int, str]] = deque()
-        self._samples: deque[tuple[float, int]] = deque([(self._loop.time(), record.bytes_done)])
+        self._said_at = self._loop.time()
+        self._next_tick = 0.0
         self._body: asyncio.Task[object] | None = asyncio.current_task()
 
-    @property
-    def bytes_done(self) -> int:
-        """Bytes reported so far, the ones that were there before included."""
-        return max(self._bytes_done, self._floor)
+    def wait(self, on: Hindrance, then: str = "") -> None:
+        """Say what the work waits for: see `Meter.wait`. That it is no longer stalled is told at once."""
+        super().wait(on, then)
+        if not on and self.record.state == "stalled":
+            self._wake()
 
-    def advance(self, count: int) -> None:
-        """Count ``count`` more bytes. Callable from any thread; costs well under a microsecond once awake."""
-        with self._counting:
-            self._bytes_done += count
-            if self._awake:
-                return
-            self._awake = True
-        self._loop.call_soon_threadsafe(self._woken.set)
-
-    def enter(self, index: int, name: str) -> None:
-        """Say which file moves now; ``index`` counts from 1. Callable from any thread."""
-        self._file = (index, name)
-        self.advance(0)
-
-    def tell(self, note: str) -> None:
-        """Say one line on what the phase waits for. A sign of life, sent like a byte tick. From any thread."""
-        self._note = note
-        self.advance(0)
-
-    async def change(self, *, bytes_done: int | None = None, floor: int = 0, **fields: object) -> None:
+    async def change(
+        self, *, bytes_done: int | None = None, bytes_present: int | None = None, **fields: object
+    ) -> None:
         """Write a transition: new values for fields of the record. Returns once the log has it.
 
-        ``bytes_done`` is where `advance` counts on from. ``floor`` is what is on the disk already, but will be counted
-        again while it is checked: less is not shown. Where that is less than the record says, bytes were lost since,
-        and the work is a new attempt, for within one progress never falls (law L2).
+        ``bytes_done`` is where `advance` counts on from, ``bytes_present`` what of it was here before. Where it is less
+        than the record says, bytes were lost since, and the work is a new attempt, for within one progress never falls
+        (law L2).
 
         Raises:
             Fenced: somebody else owns the operation now, or has ended it.
         """
-        if bytes_done is not None:
-            self._bytes_done, self._floor = bytes_done, floor
-            self._samples.clear()
+        self._begin(bytes_done, bytes_present)
         if "phase" in fields:
-            self._note = ""
+            self._turn(fields["phase"])
+            fields = {"rate": None, **fields}
+            self._next_tick = 0.0  # the first byte after a start is told at once, whatever was told just before
         await self._write(lambda: self._current(**fields), retry=True)
 
     async def leave(self) -> None:
@@ -118,32 +106,48 @@ class Ownership:
 
     async def end(self, state: Outcome, *, error: str = "", note: str = "") -> None:
         """Write the end. Returns once the log has it. Raises `Fenced`."""
-        await self._write(lambda: operations.ended(self._current(), state, self._clock(), error, note), retry=True)
+        left: dict[str, object] = {}
+        if state == "cancelled":
+            left = {"keep_partial": self.keep_partial, "bytes_kept": self.bytes_kept}
+            self._bytes_done = max(self._bytes_done, self.bytes_kept)
+        await self._write(
+            lambda: operations.ended(self._current(), state, self._clock(), error, note, **left), retry=True
+        )
 
-    def complete(self, index: int, name: str) -> None:
-        """Say that a file is whole. Always published, however soon after the last tick. Callable from any thread."""
-        self._whole.append((index, name))
-        self._loop.call_soon_threadsafe(self._woken.set)
+    async def fail(self, error: str) -> None:
+        """Write that the work has failed, with its cause, unless somebody else has the operation now."""
+        self.settle()
+        with suppress(Fenced):
+            await self.end("failed", error=error)
 
     async def run(self) -> None:
-        """Send byte ticks and completed files until cancelled."""
-        next_tick = 0.0
+        """Send byte ticks, completed files, other turns of the work, and signs of life until cancelled."""
         try:
             while not operations.is_ended(self.record):
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.0, next_tick - self._loop.time()) if self._awake else None):
+                    async with asyncio.timeout_at(self._due()):
                         await self._woken.wait()
                 self._woken.clear()
-                while self._whole:
-                    index, name = self._whole.popleft()
-                    await self._write(partial(self._current, file_index=index, file_name=name), retry=True)
-                if self._awake and self._loop.time() >= next_tick:
-                    next_tick = self._loop.time() + self._interval
+                while self._turns:
+                    await self._write(partial(self._current, **self._turns.popleft()), retry=True)
+                if self._loop.time() >= self._due():
+                    self._next_tick = self._loop.time() + self._interval
                     with self._counting:
                         self._awake = False
                     await self._write(self._ticked, retry=False)
         except Fenced:
-            self.halt("fence")
+            if not _is_parting(self.record):
+                self.halt("fence")
+
+    def _due(self) -> float:
+        """Return when the next word is due: news, a sign of life, or that the work is stalled."""
+        due = self._said_at + BEAT
+        if self._awake:
+            due = min(due, self._next_tick)
+        waits = self._waits
+        if waits is not None and self.record.state == "running":
+            due = min(due, max(waits.since + PATIENCE, self._said_at + self._interval))
+        return due
 
     def is_taken_by(self, held: Record) -> bool:
         """Tell whether ``held`` takes the operation away: a later word that this process did not say itself."""
@@ -156,10 +160,10 @@ class Ownership:
         """Let nothing interrupt the work's end any more: its outcome is decided and only has to be written."""
         self._is_settled = True
 
-    def halt(self, by: Stop) -> None:
+    def halt(self, by: Stop, *, keep_partial: bool = False) -> None:
         """Stop the work: cancel, pause, or because somebody else owns the operation now. Idempotent."""
         if self.stopped_by is None and not self._is_settled and not operations.is_ended(self.record):
-            self.stopped_by = by
+            self.stopped_by, self.keep_partial = by, keep_partial
             self.stop.set()
             if self._body is not None:
                 self._body.cancel()
@@ -169,14 +173,7 @@ class Ownership:
         await self._write(self._current, retry=True)
 
     def _current(self, **fields: object) -> Record:
-        index, name = self._file
-        values: dict[str, object] = {
-            "bytes_done": self.bytes_done,
-            "file_index": index,
-            "file_name": name,
-            "note": self._note,
-            **fields,
-        }
+        values = {"state": "running", **self._counted(), **fields}
         following = operations.succeeding(self.record, self._clock(), **values)
         if following.bytes_done < self.record.bytes_done:
             lost = operations.anew(self.record, following.updated_at, "bytes that had arrived were lost")
@@ -186,24 +183,20 @@ class Ownership:
         return following
 
     def _ticked(self) -> Record:
-        return self._current(rate=self._rate(self._loop.time()))
-
-    def _rate(self, now: float) -> float | None:
-        """Return bytes per second over the window, or None where too little was seen to say."""
-        done = self.bytes_done
-        self._samples.append((now, done))
-        while len(self._samples) > 2 and self._samples[0][0] < now - RATE_WINDOW:
-            self._samples.popleft()
-        began, at_start = self._samples[0]
-        if now - began < 0.2 or done <= at_start:
-            return None
-        return (done - at_start) / (now - began)
+        now, waits = self._loop.time(), self._waits  # taken once: another thread may end it
+        current = self._current(rate=self._rate(now))
+        if waits is None or now - waits.since < PATIENCE:
+            return current
+        wall = self._clock()
+        began = self.record.waits_since if self.record.state == "stalled" else wall - (now - waits.since)
+        return operations.stalled(current, waits.then, wall, waits.on, since=began)
 
     async def _write(self, make: Callable[[], Record], *, retry: bool) -> None:
         async with self._writing:
-            if operations.is_ended(self.record):
+            if _is_parting(self.record):
                 raise Fenced(self.record.id, self.record.attempt)
             record: Record | None = make()
+            self._said_at = self._loop.time()
             while record is not None:
                 self._wanted = record
                 try:
@@ -249,11 +242,16 @@ def _fences(held: Record, wanted: Record) -> bool:
     return held.owner not in {"", wanted.owner} or operations.is_ended(held) or held.state == "paused"
 
 
+def _is_parting(record: Record) -> bool:
+    """Tell whether an owner's own word was its last one: what waited to be said behind it is not said any more."""
+    return operations.is_ended(record) or record.state == "paused" or record.waits_on == "owner"
+
+
 def _over(held: Record | None, wanted: Record) -> Record:
     """Return ``wanted`` as the word that follows what stands on our subject."""
     if held is None or held.attempt < wanted.attempt:
         return wanted
-    if held.state == "stalled" or held.bytes_done > wanted.bytes_done:
+    if (held.state == "stalled" and held.waits_on == "owner") or held.bytes_done > wanted.bytes_done:
         # Somebody took us for dead while we slept, or the log tells of bytes that are lost: the work begins anew.
         return msgspec.structs.replace(wanted, attempt=held.attempt + 1, seq=0, earlier=operations.told(held))
     return msgspec.structs.replace(wanted, seq=max(wanted.seq, held.seq + 1))

@@ -61,7 +61,7 @@ class Participant:
         """Return the row of an operation by its id or its job, also after its end. Raises `Unknown`."""
         record = self.fold.record(operation) or self.history.find(operation)
         if record is not None:
-            return rows.detailed(record)
+            return rows.detailed(record, rows.shares(self.fold, record))
         mirror = self.fold.mirror(operation)
         if mirror is None:
             raise Unknown("operation", operation)
@@ -91,6 +91,7 @@ async def participating(
         await commands.check_name(name)
         announcer = await stack.enter_async_context(Announcer(tracker).running())
         history = History(tracker, bounds)
+        commands.ended = history.find
         if judges:
             await stack.enter_async_context(history.running())
         view = View(tracker)

@@ -24,7 +24,6 @@ _PATIENCE: Final = 3.0
 _LONG_POLL: Final = 30.0
 
 VERBS: Final[dict[Verb, str]] = {
-    "cancel": "End an operation; what had arrived of a model that is not whole is removed.",
     "pause": "Stop an operation until it is resumed.",
     "resume": "Go on with a paused operation.",
     "retry": "Begin a failed or cancelled operation again; what a failed one had verified does not move twice.",
@@ -90,6 +89,21 @@ def commanding(verb: Verb, does: str) -> Callable[..., Awaitable[int]]:
 
     command.__doc__ = does
     return command
+
+
+async def cancel(
+    operation: Id,
+    /,
+    *,
+    keep: Annotated[
+        bool, Parameter(help="Leave what has arrived on the disk; the next staging goes on with it.")
+    ] = False,
+    reach: Reach = Reach(),  # noqa: B008  # frozen
+) -> int:
+    """End an operation; what had arrived of a model that is not whole is removed, unless it is to be kept."""
+    async with _client(reach) as client:
+        display.console().print(display.operations([await client.command(operation, "cancel", keep_partial=keep)]))
+    return 0
 
 
 async def history(

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 
 from stagecast import broadcast, operations
 from stagecast.fold import Fold, Mirror, Slot
-from stagecast.messages import Attempt, GalleryStatus, Kind, Phase, Record, StagingStatus, State
+from stagecast.messages import Attempt, GalleryStatus, Hindrance, Kind, Phase, Record, StagingStatus, State
 from stagecast.quantities import format_time, parse_time
-
-_CANCELLABLE: Final[frozenset[State]] = frozenset({"queued", "running", "paused", "stalled"})
 
 _CAMEL = {
     "job_id": "jobID", "full_name": "fullName", "task_type": "taskType", "current_bytes": "currentBytes",
@@ -25,6 +23,7 @@ _CAMEL = {
     "is_deletion": "isDeletion", "is_backend": "isBackend", "is_queued": "isQueued", "started_at": "startedAt",
     "updated_at": "updatedAt", "begun_by": "begunBy", "duration_seconds": "durationSeconds",
     "bytes_moved": "bytesMoved", "mean_bytes_per_second": "meanBytesPerSecond", "ended_at": "endedAt",
+    "stalled_since": "stalledSince", "stalled_on": "stalledOn", "kept_bytes": "keptBytes", "call_id": "callID",
 }  # fmt: skip
 
 
@@ -42,8 +41,24 @@ class AttemptRow(msgspec.Struct, kw_only=True, rename=_CAMEL):
     ended_at: str
 
 
+class NodeShare(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Where one node's part of a call stands. ``status`` is the operation's state, ``percentage`` 0 to 100."""
+
+    node_name: str
+    status: State
+    percentage: float
+    bytes_sent: int
+    total_bytes: int
+    file_name: str
+    phase: Phase
+    error: str | msgspec.UnsetType = msgspec.UNSET
+
+
 class Row(msgspec.Struct, kw_only=True, rename=_CAMEL):
     """One operation as WIRE section 3 shows it. Sizes in bytes, ``progress`` 0 to 100, times RFC 3339 in UTC.
+
+    ``nodes`` has the parts of all operations of the same call, where it asked for several. ``kept_bytes`` were left on
+    the disk by a cancel that asked for it.
 
     Of what has ended also: ``cause`` and ``begunBy``, why the job and this attempt were begun; ``durationSeconds`` and
     ``bytesMoved`` of this attempt, ``meanBytesPerSecond`` over all of it; ``attempts``, the job's, this one the last.
@@ -83,14 +98,20 @@ class Row(msgspec.Struct, kw_only=True, rename=_CAMEL):
     bytes_moved: int | msgspec.UnsetType = msgspec.UNSET
     mean_bytes_per_second: float | msgspec.UnsetType = msgspec.UNSET
     attempts: list[AttemptRow] | msgspec.UnsetType = msgspec.UNSET
+    stalled_since: str | msgspec.UnsetType = msgspec.UNSET
+    stalled_on: Hindrance | msgspec.UnsetType = msgspec.UNSET
+    kept_bytes: int | msgspec.UnsetType = msgspec.UNSET
+    call_id: str | msgspec.UnsetType = msgspec.UNSET
+    nodes: list[NodeShare] | msgspec.UnsetType = msgspec.UNSET
 
     def __iter__(self) -> Iterator[tuple[str, object]]:
         """Yield the fields under the names that the API has: ``dict(row)`` is what a web framework can answer with."""
         return iter(msgspec.to_builtins(self).items())
 
 
-def row(record: Record) -> Row:
-    """Return the row of one of our own operations."""
+def row(record: Record, nodes: list[NodeShare] | None = None) -> Row:
+    """Return the row of one of our own operations; ``nodes`` are the parts of its call, where that has several."""
+    is_stalled = record.state == "stalled"
     rate, eta = _pace(record)
     return Row(
         id=record.id,
@@ -115,18 +136,23 @@ def row(record: Record) -> Row:
         is_deletion=record.kind == "deletion",
         is_backend=False,
         is_queued=record.state == "queued",
-        cancellable=record.state in _CANCELLABLE,
+        cancellable=operations.is_cancellable(record),
         message=broadcast.sentence(record),
         error=record.error if record.state == "failed" else msgspec.UNSET,
         dismissed=True if record.dismissed else msgspec.UNSET,
         started_at=format_time(record.started_at),
         updated_at=format_time(record.updated_at),
+        stalled_since=format_time(record.waits_since or record.updated_at) if is_stalled else msgspec.UNSET,
+        stalled_on=(record.waits_on or "owner") if is_stalled else msgspec.UNSET,
+        kept_bytes=record.bytes_kept if record.keep_partial else msgspec.UNSET,
+        call_id=record.call or msgspec.UNSET,
+        nodes=nodes or msgspec.UNSET,
     )
 
 
-def detailed(record: Record) -> Row:
+def detailed(record: Record, nodes: list[NodeShare] | None = None) -> Row:
     """Return the row of one operation; of an ended one with what only then can be told, absent rather than guessed."""
-    shown = row(record)
+    shown = row(record, nodes)
     if not operations.is_ended(record):
         return shown
     seconds, moved = operations.took(record), operations.moved(record)
@@ -137,6 +163,32 @@ def detailed(record: Record) -> Row:
     shown.mean_bytes_per_second = round(moved / seconds, 1) if moved and seconds else msgspec.UNSET
     shown.attempts = [_attempt(each) for each in operations.told(record)]
     return shown
+
+
+def share(record: Record) -> NodeShare:
+    """Return one operation's part of its call."""
+    return NodeShare(
+        node_name=record.node,
+        status=record.state,
+        percentage=round(broadcast.percentage(record), 2),
+        bytes_sent=record.bytes_done,
+        total_bytes=record.bytes_total,
+        file_name=record.file_name,
+        phase=record.phase,
+        error=record.error if record.state == "failed" else msgspec.UNSET,
+    )
+
+
+def shares(fold: Fold, record: Record) -> list[NodeShare] | None:
+    """Return the parts of the call that an operation is one of, by node; None where it is the only one."""
+    slot = fold.slots.get(record.id)
+    parts = fold.call(record.call) if record.call and slot and slot.record.call == record.call else []
+    return [share(slot.record) for slot in parts] if len(parts) > 1 else None
+
+
+def row_of(fold: Fold, record: Record) -> Row:
+    """Return the row of one of our own operations, with its call's parts."""
+    return row(record, shares(fold, record))
 
 
 def mirror_row(mirror: Mirror) -> Row:
@@ -177,7 +229,9 @@ def mirror_row(mirror: Mirror) -> Row:
 def listed(fold: Fold) -> list[Row]:
     """Return the rows that people see now, sorted by start time, then id."""
     found = [
-        (slot.record.started_at, row(slot.record)) for slot in fold.slots.values() if operations.is_listed(slot.record)
+        (slot.record.started_at, row_of(fold, slot.record))
+        for slot in fold.slots.values()
+        if operations.is_listed(slot.record)
     ]
     found += [
         (mirror_start(mirror)[0], mirror_row(mirror)) for mirror in fold.mirrors.values() if is_shown(fold, mirror)
@@ -186,20 +240,32 @@ def listed(fold: Fold) -> list[Row]:
 
 
 def changed(fold: Fold, after: int) -> list[tuple[int, Row]]:
-    """Return the rows, ended ones too, that came to stand after the sequence ``after``, each with its own sequence."""
+    """Return the rows, ended ones too, that came to stand after the sequence ``after``, each with its own sequence.
+
+    Before them come the listed rows of the same calls, for their parts have changed: with ``after`` itself, so that
+    whoever breaks off among them is told again.
+    """
     return [
-        (at, row(source.record) if isinstance(source, Slot) else mirror_row(source)) for at, source in news(fold, after)
+        (at, row_of(fold, source.record) if isinstance(source, Slot) else mirror_row(source))
+        for at, source in news(fold, after)
     ]
 
 
 def news(fold: Fold, after: int) -> list[tuple[int, Slot | Mirror]]:
     """Return what the rows of `changed` are made of."""
-    found: list[tuple[int, Slot | Mirror]] = [(slot.sequence, slot) for slot in fold.slots_after(after)]
+    found: list[tuple[int, Slot | Mirror]] = [(after, slot) for slot in beside(fold, after)]
+    found += [(slot.sequence, slot) for slot in fold.slots_after(after)]
     for mirror in fold.mirrors_after(after):
         source = _told(fold, mirror)
         if source is not None:
             found.append((mirror.sequence, source))
     return sorted(found, key=lambda pair: pair[0])
+
+
+def beside(fold: Fold, after: int) -> list[Slot]:
+    """Return the listed operations that did not change after ``after`` themselves, but others of their call did."""
+    slots = (slot for call in fold.calls_after(after) for slot in fold.call(call))
+    return [slot for slot in slots if slot.sequence <= after and operations.is_listed(slot.record)]
 
 
 def is_shown(fold: Fold, mirror: Mirror) -> bool:

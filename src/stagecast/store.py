@@ -145,6 +145,10 @@ class Store:
         folders = (self.models / publication.WORKSHOP).iterdir()
         return sorted(_state(folder) for folder in folders if folder.name.startswith(PREFIX) and folder.is_dir())
 
+    def partial_bytes(self, name: str) -> int:
+        """Return the bytes that have arrived of a model that is not whole, over all its revisions."""
+        return sum(state.bytes_done for state in self.partials() if state.name == name)
+
     def discard_partials(self, name: str) -> int:
         """Remove what has arrived of a model that is not whole; return the bytes freed. One that is in use stays."""
         freed = 0

@@ -12,13 +12,14 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
 from stagecast.address import is_local, shown
 from stagecast.errors import BadInput, HolderFailed, Interrupted, SourceRefused
+from stagecast.messages import Hindrance
 from stagecast.upstream import Body, Head, Opened, Request, explained, file_validator, open_source
 
 STALL: Final = 30.0
@@ -32,7 +33,8 @@ class Stream:
     """The bytes of one file; use as ``with Stream(...) as stream``, then read ``stream.head`` and iterate.
 
     ``validator`` is what the bytes before ``offset`` had: with another one the source starts over. ``stop`` set ends
-    every wait within a moment. ``head_only`` asks for no bytes at all; ``last`` for none after that offset.
+    every wait within a moment. ``head_only`` asks for no bytes at all; ``last`` for none after that offset. ``waiting``
+    is called ten times a second while nothing comes: with ``network`` until the connection stands, then ``source``.
 
     Entering and iterating raise:
         SourceRefused: the source says no, for good.
@@ -52,11 +54,14 @@ class Stream:
         stall: float = STALL,
         head_only: bool = False,
         last: int | None = None,
+        waiting: Callable[[Hindrance], None] = lambda _: None,
     ) -> None:
         self._uri = uri
+        self._waiting = waiting
+        self._waits_on: Hindrance = "source" if is_local(uri) else "network"
         self._stop = stop
         self._stall = stall
-        self._request = Request(uri, offset, validator, head_only, last, stall, self._note_byte)
+        self._request = Request(uri, offset, validator, head_only, last, stall, self._note_byte, self._connected)
         self._items: queue.Queue[Head | bytes | BaseException] = queue.Queue(_CHUNKS_AHEAD)
         self._heard = time.monotonic()
         self._is_closed = False
@@ -93,12 +98,16 @@ class Stream:
             try:
                 item = self._items.get(timeout=_POLL)
             except queue.Empty:
+                self._waiting(self._waits_on)
                 if time.monotonic() - self._heard > self._stall:
                     raise HolderFailed(shown(self._uri), f"no byte for {self._stall:g} s") from None
                 continue
             if isinstance(item, BaseException):
                 raise item
             return item
+
+    def _connected(self) -> None:
+        self._waits_on = "source"
 
     def _note_byte(self) -> None:
         self._heard = time.monotonic()
@@ -154,20 +163,24 @@ class Stream:
         return False
 
 
-def probe(uri: str, *, stop: threading.Event, stall: float = STALL) -> Head:
+def probe(
+    uri: str, *, stop: threading.Event, stall: float = STALL, waiting: Callable[[Hindrance], None] = lambda _: None
+) -> Head:
     """Return what the source says of the file, without moving it. Raises what `Stream` raises."""
-    with suppress(SourceRefused), Stream(uri, stop=stop, stall=stall, head_only=True) as stream:
+    with suppress(SourceRefused), Stream(uri, stop=stop, stall=stall, head_only=True, waiting=waiting) as stream:
         if stream.head.size:
             return stream.head
     # Signed URLs often allow GET alone, and some servers do not tell a size otherwise.
-    with Stream(uri, stop=stop, stall=stall, last=0) as stream:
+    with Stream(uri, stop=stop, stall=stall, last=0, waiting=waiting) as stream:
         return stream.head
 
 
-def read(uri: str, limit: int, *, stop: threading.Event) -> bytes:
+def read(
+    uri: str, limit: int, *, stop: threading.Event, waiting: Callable[[Hindrance], None] = lambda _: None
+) -> bytes:
     """Return the whole small file. Raises what `Stream` raises, and `BadInput` if it is over ``limit`` bytes."""
     data = bytearray()
-    with Stream(uri, stop=stop) as stream:
+    with Stream(uri, stop=stop, waiting=waiting) as stream:
         for chunk in stream:
             data += chunk
             if len(data) > limit:

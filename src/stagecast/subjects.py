@@ -48,7 +48,9 @@ def token(name: str) -> str:
 def distinct(*names: str) -> str:
     """Return a token that differs wherever any of the names differs: readable, then a short digest of all."""
     digest = blake2s("\0".join(names).encode("utf-8", "surrogatepass"), digest_size=5).hexdigest()
-    readable = "".join(character for character in token(names[0]) if character.isprintable())
+    readable = token(names[0])
+    if not readable.isprintable():
+        readable = "".join(character for character in readable if character.isprintable())
     return f"{readable}-{digest}"
 
 

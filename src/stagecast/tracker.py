@@ -87,6 +87,10 @@ class Tracker:
         """Return the time that this process dates its records with, in seconds since 1970."""
         return self._clock()
 
+    def new_id(self) -> str:
+        """Return an id that nobody else has, of a job or a call."""
+        return f"{self._chance.getrandbits(64):016x}"
+
     async def changed(self, after: Revision, timeout: float | None = None) -> bool:
         """Wait until the fold stands at another revision than ``after``; tell whether it does."""
         return await self.until(lambda: self.revision != after, timeout)
@@ -144,9 +148,8 @@ class Tracker:
             if held is not None:
                 await archive.keep(self.bus.history, held)
             record = operations.opened(
-                held, kind=kind, model=model, node=node, job=f"{self._chance.getrandbits(64):016x}", now=self._clock(),
-                cause=cause, parameters=parameters, bytes_total=bytes_total, total_files=total_files,
-                call=call,
+                held, kind=kind, model=model, node=node, job=self.new_id(), now=self._clock(), cause=cause, call=call,
+                parameters=parameters, bytes_total=bytes_total, total_files=total_files,
             )  # fmt: skip
             if claim:
                 record = operations.claimed(record, self.process, self._clock())
@@ -172,9 +175,8 @@ class Tracker:
     async def own(self, record: Record, *, passes_on: bool = False) -> AsyncGenerator[Ownership | None, None]:
         """Claim an operation and yield the right to write its record; what the block does decides how it ends.
 
-        A block that returns has succeeded, one that raises has failed with that cause. Cancelling and pausing from
-        outside cancel the block. Yields None where somebody else was first: then there is nothing to do. What the block
-        raises goes no further, unless this ``passes_on``.
+        A block that returns has succeeded, one that raises has failed with that cause, which goes on only if told so by
+        ``passes_on``. Cancelling and pausing from outside cancel it. Yields None where somebody else was first.
         """
         ownership = await self._claim(record)
         if ownership is None:
@@ -194,11 +196,11 @@ class Tracker:
         except (asyncio.CancelledError, Interrupted):
             await self._stopped(ownership)
         except StagecastError as error:
-            await _fail(ownership, error.message)
+            await ownership.fail(error.message)
             if passes_on:
                 raise
         except Exception as error:
-            await _fail(ownership, f"{type(error).__name__}: {error}")
+            await ownership.fail(f"{type(error).__name__}: {error}")
             if passes_on:
                 raise
             _logger.exception("%s", record.id)
@@ -373,9 +375,3 @@ class Tracker:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _fail(ownership: Ownership, error: str) -> None:
-    ownership.settle()
-    with suppress(Fenced):
-        await ownership.end("failed", error=error)

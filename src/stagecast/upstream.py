@@ -47,7 +47,10 @@ class Opened(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What to ask for: see `Stream`. ``heard`` is called whenever the source answered something on the way."""
+    """What to ask for: see `Stream`.
+
+    ``heard`` is called whenever the source answered something on the way, ``connected`` when it took a connection.
+    """
 
     uri: str
     offset: int
@@ -56,6 +59,7 @@ class Request(NamedTuple):
     last: int | None
     stall: float
     heard: Callable[[], None]
+    connected: Callable[[], None] = lambda: None
 
     def headers(self) -> dict[str, str]:
         """Return the headers that ask for it."""
@@ -94,7 +98,7 @@ def _open_web(request: Request) -> Opened:
     method = "HEAD" if request.head_only else "GET"
     asked = urllib.request.Request(request.uri, headers=request.headers(), method=method)  # noqa: S310 - see address.py
     try:
-        response = _opener(request.heard).open(asked, timeout=request.stall)
+        response = _opener(request).open(asked, timeout=request.stall)
     except HTTPError as error:
         with error:
             if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not asked.has_header("Range"):
@@ -150,16 +154,49 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return following
 
 
-def _opener(heard: Callable[[], None]) -> urllib.request.OpenerDirector:
+class _Http(urllib.request.HTTPHandler):
+    """Opens ``http``, and says when the connection stands."""
+
+    def __init__(self, connected: Callable[[], None]) -> None:
+        super().__init__()
+        self._connected = connected
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_telling(http.client.HTTPConnection, self._connected), req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    """The same for ``https``."""
+
+    def __init__(self, connected: Callable[[], None]) -> None:
+        super().__init__()
+        self._connected = connected
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_telling(http.client.HTTPSConnection, self._connected), req)
+
+
+def _telling(
+    kind: type[http.client.HTTPConnection], connected: Callable[[], None]
+) -> Callable[..., http.client.HTTPConnection]:
+    class Telling(kind):  # type: ignore[misc, valid-type]  # one of two
+        def connect(self) -> None:
+            super().connect()
+            connected()
+
+    return Telling
+
+
+def _opener(request: Request) -> urllib.request.OpenerDirector:
     # Built by hand: the usual set would follow a redirect to ftp as well.
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.UnknownHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        _Http(request.connected),
+        _Https(request.connected),
         urllib.request.HTTPDefaultErrorHandler(),
-        _Redirects(heard),
+        _Redirects(request.heard),
         urllib.request.HTTPErrorProcessor(),
     ):
         opener.add_handler(handler)

@@ -9,11 +9,14 @@ import msgspec
 
 from stagecast import operations, rows
 from stagecast.fold import Fold, Mirror, Slot
+from stagecast.messages import Record
 from stagecast.revision import Revision
 from stagecast.rows import Row
 from stagecast.tracker import Tracker
 
 _BEGIN: Final = b'{"operations":['
+_CALLS_KEPT: Final = 1000
+"""Calls whose parts are kept encoded; those that have ended are among them."""
 
 _encode = msgspec.json.Encoder().encode
 _Place = tuple[float, str, bool]
@@ -41,6 +44,8 @@ class View:
         self._places: list[_Place] = []
         self._encoded: list[bytes] = []
         self._known: dict[tuple[str, bool], tuple[_Place, Slot | Mirror]] = {}
+        self._bases: dict[str, tuple[Record, bytes]] = {}
+        self._parts: dict[str, tuple[int, bytes]] = {}
         self._held: tuple[Fold, Revision, bool] | None = None
         self._body = b""
 
@@ -79,9 +84,12 @@ class View:
         if self._fold is not fold:
             self._fold, self._at = fold, -1
             self._places, self._encoded, self._known = [], [], {}
+            self._bases, self._parts = {}, {}
         if self._at != fold.revision.sequence:
             for slot in fold.slots_after(self._at):
                 self._put(slot, is_listed=operations.is_listed(slot.record))
+            for slot in rows.beside(fold, self._at):
+                self._put(slot, is_listed=True)
             for mirror in fold.mirrors_after(self._at):
                 self._put(mirror, is_listed=rows.is_shown(fold, mirror))
             self._at = fold.revision.sequence
@@ -93,30 +101,51 @@ class View:
         if held is not None and (not is_listed or held[0] != place):
             at = bisect_left(self._places, held[0])
             del self._places[at], self._encoded[at], self._known[key]
+            self._bases.pop(key[0], None)
             held = None
         if not is_listed:
             return
         at = bisect_left(self._places, place)
         if held is None:
             self._places.insert(at, place)
-            self._encoded.insert(at, _encoded(source))
+            self._encoded.insert(at, self._encode(source))
         else:
-            self._encoded[at] = _encoded(source)
+            self._encoded[at] = self._encode(source)
         self._known[key] = (place, source)
 
     def _row(self, source: Slot | Mirror) -> bytes:
         """Return a row's JSON; of those that are listed the view has it already."""
         held = self._known.get(_place(source)[1:])
         if held is None or held[1] is not source:
-            return _encoded(source)
+            return self._encode(source)
         return self._encoded[bisect_left(self._places, held[0])]
+
+    def _encode(self, source: Slot | Mirror) -> bytes:
+        if isinstance(source, Mirror):
+            return _encode(rows.mirror_row(source))
+        record = source.record
+        parts = self._parts_of(record.call) if record.call else b""
+        if not parts:
+            return _encode(rows.row(record))
+        # What changes one part changes all rows of the call: only what is new is encoded, the rest is put together.
+        base = self._bases.get(record.id)
+        if base is None or base[0] is not record:
+            base = self._bases[record.id] = (record, _encode(rows.row(record)))
+        return b'%s,"nodes":%s}' % (base[1][:-1], parts)
+
+    def _parts_of(self, call: str) -> bytes:
+        """Return the parts of a call as JSON; empty where it has only one."""
+        fold = self._tracker.fold
+        at, held = fold.changed_at(call), self._parts.get(call)
+        if held is None or held[0] != at:
+            if len(self._parts) > _CALLS_KEPT:
+                self._parts.clear()
+            parts = [rows.share(slot.record) for slot in fold.call(call)]
+            held = self._parts[call] = (at, _encode(parts) if len(parts) > 1 else b"")
+        return held[1]
 
 
 def _place(source: Slot | Mirror) -> _Place:
     if isinstance(source, Slot):
         return source.record.started_at, source.record.id, False
     return rows.mirror_start(source)[0], source.id, True
-
-
-def _encoded(source: Slot | Mirror) -> bytes:
-    return _encode(rows.row(source.record) if isinstance(source, Slot) else rows.mirror_row(source))

@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -21,13 +22,16 @@ from stagecast.manifest import Manifest
 from stagecast.messages import Record
 from stagecast.node import Node
 from stagecast.ownership import Ownership
+from stagecast.partial import Partial
 from stagecast.presence import Presence
 from stagecast.tracker import Tracker
 from stagecast.transfer import Holder, RateLimit, fetch_manifest, pull
+from stagecast.transfer.pull import PATIENCE
 from stagecast.work import in_thread
 
 HOLDER_PATIENCE: Final = 15.0
 """Seconds without any living holder after which a staging fails."""
+_UNLESS_A_BYTE_COMES: Final = f"it fails after {PATIENCE:.0f} s without one from any holder"
 
 
 class Worker:
@@ -67,50 +71,81 @@ class Worker:
 
     async def _clear(self, record: Record) -> None:
         """Free what stands of a staging that was cancelled while nobody worked on it: paused, queued, stalled."""
-        if not record.bytes_kept:
+        if not record.keep_partial:
             await asyncio.to_thread(self._node.store.discard_partials, record.model)
 
     async def _stage(self, ownership: Ownership) -> None:
-        model, store = ownership.record.model, self._node.store
+        try:
+            await self._bring(ownership)
+        except (asyncio.CancelledError, Interrupted):
+            if ownership.stopped_by == "cancel":
+                await asyncio.shield(self._leave(ownership))
+            raise
+
+    async def _leave(self, ownership: Ownership) -> None:
+        store, model = self._node.store, ownership.record.model
+        if ownership.keep_partial:
+            ownership.bytes_kept = await asyncio.to_thread(store.partial_bytes, model)
+        else:
+            await asyncio.to_thread(store.discard_partials, model)
+
+    async def _bring(self, ownership: Ownership) -> None:
         await ownership.change(phase="planning")
-        if model in await asyncio.to_thread(store.names):
-            held = await in_thread(ownership.stop, store.manifest, model, None, ownership.stop)
-            if ownership.record.parameters.get("digest", held.digest) == held.digest:
-                await ownership.change(bytes_present=held.size)
-                await self._finish(ownership, held)
-                return
+        held = await self._held(ownership)
+        if held is not None:
+            await self._finish(ownership, held)
+            return
         manifest = await self._manifest(ownership)
-        needed = manifest.size
         with ExitStack() as stack:
-            partial = await in_thread(ownership.stop, stack.enter_context, store.partial(manifest))
-            present = partial.verified_bytes + sum(partial.written(piece) for piece in partial.missing())
-            stack.enter_context(store.reserve(needed - present, present))
-            await ownership.change(
-                phase="transferring", bytes_total=needed, bytes_done=partial.verified_bytes, floor=present,
-                bytes_present=present, total_files=len(manifest.files),
-            )  # fmt: skip
-            try:
-                await in_thread(
-                    ownership.stop, pull, manifest, partial, lambda: self._holders(model, manifest.digest),
-                    token=self._token, limit=self._limit, advance=ownership.advance,
-                    entered=lambda index: ownership.enter(index + 1, manifest.files[index].path),
-                    completed=lambda index: ownership.complete(index + 1, manifest.files[index].path),
-                    stop=ownership.stop,
-                )  # fmt: skip
-            except (asyncio.CancelledError, Interrupted):
-                if ownership.stopped_by == "cancel":
-                    await asyncio.shield(asyncio.to_thread(partial.discard))
-                raise
+            arriving = await in_thread(ownership.stop, stack.enter_context, self._node.store.partial(manifest))
+            await self._pull(ownership, manifest, arriving)
             await ownership.change(phase="publishing")
-            await in_thread(threading.Event(), partial.publish)
+            ownership.settle()
+            await in_thread(threading.Event(), arriving.publish)
         await self._finish(ownership, manifest)
+
+    async def _held(self, ownership: Ownership) -> Manifest | None:
+        """Return the manifest of the model that lies here, if it is the revision that is wanted; hashed if need be."""
+        model, store = ownership.record.model, self._node.store
+        if model not in await asyncio.to_thread(store.names):
+            return None
+        held = await asyncio.to_thread(store.recorded, model)
+        if held is None:
+            await ownership.change(phase="verifying")
+            check = partial(ownership.check, total=ownership.record.bytes_total)
+            held = await in_thread(ownership.stop, store.manifest, model, check, ownership.stop)
+        if ownership.record.parameters.get("digest", held.digest) != held.digest:
+            await ownership.change(phase="planning")
+            return None
+        await ownership.change(bytes_present=held.size, bytes_done=held.size, bytes_total=held.size)
+        return held
+
+    async def _pull(self, ownership: Ownership, manifest: Manifest, arriving: Partial) -> None:
+        """Get what is missing. What had arrived is hashed again where nobody has verified it, and counted already."""
+        written = sum(arriving.written(piece) for piece in arriving.missing())
+        present = arriving.verified_bytes + written
+        with self._node.store.reserve(manifest.size - present, present):
+            await ownership.change(
+                phase="transferring", bytes_total=manifest.size, bytes_done=present, bytes_present=present,
+                total_files=len(manifest.files),
+            )  # fmt: skip
+            await in_thread(
+                ownership.stop, pull, manifest, arriving, lambda: self._holders(manifest.model, manifest.digest),
+                token=self._token, limit=self._limit, advance=ownership.advance,
+                checked=partial(ownership.check, total=written),
+                waiting=partial(ownership.wait, then=_UNLESS_A_BYTE_COMES),
+                entered=lambda index: ownership.enter(index + 1, manifest.files[index].path),
+                completed=lambda index: ownership.complete(index + 1, manifest.files[index].path),
+                stop=ownership.stop,
+            )  # fmt: skip
 
     async def _finish(self, ownership: Ownership, manifest: Manifest) -> None:
         """Announce the model, and only then let the operation end: whoever sees the end finds the model."""
         await ownership.change(
             phase="publishing", bytes_total=manifest.size, bytes_done=manifest.size, total_files=len(manifest.files)
         )
-        await self._node.adopt()
+        ownership.settle()
+        await self._node.announce(manifest.model)
         await self._node.settled()
 
     async def _manifest(self, ownership: Ownership) -> Manifest:
@@ -118,11 +153,17 @@ class Worker:
         model = ownership.record.model
         loop = asyncio.get_running_loop()
         deadline, causes = loop.time() + HOLDER_PATIENCE, ["none is alive"]
+        waiting = partial(ownership.wait, then=f"it fails after {HOLDER_PATIENCE:.0f} s without an answer")
         while True:
             digest = ownership.record.parameters.get("digest") or self._digest(model)
-            for holder in self._holders(model, digest) if digest else []:
+            holders = self._holders(model, digest) if digest else []
+            if not holders:
+                waiting("source")
+            for holder in holders:
                 try:
-                    manifest = await in_thread(ownership.stop, fetch_manifest, holder, digest, self._token)
+                    manifest = await in_thread(
+                        ownership.stop, fetch_manifest, holder, digest, self._token, ownership.stop, waiting=waiting
+                    )
                     # Equal files may have other names elsewhere: a digest says what a model is, not what it is called.
                     return msgspec.structs.replace(manifest, model=model)
                 except StagecastError as error:

@@ -169,7 +169,7 @@ async def test_messages_on_each_others_heels_are_collected_and_single_ones_are_n
     assert at_once[-1]
 
 
-async def test_nothing_waits_for_others_while_it_catches_up() -> None:
+async def test_nothing_waits_for_others_where_the_server_has_more() -> None:
     consumer = Consumer(0, 200)
     assert all(heard_at_once(consumer, delivery(number, number, pending=1)) for number in range(1, 150))
 

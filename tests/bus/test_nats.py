@@ -58,6 +58,23 @@ async def test_a_follower_resumes_where_it_was_when_the_server_comes_back(nats_s
     assert kinds == ["Anew", "CaughtUp", "Entry", "Lost", "CaughtUp", "Entry"]
 
 
+async def test_nobody_waits_for_an_answer_on_a_connection_that_is_gone(nats_server: NatsServer) -> None:
+    async with connect(nats_server.url, "one") as bus:
+        bus.log._stream._timeout = 1000.0
+        nats_server.freeze()
+        asked = [
+            asyncio.create_task(bus.log.append(ONE, b"1")),
+            asyncio.create_task(bus.log.last(ONE)),
+            asyncio.create_task(bus.log.ensure()),
+        ]
+        await eventually(lambda: bus.log._questions.count == 3)
+        bus.wake()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(each) for each in answers] == [BusUnavailable, BusUnavailable, ConnectionError]
+        assert bus.log._questions.count == 0
+        nats_server.thaw()
+
+
 async def test_a_server_that_comes_back_empty_begins_anew(nats_server: NatsServer) -> None:
     async with connect(nats_server.url, "one") as bus, following(bus) as heard:
         for number in range(5):

@@ -15,7 +15,7 @@ from stagecast.bus.memory import MemoryBus
 from stagecast.errors import ReplicaBehind
 from stagecast.event_stream import EventParser, StreamEvent
 from stagecast.feed import Feed
-from stagecast.frontend import events
+from stagecast.frontend import events, gate
 from stagecast.revision import Revision, parse
 from stagecast.tracker import Tracker
 from stagecast.view import View
@@ -157,7 +157,7 @@ async def test_an_id_from_ahead_is_waited_for_and_then_refused(
     waiting = asyncio.create_task(events.begin(tracker, str(ahead)))
     await write(tracker, "a")
     assert await waiting == ahead
-    monkeypatch.setattr(events, "MIN_REVISION_WAIT", 0.01)
+    monkeypatch.setattr(gate, "MIN_REVISION_WAIT", 0.01)
     with pytest.raises(ReplicaBehind):
         await events.begin(tracker, str(ahead._replace(sequence=10**6)))
 

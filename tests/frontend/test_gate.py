@@ -8,8 +8,9 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from stagecast.bus import Lost
 from stagecast.bus.memory import MemoryBus
-from stagecast.errors import BadInput, ModelLoading, NotReady, Unauthorized
+from stagecast.errors import BadInput, ModelLoading, NotReady, ReplicaBehind, Unauthorized
 from stagecast.frontend import gate
 from stagecast.frontend.gate import Gate
 from stagecast.frontend.refusals import error_body
@@ -83,6 +84,25 @@ async def test_a_revision_on_its_way_is_waited_for(here: Alone) -> None:
     answer = await asked
     assert answer.status == 200
     assert "staging:waited@there" in {row["id"] for row in answer.json["operations"]}
+
+
+async def test_a_replica_that_cannot_hear_the_log_makes_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "MIN_REVISION_WAIT", 1000.0)
+    tracker = Tracker(MemoryBus(), "replica/1")
+    async with tracker.running():
+        await tracker.caught_up.wait()
+        held = tracker.revision
+        ahead = Revision(held.identity, held.sequence + 1)
+        asked = asyncio.create_task(gate.catch_up(tracker, ahead))
+        await asyncio.sleep(0)
+        assert not asked.done()
+        tracker._hear(Lost())
+        async with asyncio.timeout(10):
+            with pytest.raises(ReplicaBehind):
+                await asked
+            with pytest.raises(ReplicaBehind):
+                await gate.catch_up(tracker, ahead)
+            await gate.catch_up(tracker, held)
 
 
 @pytest.mark.parametrize("path", ["/api/operations", "/api/operations/stream", "/api/models"])

@@ -2,15 +2,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import pytest_asyncio
 
-from stagecast import operations
+from stagecast import operations, ownership
+from stagecast.draft import Draft, draft_bytes
+from stagecast.errors import BusUnavailable, Interrupted
+from stagecast.frontend.installs import until_decided
+from stagecast.manifest import PIECE_SIZE
 from tests.alone import WEIGHTS, Alone, alone
+from tests.conftest import eventually
+from tests.peers import a_record
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -96,3 +106,143 @@ async def test_a_failed_one_can_be_tried_again(stocked: Alone, tmp_path: Path) -
     answer = await stocked.post("/api/operations/installation:flaky/retry")
     assert answer.status == 200
     assert (await stocked.ended("installation:flaky"))["state"] == "succeeded"
+
+
+@contextmanager
+def mute(where: str) -> Iterator[str]:
+    """Yield the address of a file whose server hangs: in the connection, before the head, or after the first bytes."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        port = listener.getsockname()[1]
+        if where == "connection":
+            for _ in range(4):  # the kernel takes no more of them
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(("127.0.0.1", port))
+        else:
+            head = b'HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\nETag: "one"\r\n\r\n'
+            body = bytes(2 * PIECE_SIZE) if where == "body" else b""
+            threading.Thread(target=_serve, args=(listener, head + body if body else b"", stack)).start()
+            stack.callback(listener.shutdown, socket.SHUT_RDWR)
+        yield f"http://127.0.0.1:{port}/file"
+
+
+def _serve(listener: socket.socket, said: bytes, stack: ExitStack) -> None:
+    with suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            stack.callback(connection.close)
+            request = connection.recv(65536)
+            with suppress(OSError):
+                connection.sendall(said.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if b"HEAD" in request[:4] else said)
+
+
+async def begun(here: Alone, name: str, url: str) -> str:
+    """Begin to install and return the operation's id."""
+    answer = await here.post("/api/models/install", {"url": url, "name": name})
+    assert answer.status == 202, answer.body
+    return str(answer.json["operations"][0]["id"])
+
+
+async def commanded(here: Alone, identifier: str, verb: str, body: object = None) -> Any:
+    """Return the row that a command is answered with, within two seconds."""
+    async with asyncio.timeout(2):
+        answer = await here.post(f"/api/operations/{identifier}/{verb}", body)
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+@pytest.mark.parametrize("where", ["connection", "head", "body"])
+@pytest.mark.parametrize(("verb", "state"), [("cancel", "cancelled"), ("pause", "paused")])
+async def test_an_upstream_that_hangs_stops_nobody(stocked: Alone, where: str, verb: str, state: str) -> None:
+    name = f"mute-{where}-{verb}"
+    with mute(where) as url:
+        identifier = await begun(stocked, name, url)
+        phase = "transferring" if where == "body" else "planning"
+        await eventually(lambda: (held := stocked.peer.fold.record(identifier)) is not None and held.phase == phase)
+        row = await commanded(stocked, identifier, verb)
+        assert (row["state"], row["phase"], row["cancellable"]) == (state, phase, verb == "pause")
+        again = await commanded(stocked, identifier, verb)
+        assert again == row
+        if verb == "pause":
+            await commanded(stocked, identifier, "cancel")
+
+
+@pytest.mark.parametrize(("where", "on"), [("connection", "network"), ("head", "source"), ("body", "source")])
+async def test_an_installation_that_gets_no_byte_says_on_what_it_waits(
+    stocked: Alone, monkeypatch: pytest.MonkeyPatch, where: str, on: str
+) -> None:
+    monkeypatch.setattr(ownership, "PATIENCE", 0.3)
+    with mute(where) as url:
+        identifier = await begun(stocked, f"quiet-{where}", url)
+        await eventually(lambda: (held := stocked.peer.fold.record(identifier)) and held.state == "stalled")
+        row = await stocked.row(identifier)
+        assert (row["stalledOn"], row["state"]) == (on, "stalled")
+        assert row["stalledSince"] <= row["updatedAt"]
+        assert row["message"].endswith("UTC; it asks again, and fails after 120 s without one)")
+        assert "bytesPerSecond" not in row
+        await commanded(stocked, identifier, "cancel")
+
+
+@pytest.mark.parametrize("keep_partial", [True, False])
+async def test_a_cancel_keeps_or_frees_the_draft(stocked: Alone, keep_partial: bool) -> None:
+    name = f"draft-{keep_partial}"
+    with mute("body") as url:
+        identifier = await begun(stocked, name, url)
+        await eventually(lambda: (held := stocked.peer.fold.record(identifier)) and held.bytes_done >= 2 * PIECE_SIZE)
+        row = await commanded(stocked, identifier, "cancel", {"keep_partial": keep_partial})
+    assert row.get("keptBytes") == (2 * PIECE_SIZE if keep_partial else None)
+    assert row["message"].endswith(f"cancelled; 33.6 MB {'kept' if keep_partial else 'freed'}")
+    assert draft_bytes(stocked.folder / "models", name) == 2 * PIECE_SIZE * keep_partial
+
+
+@pytest.mark.parametrize("keep_partial", [True, False])
+async def test_what_a_dead_owner_left_is_freed_by_whoever_shares_the_folder(
+    stocked: Alone, tmp_path: Path, keep_partial: bool
+) -> None:
+    name, models = f"left-{keep_partial}", stocked.folder / "models"
+    record, revision = await stocked.peer.open("installation", name, cause="test", claim=True)
+    with Draft(models, name) as draft, draft.file("w.bin", "http://upstream/w.bin") as file:
+        file.begin("one", 3 * PIECE_SIZE)
+        file.write(bytes(PIECE_SIZE))
+    moved = msgspec.structs.replace(record, seq=record.seq + 1, bytes_done=PIECE_SIZE)
+    await stocked.peer.reached(await stocked.peer.write(moved, revision.sequence))
+    row = await commanded(stocked, record.id, "cancel", {"keep_partial": keep_partial})
+    assert row["state"] == "cancelled"
+    if keep_partial:
+        assert row["keptBytes"] == PIECE_SIZE
+        await installed(stocked, ref="b", name=f"marker-{name}")
+        assert draft_bytes(models, name) == PIECE_SIZE
+    else:
+        assert row["message"].endswith("cancelled; 16.8 MB freed")
+        await eventually(lambda: not (models / ".stagecast" / f"draft-{name}").exists())
+
+
+async def test_an_installation_that_publishes_is_past_stopping(
+    stocked: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, publish = threading.Event(), Draft.publish
+    monkeypatch.setattr(Draft, "publish", lambda draft, *given: (go.wait(10), publish(draft, *given)))
+    (tmp_path / "w.bin").write_bytes(WEIGHTS)
+    identifier = await begun(stocked, "published", (tmp_path / "w.bin").as_uri())
+    await eventually(lambda: (held := stocked.peer.fold.record(identifier)) and held.phase == "publishing")
+    try:
+        status, code, message = (await stocked.post(f"/api/operations/{identifier}/cancel")).error
+    finally:
+        go.set()
+    assert (status, code) == (409, "wrong_state")
+    assert message == f"cannot cancel {identifier}: it is publishing, past stopping"
+    assert (await stocked.ended(identifier))["state"] == "succeeded"
+
+
+async def test_a_stop_is_heeded_while_the_log_is_away_and_nothing_can_be_decided() -> None:
+    class Away:
+        async def append(self, *_: object, **__: object) -> int:
+            raise BusUnavailable("stopped")
+
+    owned = ownership.Ownership(Away(), a_record(kind="installation", node=""), 1)  # type: ignore[arg-type]
+    deciding = asyncio.create_task(asyncio.to_thread(until_decided, owned, asyncio.get_running_loop()))
+    await asyncio.sleep(0)
+    owned.stop.set()
+    with pytest.raises(Interrupted):
+        await deciding

@@ -69,8 +69,13 @@ async def test_staging_is_queued_for_each_node_and_not_twice(here: Alone) -> Non
     ]  # fmt: skip
     listed = await here.get("/api/operations", params={"min_revision": answer.json["revision"]})
     assert {row["id"] for row in rows} <= {row["id"] for row in listed.json["operations"]}
+    assert [[node["node_name"] for node in row["nodes"]] for row in rows] == [["one", "two"]] * 2
+    assert rows[0]["callID"] == rows[1]["callID"]
     again = await here.post("/api/models/owl/stage", {"nodes": ["one"]})
-    assert again.json["operations"][0]["jobID"] == rows[1]["jobID"]
+    assert again.json["operations"] == [rows[1]]
+    alone = await here.post("/api/models/owl/stage", {"nodes": ["here"]})
+    assert "nodes" not in alone.json["operations"][0]
+    assert (await here.ended("staging:owl@here"))["state"] == "succeeded"
 
 
 async def test_a_plan_says_what_it_would_take_and_does_nothing(here: Alone) -> None:

@@ -45,10 +45,6 @@ class Disk:
     pieces: dict[str, dict[int, int]] = field(default_factory=dict)
     """Per model and piece: bytes that were written; ``PIECE`` of them mean that the piece was verified."""
 
-    def verified(self, model: str) -> int:
-        """Return how many bytes are verified."""
-        return sum(count for count in self.pieces.get(model, {}).values() if count == PIECE)
-
     def present(self, model: str) -> int:
         """Return how many bytes are written, verified or not."""
         return sum(self.pieces.get(model, {}).values())
@@ -114,7 +110,7 @@ class Life:
                 try:
                     await log.ensure()
                     break
-                except (NatsError, TimeoutError):
+                except (NatsError, OSError):
                     await asyncio.sleep(0.2)
         try:
             await self._work(bus)
@@ -170,23 +166,23 @@ class Life:
         await ownership.change(phase="planning")
         await asyncio.sleep(0.05 * self.chance.random())
         if model in disk.whole:
-            await ownership.change(bytes_present=total)
+            await ownership.change(bytes_present=total, bytes_done=total, bytes_total=total)
         else:
             present = disk.present(model)
             await ownership.change(
-                phase="transferring", bytes_total=total, bytes_done=disk.verified(model), floor=present,
-                bytes_present=present, total_files=2,
+                phase="transferring", bytes_total=total, bytes_done=present, bytes_present=present, total_files=2,
             )  # fmt: skip
             try:
                 await self._move(ownership, model, pieces)
             except asyncio.CancelledError:
-                if ownership.stopped_by == "cancel":
+                if ownership.stopped_by == "cancel" and not ownership.keep_partial:
                     disk.pieces.pop(model, None)
                 raise
             await ownership.change(phase="publishing")
             disk.whole.add(model)
             disk.pieces.pop(model, None)
         await ownership.change(phase="publishing", bytes_total=total, bytes_done=total)
+        ownership.settle()
         self._say_holding(model)
         assert self.announcer is not None
         await self.announcer.settled()
@@ -198,8 +194,6 @@ class Life:
             if have.get(piece) == PIECE:
                 continue
             written = have.get(piece, 0)
-            if written:
-                ownership.advance(written)
             while written < PIECE:
                 await asyncio.sleep(pace * (0.5 + self.chance.random()))
                 if model in self.cluster.broken:
@@ -214,7 +208,7 @@ class Life:
         ownership.enter(2, "second")
 
     async def _clear(self, record: Record) -> None:
-        if not record.bytes_kept:
+        if not record.keep_partial:
             self.node.disk.pieces.pop(record.model, None)
 
 

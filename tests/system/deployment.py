@@ -99,7 +99,7 @@ async def _followed(client: Client, rows: tuple[Row, ...], is_enough: Callable[[
 
 async def metric(running: Cluster, name: str, *children: str) -> float:
     """Return the sum of a metric over processes."""
-    headers = {"Authorization": f"Bearer {running._environment['STAGECAST_TOKEN']}"}
+    headers = {"Authorization": f"Bearer {running.token}"}
     total = 0.0
     async with aiohttp.ClientSession(headers=headers) as session:
         for child in children:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -52,7 +53,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Cluster]:
     model.mkdir(parents=True)
     for name, size in FILES.items():
         (model / name).write_bytes(os.urandom(size))
-    async with cluster(ClusterSettings(data=tmp_path / "data", replicas=2, workers=1, rate_limit=RATE)) as running:
+    async with cluster(ClusterSettings(data=tmp_path / "data", replicas=2, workers=2, rate_limit=RATE)) as running:
         yield running
 
 
@@ -72,7 +73,8 @@ def runs(values: Iterable[Any]) -> list[Any]:
 async def test_a_staging_is_seen_whole_while_the_replica_behind_the_page_is_killed(
     running: Cluster, page: Page
 ) -> None:
-    await page.until("document.querySelector('[data-model=owl] [name=target]')?.length === 2")
+    await page.until("document.querySelector('[data-model=owl] [name=target]')?.length === 3")
+    await page.evaluate("document.querySelector('[data-model=owl] [name=target]').value = 'worker-1'")
     await page.evaluate(WATCH)
     await page.press("[data-model=owl] button[value=stage]")
     await page.until("window.seen.at(-1).place === 'operations'")
@@ -94,6 +96,24 @@ async def test_a_staging_is_seen_whole_while_the_replica_behind_the_page_is_kill
     assert runs(each["replica"] for each in seen) == [killed, other]
     await page.until("document.querySelector('[data-node=worker-1]').innerText.includes('owl')")
     assert not [each for each in page.complaints if not is_of_the_kill(each)]
+
+
+async def test_what_one_call_asked_for_stands_together_below_a_line_for_all_of_it(page: Page) -> None:
+    await page.until("document.querySelector('[data-model=owl] [name=target]')?.length === 3")
+    await page.press("[data-model=owl] button[value=stage]")
+    await page.until("document.querySelectorAll('#operations > .part').length === 2")
+    heading = "document.querySelector('#operations > :first-child .call').textContent"
+    await page.until(f"{heading}.startsWith('owl: 2\u00a0nodes · ') && {heading}.endsWith(' · 2 running')")
+    first = await page.evaluate(heading)
+    await page.until(f"{heading} !== {json.dumps(first)}")
+    assert await page.evaluate("document.querySelectorAll('#operations .call:not(:empty)').length") == 1
+    await page.until("Number(document.querySelector('#operations > :last-child').dataset.progress) > 15")
+    await page.press("#operations > :last-child button[data-verb=cancel]")
+    await page.until("document.querySelectorAll('#operations > li').length === 1")
+    await page.until(f"{heading}.endsWith(' · 1 running, 1 cancelled')")
+    ended = "document.querySelector('#recent > [data-state=cancelled] [data-slot=task]').textContent"
+    assert (await page.evaluate(ended)).endswith(" MB freed")
+    assert page.complaints == []
 
 
 async def test_a_replica_that_is_told_to_end_lets_the_page_go_at_once(running: Cluster, page: Page) -> None:

@@ -6,11 +6,11 @@ import contextlib
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from stagecast.manifest import Manifest
+from stagecast.manifest import Manifest, encode
 from stagecast.transfer import Holder
 
 
@@ -51,9 +51,23 @@ class Hostile:
 Answer = Callable[[Request], None]
 
 
+def tell_the_manifest(request: Request) -> None:
+    request.head("200 OK", Content_Range="")
+    request.connection.sendall(request.content)
+
+
 @contextmanager
-def hostile(answer: Answer, manifest: Manifest, contents: dict[str, bytes], name: str = "bad") -> Iterator[Hostile]:
-    """Yield a holder that answers each request for a range by ``answer``, and closes once that returns."""
+def hostile(
+    answer: Answer,
+    manifest: Manifest,
+    contents: Mapping[str, bytes],
+    name: str = "bad",
+    about: Answer = tell_the_manifest,
+) -> Iterator[Hostile]:
+    """Yield a holder that answers each request for a range by ``answer``, and closes once that returns.
+
+    ``about`` answers requests for the manifest.
+    """
     by_digest = {file.digest: contents[file.path] for file in manifest.files}
     listener = socket.create_server(("127.0.0.1", 0))
     holder = Hostile(Holder(name, f"http://127.0.0.1:{listener.getsockname()[1]}"))
@@ -63,6 +77,11 @@ def hostile(answer: Answer, manifest: Manifest, contents: dict[str, bytes], name
     def serve(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             while head := _read_head(connection):
+                if head.startswith("GET /manifests/"):
+                    content = encode(manifest)
+                    holder.seen.set()
+                    about(Request(connection, content, 0, len(content)))
+                    continue
                 found = re.match(r"GET /files/(\w+) .*\r\nRange: bytes=(\d+)-(\d+)\r\n", head, re.DOTALL)
                 assert found is not None
                 start, stop = int(found[2]), int(found[3]) + 1

@@ -426,3 +426,61 @@ def test_a_killed_process_is_gone_on_from_without_moving_much_again(store: Store
     # What the sender gave to the network is more than either run has received.
     assert server.bytes_sent <= 1.05 * manifest.size
     assert pulled.bytes_received <= 0.65 * manifest.size
+
+
+def test_what_was_here_and_is_hashed_again_is_told_apart_from_what_came(store: Store, good: FileServer) -> None:
+    with store.partial(MANIFEST) as partial:
+        whole, begun, *_ = (piece for piece in partial.missing() if piece.file == 3)
+        content = CONTENTS["weights/deep/er/b.bin"]
+        partial.write(whole, 0, content[: whole.length])
+        partial.write(begun, 0, content[begun.offset : begun.offset + 1000])
+        checked: list[int] = []
+        caller = Caller(partial)
+        pulled = caller.pull(holder(good), checked=checked.append)
+        assert sum(checked) == whole.length + 1000
+        assert caller.done == pulled.bytes_received == SIZE - sum(checked)
+        assert_whole(partial)
+
+
+@pytest.mark.parametrize(
+    ("fault", "on"),
+    [(None, "network"), (faults.hang, "source"), (faults.hang_in_the_body, "source"), (faults.fail, "source")],
+)
+def test_while_no_byte_comes_it_says_what_it_waits_for(store: Store, fault: faults.Answer | None, on: str) -> None:
+    told: list[str] = []
+    with contextlib.ExitStack() as stack:
+        partial = stack.enter_context(store.partial(MANIFEST))
+        bad = stack.enter_context(hostile(fault, MANIFEST, CONTENTS)).holder if fault else gone()
+        with pytest.raises(HoldersFailed):
+            Caller(partial).pull(bad, patience=0.4, stall=0.3, waiting=told.append)
+    assert told.count(on) > len(told) / 2
+    assert set(told) <= {on, "network", "source"}
+
+
+def test_without_any_holder_it_waits_for_the_source(store: Store) -> None:
+    told: list[str] = []
+    with store.partial(MANIFEST) as partial, pytest.raises(HoldersFailed):
+        Caller(partial).pull(patience=0.2, waiting=told.append)
+    assert set(told) == {"source"}
+
+
+def test_a_disk_that_takes_no_bytes_is_told_apart_from_a_holder_that_gives_none(
+    store: Store, good: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, write = threading.Event(), Partial.write
+    told: list[str] = []
+
+    def slow(*arguments: object) -> None:
+        go.wait(10)
+        write(*arguments)  # type: ignore[arg-type]
+
+    def tell(on: str) -> None:
+        told.append(on)
+        if told.count("target disk") > 3:
+            go.set()
+
+    monkeypatch.setattr(Partial, "write", slow)
+    with store.partial(MANIFEST) as partial:
+        Caller(partial).pull(holder(good), waiting=tell)
+        assert "target disk" in told
+        assert_whole(partial)

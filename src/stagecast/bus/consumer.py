@@ -24,6 +24,8 @@ BUSY: Final = 0.002
 GULP: Final = 0.01
 """Seconds for which the client collects messages then, after each gulp."""
 _LULL: Final = 0.02
+_LAST: Final = ".0"
+"""How a delivery's reply subject ends where nothing more is pending: who has all that there is."""
 _WEIGHT: Final = 1 / 16
 
 
@@ -54,7 +56,7 @@ class Consumer:
         if self.pending():
             return
         self._wake()
-        if self._gap < BUSY and not self._whole.is_behind:
+        if self._gap < BUSY and message.reply.endswith(_LAST):
             # Meanwhile the client only collects; it calls once more for all that has come.
             await asyncio.sleep(GULP)
 
@@ -144,8 +146,6 @@ class Consumer:
 
 def position(reply: str) -> tuple[int, int, float]:
     """Return (stream sequence, consumer sequence, server's time) from a delivery's reply subject."""
-    if reply.count(".") == 8:
-        _, sequence, in_consumer, nanoseconds, _ = reply.rsplit(".", 4)
-    else:
-        sequence, in_consumer, nanoseconds = reply.split(".")[7:10]
+    tokens = reply.split(".")
+    sequence, in_consumer, nanoseconds = tokens[5:8] if len(tokens) == 9 else tokens[7:10]
     return int(sequence), int(in_consumer), int(nanoseconds) / 1e9

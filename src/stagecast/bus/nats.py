@@ -30,8 +30,8 @@ from nats.js.api import (
 from nats.js.errors import APIError, NotFoundError
 
 from stagecast.bus import Anew, Answer, Heard, Lost, streams
-from stagecast.bus.asking import Interruptions, cancellable
 from stagecast.bus.consumer import Consumer
+from stagecast.bus.questions import Questions, cancellable
 from stagecast.errors import AppendConflict, BusUnavailable, BusUnsuitable, NobodyListens
 from stagecast.messages import Entry
 from stagecast.revision import STREAMS, first_of, identity_of
@@ -62,8 +62,8 @@ class NatsLog:
         self._stream: JetStreamContext = client.jetstream(timeout=REQUEST_TIMEOUT)
         self._config = config
         self._name = config.name or ""
-        self._asking = Interruptions()
         self._consumers: set[Consumer] = set()
+        self._questions = Questions()
 
     async def append(self, subject: str, payload: bytes, *, expected: int | None = None) -> int:
         """See `stagecast.bus.Log.append`."""
@@ -72,7 +72,8 @@ class NatsLog:
         headers = {_EXPECTED: str(expected)} if expected is not None else None
         try:
             # Each header is stored, delivered and parsed by every follower: the stream's name is checked here instead.
-            acknowledged = await cancellable(self._stream.publish(subject, payload, headers=headers))
+            publishing = self._stream.publish(subject, payload, headers=headers)
+            acknowledged = await self._questions.answered(publishing)
         except APIError as error:
             if error.err_code == _WRONG_LAST_SEQUENCE and expected is not None:
                 raise AppendConflict(subject, expected) from None
@@ -90,7 +91,7 @@ class NatsLog:
         if not self._client.is_connected:
             raise BusUnavailable("not connected")
         try:
-            message = await cancellable(self._stream.get_last_msg(self._name, subject))
+            message = await self._questions.answered(self._stream.get_last_msg(self._name, subject))
         except NotFoundError:
             return None
         except _Gone as error:
@@ -104,7 +105,7 @@ class NatsLog:
         while True:
             is_lost = False
             try:
-                info = await self._look()
+                info = await self.ensure()
                 if _identity(info) != identity or info.state.last_seq < held:
                     identity, held = _identity(info), max(0, info.state.first_seq - 1)
                     yield Anew(identity)
@@ -115,7 +116,7 @@ class NatsLog:
                             held = heard.sequence
                             yield heard
                         elif consumer.is_torn:
-                            consumer.bridge((await self._look()).state.last_seq)
+                            consumer.bridge((await self.ensure()).state.last_seq)
                         else:
                             await consumer.come()
             except _Gone as error:
@@ -129,7 +130,7 @@ class NatsLog:
     async def ensure(self) -> StreamInfo:
         """Return the stream's state, having made the stream if it was not there."""
         try:
-            info = await cancellable(self._stream.stream_info(self._name))
+            info = await self._questions.answered(self._stream.stream_info(self._name))
         except NotFoundError:
             return await self._create()
         amended = streams.amended(info.config, self._config, self._bounds)
@@ -146,15 +147,11 @@ class NatsLog:
         except APIError as error:
             if error.err_code != _MADE_ALREADY:
                 raise
-            return await cancellable(self._stream.stream_info(self._name))
-
-    async def _look(self) -> StreamInfo:
-        async with self._asking.watched():
-            return await self.ensure()
+            return await self._questions.answered(self._stream.stream_info(self._name))
 
     def wake(self) -> None:
-        """Make every follower look at the stream anew; the connection has changed."""
-        self._asking.interrupt()
+        """Make every follower look at the stream anew, and nobody wait for an answer; the connection has changed."""
+        self._questions.abandon()
         for consumer in self._consumers:
             consumer.end()
 
@@ -174,8 +171,7 @@ class NatsLog:
         consumer.pending = lambda: subscription.pending_msgs
         self._consumers.add(consumer)
         try:
-            async with self._asking.watched():
-                await cancellable(self._stream.add_consumer(self._name, _configured(inbox, held)))
+            await self._questions.answered(self._stream.add_consumer(self._name, _configured(inbox, held)))
             with consumer.watched(3 * HEARTBEAT):
                 yield consumer
         finally:
@@ -300,7 +296,9 @@ async def _dial(url: str, patience: float, **options: object) -> Client:
                 allow_reconnect=True,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=0.1,  # type: ignore[arg-type]  # typed int, but only ever slept
-                ping_interval=2,
+                # A silent connection is given up after 3 s: a new one is made within a second of the network's
+                # return, where TCP would try again only after as long as the silence had lasted.
+                ping_interval=1,
                 max_outstanding_pings=2,
                 **options,  # type: ignore[arg-type]  # the callbacks above
             )

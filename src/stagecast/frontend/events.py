@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 from stagecast import revision
-from stagecast.errors import ReplicaBehind
 from stagecast.feed import Feed
-from stagecast.frontend.gate import MIN_REVISION_WAIT
+from stagecast.frontend.gate import catch_up
 from stagecast.revision import Revision
 from stagecast.tracker import Tracker
 
@@ -23,8 +22,7 @@ async def begin(tracker: Tracker, last_event_id: str) -> Revision | None:
     wanted = revision.parse(last_event_id)
     if wanted is None:
         return None
-    if not await tracker.reached(wanted, MIN_REVISION_WAIT):
-        raise ReplicaBehind(last_event_id)
+    await catch_up(tracker, wanted)
     return wanted if wanted.identity == tracker.revision.identity else None
 
 

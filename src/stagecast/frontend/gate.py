@@ -11,6 +11,7 @@ from stagecast import revision
 from stagecast.errors import CrossOrigin, NotReady, ReplicaBehind, StagecastError, Unauthorized
 from stagecast.frontend.refusals import refuse
 from stagecast.proxy import Message, Receive, Scope, Send
+from stagecast.revision import Revision
 from stagecast.tracker import Tracker
 
 MIN_REVISION_WAIT: Final = 2.0
@@ -75,13 +76,24 @@ class Gate:
             raise NotReady("the log has not been read yet")
 
     async def _catch_up(self, scope: Scope) -> None:
-        """Wait until this replica has folded what the client has seen; raise `ReplicaBehind` where that takes long."""
+        """Wait until this replica has folded what the client says that it has seen. Raises `ReplicaBehind`."""
         text = header(scope, b"stagecast-min-revision").decode("latin-1")
         if not text and scope["query_string"]:
             text = parse_qs(scope["query_string"].decode("latin-1")).get("min_revision", [""])[0]
         wanted = revision.parse(text) if text else None
-        if wanted is not None and not await self._tracker.reached(wanted, MIN_REVISION_WAIT):
-            raise ReplicaBehind(str(wanted))
+        if wanted is not None:
+            await catch_up(self._tracker, wanted)
+
+
+async def catch_up(tracker: Tracker, wanted: Revision) -> None:
+    """Wait until this replica has folded what a client has seen.
+
+    Raises:
+        ReplicaBehind: it did not for `MIN_REVISION_WAIT`; at once where it cannot hear the log, while another one may.
+    """
+    await tracker.until(lambda: wanted.reached_by(tracker.revision) or tracker.is_degraded, MIN_REVISION_WAIT)
+    if not wanted.reached_by(tracker.revision):
+        raise ReplicaBehind(str(wanted))
 
 
 def _check_origin(scope: Scope) -> None:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import wait
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Final
 
 from stagecast import gallery, installation
-from stagecast.draft import Draft
+from stagecast.draft import draft_bytes
 from stagecast.duty import Duty
 from stagecast.errors import BadInput, Interrupted, Unknown
 from stagecast.frontend.replica import Replica
 from stagecast.gallery import Source
-from stagecast.manifest import Manifest
-from stagecast.messages import Record
+from stagecast.installation import PATIENCE
+from stagecast.messages import Hindrance, Record
 from stagecast.ownership import Ownership
 from stagecast.revision import Revision
-from stagecast.store import Store
 from stagecast.transfer import RateLimit
 from stagecast.work import in_thread
+
+_UNLESS_A_BYTE_COMES: Final = f"it asks again, and fails after {PATIENCE:.0f} s without one"
+
+_POLL: Final = 0.1
 
 
 class Installs:
@@ -29,7 +35,7 @@ class Installs:
         self._limit = RateLimit(rate_limit) if rate_limit else None
         self._replica = replica
         self._tracker = replica.tracker
-        self._duty = Duty(replica.tracker, "installation", self._bring)
+        self._duty = Duty(replica.tracker, "installation", self._install, clear=self._clear)
 
     async def start(self, reference: str, index: str, name: str, sha256: str) -> tuple[Record, Revision]:
         """Resolve what is meant and begin to install it; return the operation as it stands.
@@ -54,36 +60,57 @@ class Installs:
         async with self._duty.running():
             yield self
 
+    async def _install(self, ownership: Ownership) -> None:
+        try:
+            await self._bring(ownership)
+        except (asyncio.CancelledError, Interrupted):
+            if ownership.stopped_by == "cancel":
+                await asyncio.shield(self._leave(ownership))
+            raise
+
+    async def _leave(self, ownership: Ownership) -> None:
+        store, model = self._replica.node.store, ownership.record.model
+        if ownership.keep_partial:
+            ownership.bytes_kept = await asyncio.to_thread(draft_bytes, store.models, model)
+        else:
+            await asyncio.to_thread(installation.discard, store, model)
+
+    async def _clear(self, record: Record) -> None:
+        """Free what stands of an installation that was cancelled while nobody worked on it.
+
+        Replicas may share one folder: whoever is first frees it, and what another one works on stays.
+        """
+        if not record.keep_partial:
+            await asyncio.to_thread(installation.discard, self._replica.node.store, record.model)
+
     async def _bring(self, ownership: Ownership) -> None:
         store = self._replica.node.store
+        waiting = partial(ownership.wait, then=_UNLESS_A_BYTE_COMES)
         await ownership.change(phase="planning")
-        source = await in_thread(ownership.stop, self._resolve, ownership.record.parameters, ownership.stop)
-        source = await in_thread(ownership.stop, installation.measure, source, stop=ownership.stop)
+        source = await in_thread(ownership.stop, self._resolve, ownership.record.parameters, ownership.stop, waiting)
+        source = await in_thread(ownership.stop, installation.measure, source, stop=ownership.stop, waiting=waiting)
         present = await asyncio.to_thread(installation.staged_bytes, source, store)
         await ownership.change(
             phase="transferring", bytes_done=present, bytes_present=present, bytes_total=source.size or 0,
             total_files=len(source.files),
         )  # fmt: skip
-        manifest = await self._download(ownership, source)
+        loop = asyncio.get_running_loop()
+        manifest = await in_thread(
+            ownership.stop, installation.install, source, store,
+            advance=ownership.advance, found=ownership.find, checked=partial(ownership.check, total=0),
+            waiting=waiting, stop=ownership.stop, limit=self._limit,
+            entered=lambda index: ownership.enter(index + 1, source.files[index].path),
+            completed=lambda index: ownership.complete(index + 1, source.files[index].path),
+            whole=lambda: until_decided(ownership, loop),
+        )  # fmt: skip
         await ownership.change(phase="publishing", bytes_total=manifest.size, bytes_done=manifest.size)
-        await self._replica.node.adopt()
+        ownership.settle()
+        await self._replica.node.announce(manifest.model)
         await self._replica.node.settled()
 
-    async def _download(self, ownership: Ownership, source: Source) -> Manifest:
-        store = self._replica.node.store
-        try:
-            return await in_thread(
-                ownership.stop, installation.install, source, store,
-                advance=ownership.advance, stop=ownership.stop, limit=self._limit,
-                entered=lambda index: ownership.enter(index + 1, source.files[index].path),
-                completed=lambda index: ownership.complete(index + 1, source.files[index].path),
-            )  # fmt: skip
-        except (asyncio.CancelledError, Interrupted):
-            if ownership.stopped_by == "cancel":
-                await asyncio.shield(asyncio.to_thread(_discard, store, source.model))
-            raise
-
-    def _resolve(self, parameters: dict[str, str], stop: threading.Event) -> Source:
+    def _resolve(
+        self, parameters: dict[str, str], stop: threading.Event, waiting: Callable[[Hindrance], None] = lambda _: None
+    ) -> Source:
         """Return what is meant, from the index that was named, else from the first configured one that has it."""
         reference, name, sha256 = parameters["reference"], parameters["name"], parameters["sha256"]
         is_address = "://" in reference or reference.startswith("/")
@@ -92,10 +119,23 @@ class Installs:
         indexes = [parameters["gallery"]] if parameters["gallery"] else list(self._replica.galleries)
         for index in indexes[:-1]:
             with suppress(Unknown):
-                return gallery.resolve(reference, index, name, sha256, stop=stop)
-        return gallery.resolve(reference, indexes[-1] if indexes else "", name, sha256, stop=stop)
+                return gallery.resolve(reference, index, name, sha256, stop=stop, waiting=waiting)
+        return gallery.resolve(reference, indexes[-1] if indexes else "", name, sha256, stop=stop, waiting=waiting)
 
 
-def _discard(store: Store, model: str) -> None:
-    with Draft(store.models, model) as draft:
-        draft.discard()
+def until_decided(ownership: Ownership, loop: asyncio.AbstractEventLoop) -> None:
+    """Block a thread until the installation is past stopping. Raises `Fenced`, or `Interrupted` if it was stopped."""
+    deciding = asyncio.run_coroutine_threadsafe(_decide(ownership), loop)
+    while not wait([deciding], _POLL).done:
+        # The log may be away for long, and the process about to end meanwhile.
+        if ownership.stop.is_set() and deciding.cancel():
+            raise Interrupted("cancel")
+    deciding.result()
+
+
+async def _decide(ownership: Ownership) -> None:
+    """Let nothing stop the installation any more, and say so, unless something has by now."""
+    await ownership.change(phase="publishing")
+    if ownership.stopped_by is not None:
+        raise Interrupted(ownership.stopped_by)
+    ownership.settle()

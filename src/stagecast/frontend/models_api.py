@@ -199,7 +199,9 @@ class ModelsApi(Controller):
             plan = StagePlan(model=name, bytes=max(plan.bytes for plan in plans), nodes=plans)
             return Response(Planned(plan=plan), status_code=200)
         records, revision = await replica.stage(name, nodes, "api")
-        return Response(Started(operations=[rows.row(record) for record in records], revision=str(revision)))
+        return Response(
+            Started(operations=[rows.row_of(replica.fold, record) for record in records], revision=str(revision))
+        )
 
     @post("/install", status_code=202, summary="Install a model from a gallery, a URL or a path")
     async def install(self, installs: NamedDependency[Installs], data: JSONBody[InstallRequest]) -> Started:

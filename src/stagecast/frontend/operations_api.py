@@ -10,13 +10,13 @@ from litestar import Controller, Request, Response, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.enums import MediaType
-from litestar.params import FromPath, FromQuery, QueryParameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from stagecast import revision, rows
-from stagecast.errors import BadInput, ReplicaBehind, Unknown
+from stagecast.errors import BadInput, Unknown
 from stagecast.frontend import events
 from stagecast.frontend.encoded import Encoded, Frames
-from stagecast.frontend.gate import MIN_REVISION_WAIT, header
+from stagecast.frontend.gate import catch_up, header
 from stagecast.messages import Outcome, Verb
 from stagecast.participant import Participant
 from stagecast.past import Place, Sought, parse_place, place_before
@@ -39,6 +39,12 @@ class Ended(msgspec.Struct, kw_only=True):
     next: str | msgspec.UnsetType = msgspec.UNSET
 
 
+class CommandRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How a command is meant. ``keep_partial``: a cancel leaves on the disk what has arrived."""
+
+    keep_partial: bool = False
+
+
 class OperationsApi(Controller):
     """What is under way, and what has ended."""
 
@@ -58,8 +64,7 @@ class OperationsApi(Controller):
             raise BadInput(f"wait is {wait}; it is a number of seconds, at most {LONGEST_WAIT:.0f}")
         known = revision.parse(after)
         if known is not None:
-            if not await participant.tracker.reached(known, MIN_REVISION_WAIT):
-                raise ReplicaBehind(after)
+            await catch_up(participant.tracker, known)
             await participant.tracker.until(lambda: _is_later(participant, known), max(0.0, min(wait, LONGEST_WAIT)))
         etag = participant.view.etag
         headers = [(b"etag", etag.encode()), (b"cache-control", b"no-cache")]
@@ -106,9 +111,13 @@ class OperationsApi(Controller):
 
     @post("/{operation:str}/{verb:str}", status_code=200, summary="cancel, pause, resume, retry or dismiss")
     async def command(
-        self, participant: NamedDependency[Participant], operation: FromPath[str], verb: FromPath[str]
+        self,
+        participant: NamedDependency[Participant],
+        operation: FromPath[str],
+        verb: FromPath[str],
+        data: JSONBody[CommandRequest | None] = None,
     ) -> Row:
-        """Return the row once the operation's owner has taken the command up."""
+        """Return the row once the operation's owner has taken the command up, or where it has taken effect before."""
         try:
             wanted: Verb = msgspec.convert(verb, Verb)
         except msgspec.ValidationError:
@@ -117,8 +126,8 @@ class OperationsApi(Controller):
         if mirror is not None and participant.fold.record(operation) is None:
             await participant.commands.give_foreign(mirror, wanted)
             return rows.mirror_row(mirror)
-        record, _ = await participant.commands.give(operation, wanted)
-        return rows.detailed(record)
+        record, _ = await participant.commands.give(operation, wanted, keep_partial=bool(data and data.keep_partial))
+        return rows.detailed(record, rows.shares(participant.fold, record))
 
 
 def is_known(etag: str, if_none_match: str) -> bool:

@@ -98,7 +98,7 @@ class Replica:
         """Return the workers that are meant. Raises `Unknown`, `WrongState`, `BadInput`."""
         workers = self.workers()
         if nodes == "all":
-            able = [name for name, node in workers.items() if not node.draining]
+            able = sorted(name for name, node in workers.items() if not node.draining)
             chosen = [name for name in able if self.presence.is_node_alive(name)]
             if not chosen:
                 raise BadInput("there is no living worker to stage to; start one with `stagecast worker`")
@@ -120,12 +120,14 @@ class Replica:
         digest = newest_digest(holdings)
         parameters = {"digest": digest} if digest else {}
         files = max(holding.files for holding in holdings)
+        call = self.tracker.new_id()
         opened = [
             await self.tracker.open(
-                "staging", model, node, cause=cause, parameters=parameters, bytes_total=size, total_files=files
+                "staging", model, node, cause=cause, parameters=parameters, bytes_total=size, total_files=files,
+                call=call,
             )
             for node in nodes
-        ]
+        ]  # fmt: skip
         revision = max((revision for _, revision in opened), key=lambda revision: revision.sequence)
         await self.tracker.reached(revision, 2.0)
         return [self.fold.record(record.id) or record for record, _ in opened], revision

@@ -11,6 +11,7 @@ from typing import Final
 
 from stagecast.errors import HoldersFailed, Interrupted, PieceCorrupt
 from stagecast.manifest import Manifest
+from stagecast.messages import Hindrance
 from stagecast.partial import Partial
 from stagecast.pieces import Piece
 from stagecast.transfer.assignments import Assignment, Assignments
@@ -50,6 +51,17 @@ class Pulled:
     waits: Waits
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the caller of `pull` wants to be told; see there."""
+
+    advance: Callable[[int], None]
+    checked: Callable[[int], None]
+    entered: Callable[[int], None]
+    completed: Callable[[int], None]
+    waiting: Callable[[Hindrance], None]
+
+
 class Ledger:
     """The state of one pull; safe to share between threads. Its lock is held for moments only."""
 
@@ -66,6 +78,9 @@ class Ledger:
         self._reported: dict[Piece, int] = {}
         self._reached: dict[Piece, int] = {}
         self._news = 0
+        self._checked = 0
+        self._standing: dict[int, Hindrance] = {}
+        self._failed_at: Hindrance = "source"
         self._left = Counter(piece.file for piece in missing)
         self._whole: list[int] = []
         self._moving: set[int] = set()
@@ -77,9 +92,7 @@ class Ledger:
     def supervise(
         self,
         holders: Callable[[], Sequence[Holder]],
-        advance: Callable[[int], None],
-        entered: Callable[[int], None],
-        completed: Callable[[int], None],
+        tell: Told,
         stop: threading.Event,
     ) -> None:
         """Report to the caller until everything is verified; raise what ends the pull before that."""
@@ -96,7 +109,7 @@ class Ledger:
             with self._changed:
                 is_complete = self._assignments.is_complete
                 self._raise_what_ends_it(now)
-            self._report(advance, entered, completed)
+            self._report(tell)
             if is_complete:
                 return
             with self._changed:
@@ -110,8 +123,13 @@ class Ledger:
                 if assignment is not None:
                     self._moving.add(assignment.piece.file)
                     return assignment
+                self._standing.pop(threading.get_ident(), None)
                 self._changed.wait(TICK)
         return None
+
+    def at(self, what: Hindrance) -> None:
+        """Note for what the calling stream waits next; nothing while it computes."""
+        self._standing[threading.get_ident()] = what
 
     def received(self, holder: Holder, count: int) -> None:
         """Count bytes off the wire."""
@@ -126,7 +144,10 @@ class Ledger:
                 self._assignments.progressed(time.monotonic(), holder)
             gain = max(0, position - self._reported.get(piece, 0))
             self._reported[piece] = self._reported.get(piece, 0) + gain
-            self._news += gain
+            if holder is None:
+                self._checked += gain
+            else:
+                self._news += gain
 
     def done(self, assignment: Assignment) -> None:
         """Note a verified piece."""
@@ -143,6 +164,7 @@ class Ledger:
     def failed(self, assignment: Assignment, why: str, lost: float) -> None:
         """Note a holder's failure, which cost ``lost`` seconds."""
         with self._changed:
+            self._failed_at = self._standing.get(threading.get_ident()) or "source"
             self._assignments.failed(assignment, why, time.monotonic(), lost)
 
     def wrong(self, assignment: Assignment, *, is_certain: bool) -> None:
@@ -158,6 +180,7 @@ class Ledger:
         """Note that a stream has ended, and why if it should not have."""
         with self._changed:
             self._waits += waits
+            self._standing.pop(threading.get_ident(), None)
             self._error = self._error or error
             self._changed.notify_all()
 
@@ -166,20 +189,32 @@ class Ledger:
         received = dict(self._received)
         return Pulled(sum(received.values()), self._verified, received, seconds, self._waits)
 
-    def _report(
-        self, advance: Callable[[int], None], entered: Callable[[int], None], completed: Callable[[int], None]
-    ) -> None:
+    def _report(self, tell: Told) -> None:
         with self._changed:
             news, self._news = self._news, 0
+            # What was checked while bytes came waits, so that the caller does not hear of two phases in turn.
+            checked = self._checked if not news or self._assignments.is_complete else 0
+            self._checked -= checked
             whole, self._whole = self._whole, []
-            file = min(self._moving, default=self._entered)
+            file = min(self._moving, default=max(whole, default=self._entered))
+            hindrance = self._hindrance()
         if file > self._entered:
             self._entered = file
-            entered(file)
+            tell.entered(file)
+        if checked:
+            tell.checked(checked)
         if news:
-            advance(news)
+            tell.advance(news)
+        elif not checked and hindrance:
+            tell.waiting(hindrance)
         for file in whole:
-            completed(file)
+            tell.completed(file)
+
+    def _hindrance(self) -> Hindrance:
+        """Return for what the streams wait, which is nothing if one computes: the disk, a byte, or a connection."""
+        standing = list(self._standing.values()) or [self._failed_at]
+        order: tuple[Hindrance, ...] = ("", "target disk", "source", "network")
+        return next(each for each in order if each in standing)
 
     def _is_hopeless(self) -> bool:
         with self._changed:

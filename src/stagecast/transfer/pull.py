@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from stagecast.manifest import Manifest
+from stagecast.messages import Hindrance
 from stagecast.partial import Partial
-from stagecast.transfer.ledger import Ledger, Pulled
+from stagecast.transfer.ledger import Ledger, Pulled, Told
 from stagecast.transfer.limit import RateLimit
 from stagecast.transfer.source import STALL, Holder
 from stagecast.transfer.stream import Stream
@@ -32,6 +33,8 @@ def pull(
     advance: Callable[[int], None],
     entered: Callable[[int], None],
     completed: Callable[[int], None] = lambda _: None,
+    checked: Callable[[int], None] | None = None,
+    waiting: Callable[[Hindrance], None] = lambda _: None,
     stop: threading.Event,
     patience: float = PATIENCE,
     stall: float = STALL,
@@ -43,6 +46,11 @@ def pull(
     starts at ``partial.verified_bytes`` ends at ``manifest.size``. ``entered`` gets the index of the file that moves,
     which only rises; ``completed`` that of each file whose last piece was verified in this call. ``limit`` is in force
     for the sum over all streams, and may be shared between pulls.
+
+    ``checked`` gets, in the place of ``advance``, bytes that were here before the call and were only hashed again.
+    ``waiting`` gets, about ten times a second while no byte comes, what the streams wait for: ``network`` while they
+    connect or are refused, ``source`` while a holder that took the connection says nothing, ``target disk`` while that
+    takes no bytes.
 
     Raises:
         HoldersFailed: for ``patience`` seconds nobody gave a byte; a holder counts as failed after ``stall`` seconds
@@ -61,7 +69,7 @@ def pull(
     try:
         for thread in threads:
             thread.start()
-        ledger.supervise(holders, advance, entered, completed, stop)
+        ledger.supervise(holders, Told(advance, checked or advance, entered, completed, waiting), stop)
     finally:
         ledger.halted.set()
         for thread in threads:

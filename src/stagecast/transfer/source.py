@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self
@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from stagecast.errors import BadInput, HolderFailed, Interrupted, InvalidManifest
 from stagecast.manifest import Manifest, decode
+from stagecast.messages import Hindrance
 from stagecast.pieces import parse_content_range
 
 STALL: Final = 10.0
@@ -58,20 +59,23 @@ class Source:
 
     The connection is made when it is needed, kept for the next request, and closed by any failure. ``window`` bounds
     the bytes that the kernel receives ahead of us; 0 leaves it to the kernel. ``stop`` is heeded within `_SLICE`
-    seconds, except while the system resolves a host's name. Every method that asks or receives raises:
+    seconds, except while the system resolves a host's name. ``waiting`` is told what it waits for next: ``network``
+    while it connects, then ``source``. Every method that asks or receives raises:
 
     - `HolderFailed`: the holder cannot be reached, hangs, or answers something else than what was asked;
     - `Interrupted`: ``stop`` was set.
     """
 
     def __init__(
-        self, holder: Holder, token: str, stop: threading.Event, *, window: int = 0, stall: float = STALL
-    ) -> None:
+        self, holder: Holder, token: str, stop: threading.Event, *, window: int = 0, stall: float = STALL,
+        waiting: Callable[[Hindrance], None] = lambda _: None,
+    ) -> None:  # fmt: skip
         self.holder = holder
         self._token = token
         self._stop = stop
         self._window = window
         self._stall = stall
+        self._waiting = waiting
         self._silence = 0.0
         self._socket: socket.socket | None = None
         self._ahead = b""
@@ -115,7 +119,9 @@ class Source:
             body = memoryview(bytearray(length))
             self._ahead, self._left = head.rest, length
             while self._left:
-                self._receive_body(body[length - self._left :])
+                if self._receive_body(body[length - self._left :]):
+                    self._waiting("")
+                self._waiting("source")
             return self._decoded(bytes(body), digest)
 
     def _decoded(self, body: bytes, digest: str) -> Manifest:
@@ -154,7 +160,9 @@ class Source:
     def _exchange(self, path: str, field: str) -> Head:
         url = urlsplit(self.holder.url)
         if self._socket is None:
+            self._waiting("network")
             self._socket = self._connect(url)
+        self._waiting("source")
         authorization = f"Authorization: Bearer {self._token}\r\n" if self._token else ""
         request = f"GET {url.path.rstrip('/')}{path} HTTP/1.1\r\nHost: {url.netloc}\r\n{authorization}{field}\r\n"
         self._socket.sendall(request.encode())
@@ -244,15 +252,18 @@ class Source:
 
 
 def fetch_manifest(
-    holder: Holder, digest: str, token: str = "", stop: threading.Event | None = None, *, stall: float = STALL
-) -> Manifest:
+    holder: Holder, digest: str, token: str = "", stop: threading.Event | None = None, *, stall: float = STALL,
+    waiting: Callable[[Hindrance], None] = lambda _: None,
+) -> Manifest:  # fmt: skip
     """Return the manifest of that digest from a holder, checked. Blocks.
+
+    ``waiting`` is told what it waits for next, and nothing when bytes have come.
 
     Raises:
         HolderFailed: it does not have it, cannot be reached, hangs, or sends something else.
         Interrupted: ``stop`` was set.
     """
-    with Source(holder, token, stop or threading.Event(), stall=stall) as source:
+    with Source(holder, token, stop or threading.Event(), stall=stall, waiting=waiting) as source:
         return source.manifest(digest)
 
 

@@ -64,6 +64,7 @@ class Stream:
             return
         if hasher.hexdigest() == self._ledger.manifest.files[piece.file].pieces[piece.index]:
             since = time.monotonic()
+            self._ledger.at("target disk")
             partial.verify(piece)
             self._waits += Waits(disk=time.monotonic() - since)
             self._ledger.done(assignment)
@@ -73,6 +74,7 @@ class Stream:
 
     def _hash_prefix(self, piece: Piece, hasher: blake3) -> int:
         length, position = self._ledger.partial.written(piece), 0
+        self._ledger.at("target disk")
         for chunk in self._ledger.partial.read(piece, length) if length else ():
             if self._ledger.halted.is_set():
                 raise Interrupted("cancel")
@@ -101,15 +103,18 @@ class Stream:
     def _receive(self, source: Source, piece: Piece, position: int, hasher: blake3) -> int:
         portion = max(1, self._limit.portion(BUFFER) // self._streams) if self._limit else BUFFER
         began = time.monotonic()
+        self._ledger.at("source")
         count = source.receive(self._buffer[:portion])
         came = time.monotonic()
+        self._ledger.at("target disk" if count else "source")
         hasher.update(self._buffer[:count])
         hashed = time.monotonic()
         self._ledger.partial.write(piece, position, self._buffer[:count])
         self._waits += Waits(came - began, hashed - came, time.monotonic() - hashed)
         self._ledger.received(source.holder, count)
         self._ledger.reached(piece, position + count, source.holder)
-        if self._limit:
+        if self._limit and count:
+            self._ledger.at("")
             self._limit.take(count, self._ledger.halted)
         return count
 
@@ -117,5 +122,8 @@ class Stream:
         if self._source is None or self._source.holder != holder:
             if self._source is not None:
                 self._source.close()
-            self._source = Source(holder, self._token, self._ledger.halted, window=self._window, stall=self._stall)
+            self._source = Source(
+                holder, self._token, self._ledger.halted, window=self._window, stall=self._stall,
+                waiting=self._ledger.at,
+            )  # fmt: skip
         return self._source

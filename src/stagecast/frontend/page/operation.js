@@ -89,6 +89,31 @@ export function remark(row) {
   return (standing === row.phase || standing === row.state) && note !== row.state ? note : "";
 }
 
+/** What became of the bytes of a cancelled operation: "12 MB kept". */
+export function leavings(row) {
+  return /: cancelled; (.+)$/.exec(row.message ?? "")?.[1] ?? "";
+}
+
+/** Where a call that asked for several operations stands: "3 nodes · 47 % · 1 succeeded, 2 running". */
+export function call(nodes) {
+  const total = nodes.reduce((sum, node) => sum + node.total_bytes, 0);
+  const sent = nodes.reduce((sum, node) => sum + node.bytes_sent, 0);
+  const parts = [format.plural(nodes.length, "node")];
+  if (total > 0) parts.push(format.percent(Math.min(100, (100 * sent) / total)));
+  parts.push(summary(nodes.map((node) => ({ state: node.status }))));
+  return parts.join(" · ");
+}
+
+/** The API's order, but what one call asked for stays together, where its first stands. */
+export function grouped(rows) {
+  const sorted = [...rows].sort(byStart);
+  const first = new Map();
+  sorted.forEach((row, place) => first.set(groupOf(row), Math.min(place, first.get(groupOf(row)) ?? place)));
+  return sorted.sort((a, b) => first.get(groupOf(a)) - first.get(groupOf(b)) || byStart(a, b));
+}
+
+export const groupOf = (row) => (row.nodes ? `call ${row.callID}` : row.id);
+
 /** The buttons an operation has, as the API's own verbs. */
 export function verbs(row) {
   if (row.state === "failed") return ["retry", "dismiss"];
@@ -99,7 +124,8 @@ export function verbs(row) {
 // Only what moves bytes is worth pausing, and only an owner of ours listens.
 function pausing(row) {
   if (row.state === "paused") return ["resume"];
-  return row.state === "running" && row.owner && movesBytes(row) ? ["pause"] : [];
+  const isAtWork = row.state === "running" || row.state === "stalled";
+  return isAtWork && row.owner && row.cancellable && movesBytes(row) ? ["pause"] : [];
 }
 
 /** "Staging of minilm to worker-1 failed: disk full." */

@@ -59,9 +59,20 @@ export class Operations {
   }
 
   #show() {
-    const entries = [...this.#entries.values()].sort((a, b) => operation.byStart(a.row, b.row));
-    this.#rows.show(entries);
-    this.#listener.changed(entries.map(({ row }) => row));
+    const rows = operation.grouped([...this.#entries.values()].map(({ row }) => row));
+    this.#rows.show(rows.map((row, place) => this.#headed(row, rows[place - 1])));
+    this.#listener.changed(rows);
+  }
+
+  // The first row of a call that asked for several says how all of it stands.
+  #headed(row, above) {
+    const entry = this.#entries.get(row.id);
+    const isFirst = row.nodes && (!above || operation.groupOf(above) !== operation.groupOf(row));
+    const heading = isFirst ? `${row.name}: ${operation.call(row.nodes)}` : "";
+    if ((entry.heading ?? "") === heading) return entry;
+    const headed = { ...entry, heading };
+    this.#entries.set(row.id, headed);
+    return headed;
   }
 
   #clicked(event) {
@@ -103,10 +114,12 @@ function successor(held, row) {
   return same ? { ...held, row } : { row, pending: "", refusal: "" };
 }
 
-function fill(slots, { row, pending, refusal }, element) {
+function fill(slots, { row, pending, refusal, heading }, element) {
   const { word, icon } = operation.stateOf(row);
   element.dataset.operationId = row.id;
   element.dataset.state = row.state;
+  element.classList.toggle("part", row.nodes !== undefined);
+  setText(slots.heading, heading ?? "");
   setIcon(slots.icon, icon);
   setText(slots.word, word);
   setText(slots.name, row.name);

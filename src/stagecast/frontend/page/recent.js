@@ -70,7 +70,7 @@ function fill(slots, row, element) {
   setIcon(slots.icon, icon);
   setText(slots.word, word);
   setText(slots.name, row.name);
-  setText(slots.task, operation.task(row));
+  setText(slots.task, [operation.task(row), operation.leavings(row)].filter(Boolean).join(" · "));
   setText(slots.duration, elapsed === null ? "" : format.duration(elapsed, { fine: true }));
   setText(slots.bytes, row.currentBytes > 0 ? operation.count(row, row.currentBytes) : "");
   setText(slots.mean, mean === null ? "" : format.rate(mean));

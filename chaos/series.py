@@ -1,0 +1,80 @@
+"""What was measured of each occurrence of a fault, and seen of all of them together. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from chaos.judge import Anomaly, Lag
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured of one occurrence, in seconds and bytes; None where there was nothing to measure.
+
+    ``takeover`` counts from when somebody could take over: the stall, or the return of the only node that can.
+    """
+
+    stalled: float | None = None
+    takeover: float | None = None
+    agreement: float | None = None
+    should_stall: bool = False
+    should_resume: bool = False
+    twice: int = 0
+    verified_twice: int = 0
+
+
+@dataclass
+class Series:
+    """Everything that was seen of one fault. ``began`` and ``finished`` bound it in time; ``twice`` is in bytes.
+
+    ``lost``: operations that were begun and have neither a row nor an end. ``denied``: how often a replica said that it
+    knows no operation which had been begun. ``failures``: operations that did not end well.
+    """
+
+    name: str
+    text: str
+    began: float
+    finished: float = 0.0
+    outcomes: list[Outcome] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    twice: int = 0
+    piece: int = 0
+    anomalies: list[Anomaly] = field(default_factory=list)
+    lags: list[Lag] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    denied: int = 0
+
+    def sort_in(self, anomalies: Iterable[Anomaly], lags: Iterable[Lag]) -> None:
+        """Keep what was seen between its begin and its end."""
+        self.anomalies = [each for each in anomalies if self.began <= each.time < self.finished]
+        self.lags = [each for each in lags if self.began <= each.time < self.finished]
+
+    def count(self, *what: str) -> int:
+        """Return in how many answers something of that kind was seen."""
+        return sum(each.answers for each in self.anomalies if each.what in what)
+
+    @property
+    def stale(self) -> float:
+        """The longest stale view, in seconds."""
+        return max((lag.seconds for lag in self.lags), default=0.0)
+
+    @property
+    def bytes_twice(self) -> int:
+        """Bytes that moved twice, in stagings and installations."""
+        return self.twice + sum(outcome.twice for outcome in self.outcomes)
+
+    @property
+    def verified_twice(self) -> int:
+        """Bytes that moved twice though they were verified.
+
+        Less than a piece for each occurrence is what lay in the kernels' buffers; a piece that moves again costs all
+        of it.
+        """
+        of_stagings = self.twice if self.twice >= self.piece * max(1, len(self.outcomes)) else 0
+        return of_stagings + sum(outcome.verified_twice for outcome in self.outcomes)
+
+    def longest(self, which: str) -> float | None:
+        """Return the longest of one of the outcomes' times."""
+        found = [getattr(outcome, which) for outcome in self.outcomes]
+        return max((seconds for seconds in found if seconds is not None), default=None)

@@ -1,0 +1,69 @@
+"""How many bytes of files the processes have served to each other, over all their deaths."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import aiohttp
+
+from chaos.network import Network
+from stagecast.child import Child
+from stagecast.cluster import Cluster
+
+_METRIC: Final = "stagecast_file_bytes_sent_total "
+_PATIENCE: Final = 2.0
+
+
+class Served:
+    """The sum of a metric that begins at 0 with each process.
+
+    It is looked at just before a kill. What a process sent between that look and its death is taken from its network
+    interface, a few headers too much. A megabyte counts once all of it has gone out: of a holder that dies, up to that
+    much is missing for each of its connections.
+    """
+
+    def __init__(self, cluster: Cluster, network: Network | None) -> None:
+        self._cluster = cluster
+        self._network = network
+        self._session: aiohttp.ClientSession | None = None
+        self._latest: dict[int, int] = {}  # by process id: what the dead have served still counts
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[Served, None]:
+        """Keep connections for as long as the block lasts."""
+        timeout = aiohttp.ClientTimeout(total=_PATIENCE)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            self._session = session
+            yield self
+
+    async def look(self) -> int:
+        """Ask every process; return the bytes served since the start of everything."""
+        children = [*self._cluster.replicas, *self._cluster.workers]
+        await asyncio.gather(*(self._ask(child) for child in children if child.is_running))
+        return sum(self._latest.values())
+
+    @asynccontextmanager
+    async def ending(self, name: str) -> AsyncGenerator[None, None]:
+        """Count to its end what a process serves that ends in the block."""
+        pid = self._cluster.children[name].pid
+        before = self._network.sent(name) if self._network else 0
+        await self._ask(self._cluster.children[name])
+        yield
+        if self._network:
+            self._latest[pid] = self._latest.get(pid, 0) + self._network.sent(name) - before
+
+    async def _ask(self, child: Child) -> None:
+        key = self._cluster.settings.api_key if child.name.startswith("replica") else self._cluster.token
+        assert self._session is not None
+        try:
+            headers = {"Authorization": f"Bearer {key}"}
+            async with self._session.get(f"{child.url}/metrics", headers=headers) as response:
+                lines = (await response.text()).splitlines()
+        except (aiohttp.ClientError, TimeoutError):
+            return
+        for line in lines:
+            if line.startswith(_METRIC):
+                self._latest[child.pid] = int(float(line.removeprefix(_METRIC)))

@@ -1,0 +1,44 @@
+"""One fault on a whole real cluster, held to what no load of the machine can change; the rest is for `make chaos`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chaos.__main__ import Plan, parse, run
+from chaos.faults import FAULTS
+
+pytestmark = pytest.mark.system
+
+
+async def test_people_are_shown_the_truth_while_nats_is_restarted(tmp_path: Path) -> None:
+    faults = tuple(fault for fault in FAULTS if fault.name == "nats-restart")
+    events = tmp_path / "chaos.json"
+    [series] = await run(Plan(faults, times=1, seed=1, bound=60.0), None, events)
+    assert series.count("flicker", "backward", "bodies", "phantom") == 0, series.anomalies
+    assert (series.lost, series.failures, series.denied) == ([], [], 0)
+    assert series.outcomes[0].agreement is not None
+    said = json.loads(events.read_text())
+    assert said["seed"] == 1
+    assert said["polls"]["browser"] > 50
+    what = [event["what"] for event in said["events"]]
+    assert {"begun", "stop", "ready", "agreed", "ended"} <= set(what)
+    assert what.count("begun") == what.count("ended")
+    assert len(list((tmp_path / "chaos.logs").iterdir())) == 8
+
+
+def test_the_options_say_what_runs() -> None:
+    plan, events, markdown = parse(["--quick", "--seed", "7"])
+    assert ([fault.name for fault in plan.faults], plan.times, plan.seed) == (["replica-kill", "nats-restart"], 1, 7)
+    assert (events, markdown) == (Path("build/chaos.json"), None)
+    plan, events, markdown = parse(["--faults", "nats-kill", "none", "--times", "9", "--markdown", "x/y.md"])
+    assert ([fault.name for fault in plan.faults], plan.times) == (["none", "nats-kill"], 9)
+    assert (events, markdown) == (Path("x/y.json"), Path("x/y.md"))
+
+
+def test_an_unknown_fault_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--faults", "meteor"])
+    assert "meteor" in capsys.readouterr().err
