@@ -23,6 +23,7 @@ from tests.peers import a_record
 
 EARLY = a_record(seq=4, bytes_done=8)
 LATE = a_record(seq=7, bytes_done=32)
+PAUSED = operations.commanded(a_record(seq=6, bytes_done=8), "pause", 9.0)
 END = operations.ended(a_record(seq=5, bytes_done=32), "failed", 9.0, error="no disk")
 
 
@@ -44,6 +45,19 @@ async def test_the_greater_word_stands_whoever_is_first(log: LosingLog, first: R
     await knowing(log, first).write()
     await knowing(log, second).write()
     assert await standing(log) == operations.merge(first, second)
+
+
+@pytest.mark.parametrize(("known", "standing_there"), [(LATE, PAUSED), (PAUSED, LATE)])
+async def test_of_two_with_the_same_number_the_one_that_stands_stands(
+    log: LosingLog, known: Record, standing_there: Record
+) -> None:
+    """Somebody who did not know the last word of the lost log gave a command in the new one."""
+    await log.append(subjects.operation(EARLY), broadcast.encode(standing_there))
+    restatement = knowing(log, known)
+    await restatement.write()
+    assert await standing(log) == standing_there
+    restatement.hear(standing_there)
+    assert restatement.is_whole
 
 
 async def test_what_a_plain_publisher_wrote_there_meanwhile_gives_way(log: LosingLog) -> None:

@@ -50,7 +50,7 @@ class Restatement:
     def hear(self, record: Record) -> None:
         """Take note of a word that stands in the new log."""
         known = self._missing.get(record.id)
-        if known is not None and not operations.outranks(known, record):
+        if known is not None and not operations.is_later(known, record):
             del self._missing[record.id]
 
     async def write(self) -> None:
@@ -92,7 +92,7 @@ class Restatement:
 def _outranking(record: Record) -> Callable[[Entry], bool]:
     def is_better(standing: Entry) -> bool:
         held = standing_record(standing)
-        return held is None or operations.outranks(record, held)
+        return held is None or operations.is_later(record, held)
 
     return is_better
 

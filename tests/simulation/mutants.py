@@ -17,7 +17,6 @@ from stagecast.duty import Duty
 from stagecast.messages import Entry, Record
 from stagecast.restatement import Restatement
 from stagecast.revision import Revision
-from stagecast.tracker import Tracker
 from tests.simulation.client import JetStream, Msg
 
 _publish, _configured, _is_free = JetStream.publish, nats._configured, Duty._is_free
@@ -65,10 +64,6 @@ async def _restate_nothing(self: Restatement) -> None:
     self._missing.clear()
 
 
-async def _reached_at_once(self: Tracker, _revision: Revision, _timeout: float | None = None) -> bool:
-    return True
-
-
 def _leave_what_was_lost_sight_of(self: Duty, record: Record) -> bool:
     return record.owner != self._tracker.process and _is_free(self, record)
 
@@ -88,7 +83,7 @@ MUTANTS: Final = {
     "the gap in the deliveries": Mutant(((Consumer, "_deliver", _deliver_whatever_comes),)),
     "the gap that compaction leaves": Mutant(((Whole, "take", _take_without_gaps),)),
     "the lease": Mutant(((leases, "verdicts", _none),), "long storm"),
-    "the revision that a client has seen": Mutant(((Tracker, "reached", _reached_at_once),)),
+    "the revision that a client has seen": Mutant(((Revision, "reached_by", _always),)),
     "the restatement": Mutant(((Restatement, "write", _restate_nothing),), "apart"),
     "the claim whose answer was lost": Mutant(((Duty, "_is_free", _leave_what_was_lost_sight_of),)),
 }
