@@ -434,3 +434,28 @@ async def test_what_waits_for_long_is_stalled_while_it_does(bus: Bus, monkeypatc
     await ticking(ownership, lambda: recorder.records[-1].state == "running", lambda: ownership.wait(""))
     assert (recorder.records[-1].waits_on, recorder.records[-1].waits_since) == ("", 0.0)
     assert await standing(bus) == ownership.record
+
+
+async def test_no_tick_comes_after_a_pause_and_denies_it(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.0)
+    ownership, recorder = await owning(bus, interval=0.0)
+    ticker = asyncio.create_task(ownership.run())
+    ownership.advance(1)
+    await eventually(lambda: recorder.records)
+    await ownership.change(state="paused", note="paused", rate=None)
+    ownership.advance(1)
+    await ticker
+    assert [record.state for record in recorder.records[-2:]] == ["running", "paused"]
+    await ownership.restate()
+    assert (await standing(bus)).state == "paused"  # type: ignore[union-attr]
+
+
+async def test_no_tick_comes_after_the_goodbye_and_denies_it(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.0)
+    ownership, recorder = await owning(bus, interval=0.0)
+    ticker = asyncio.create_task(ownership.run())
+    await eventually(lambda: recorder.records)
+    await ownership.leave()
+    await ticker
+    assert (recorder.records[-1].state, recorder.records[-1].waits_on) == ("stalled", "owner")
+    assert await standing(bus) == recorder.records[-1]

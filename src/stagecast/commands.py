@@ -70,6 +70,9 @@ class Commands:
                 if sequence is None:
                     return record, self._tracker.revision
                 if operations.is_fulfilled(record, verb):
+                    slot = self._tracker.fold.slots.get(record.id)
+                    if slot is not None and slot.record == record:  # the log itself may have come back without it
+                        return record, Revision(self._tracker.revision.identity, slot.sequence)
                     revision = await self._tracker.place(sequence) if sequence else self._tracker.revision
                     return await self._seen(record, revision), revision
                 operations.check_allowed(record, verb)

@@ -37,7 +37,8 @@ def is_free(port: int) -> bool:
 async def accepts(port: int, host: str = HOST) -> bool:
     """Tell whether something accepts connections."""
     with suppress(OSError, TimeoutError):
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 1)
+        async with asyncio.timeout(1):
+            _, writer = await asyncio.open_connection(host, port)
         writer.close()
         return True
     return False
@@ -53,8 +54,9 @@ async def _status(host: str, port: int, path: str) -> int:
     with suppress(OSError, TimeoutError, ValueError, IndexError):
         async with asyncio.timeout(2):
             reader, writer = await asyncio.open_connection(host, port)
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-            line = await reader.readline()
-            writer.close()
-            return int(line.split()[1])
+            try:
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+                return int((await reader.readline()).split()[1])
+            finally:
+                writer.close()
     return 0

@@ -69,6 +69,7 @@ class Ownership(Meter):
         self._interval = interval
         self._writing = asyncio.Lock()
         self._is_settled = False
+        self._is_over = False
         self._said_at = self._loop.time()
         self._next_tick = 0.0
         self._body: asyncio.Task[object] | None = asyncio.current_task()
@@ -92,6 +93,8 @@ class Ownership(Meter):
             Fenced: somebody else owns the operation now, or has ended it.
         """
         self._begin(bytes_done, bytes_present)
+        if fields.get("state") == "paused":
+            self._is_over = True
         if "phase" in fields:
             self._turn(fields["phase"])
             fields = {"rate": None, **fields}
@@ -100,6 +103,7 @@ class Ownership(Meter):
 
     async def leave(self) -> None:
         """Write that the owner goes, and somebody else may take the operation. Raises `Fenced`."""
+        self._is_over = True
         await self._write(
             lambda: operations.stalled(self._current(), "its process is stopping", self._clock()), retry=True
         )
@@ -123,7 +127,7 @@ class Ownership(Meter):
     async def run(self) -> None:
         """Send byte ticks, completed files, other turns of the work, and signs of life until cancelled."""
         try:
-            while not operations.is_ended(self.record):
+            while not (operations.is_ended(self.record) or self._is_over):
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(self._due()):
                         await self._woken.wait()
@@ -173,7 +177,9 @@ class Ownership(Meter):
         await self._write(self._current, retry=True)
 
     def _current(self, **fields: object) -> Record:
-        values = {"state": "running", **self._counted(), **fields}
+        # Where its pause, or that its process goes, is about to be said, no tick may come after that and deny it.
+        state = self.record.state if self._is_over else "running"
+        values = {"state": state, **self._counted(), **fields}
         following = operations.succeeding(self.record, self._clock(), **values)
         if following.bytes_done < self.record.bytes_done:
             lost = operations.anew(self.record, following.updated_at, "bytes that had arrived were lost")
@@ -182,7 +188,9 @@ class Ownership(Meter):
             )
         return following
 
-    def _ticked(self) -> Record:
+    def _ticked(self) -> Record | None:
+        if self._is_over:
+            return None
         now, waits = self._loop.time(), self._waits  # taken once: another thread may end it
         current = self._current(rate=self._rate(now))
         if waits is None or now - waits.since < PATIENCE:
@@ -191,11 +199,13 @@ class Ownership(Meter):
         began = self.record.waits_since if self.record.state == "stalled" else wall - (now - waits.since)
         return operations.stalled(current, waits.then, wall, waits.on, since=began)
 
-    async def _write(self, make: Callable[[], Record], *, retry: bool) -> None:
+    async def _write(self, make: Callable[[], Record | None], *, retry: bool) -> None:
         async with self._writing:
             if _is_parting(self.record):
                 raise Fenced(self.record.id, self.record.attempt)
-            record: Record | None = make()
+            record = make()
+            if record is None:
+                return
             self._said_at = self._loop.time()
             while record is not None:
                 self._wanted = record
