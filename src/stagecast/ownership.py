@@ -140,8 +140,7 @@ class Ownership(Meter):
                         self._awake = False
                     await self._write(self._ticked, retry=False)
         except Fenced:
-            if not _is_parting(self.record):
-                self.halt("fence")
+            self.halt("fence")
 
     def _due(self) -> float:
         """Return when the next word is due: news, a sign of life, or that the work is stalled."""
@@ -201,9 +200,9 @@ class Ownership(Meter):
 
     async def _write(self, make: Callable[[], Record | None], *, retry: bool) -> None:
         async with self._writing:
-            if _is_parting(self.record):
+            if operations.is_ended(self.record):
                 raise Fenced(self.record.id, self.record.attempt)
-            record = make()
+            record = None if _has_parted(self.record) else make()
             if record is None:
                 return
             self._said_at = self._loop.time()
@@ -252,9 +251,9 @@ def _fences(held: Record, wanted: Record) -> bool:
     return held.owner not in {"", wanted.owner} or operations.is_ended(held) or held.state == "paused"
 
 
-def _is_parting(record: Record) -> bool:
+def _has_parted(record: Record) -> bool:
     """Tell whether an owner's own word was its last one: what waited to be said behind it is not said any more."""
-    return operations.is_ended(record) or record.state == "paused" or record.waits_on == "owner"
+    return record.state == "paused" or record.waits_on == "owner"
 
 
 def _over(held: Record | None, wanted: Record) -> Record:
