@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo up test bench chaos check format clean
+.PHONY: setup demo up test bench chaos simulate check format clean
 
 setup: $(STAMP)
 
@@ -20,6 +20,9 @@ up: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile
+
+simulate: $(STAMP)
+	$(BIN)/python -m tests.simulation --steps 1000000
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/consistency.py

@@ -218,6 +218,23 @@ async def test_two_that_cancel_at_once_end_it_once(pair: Pair) -> None:
     assert (await pair.shows(lambda _: True)).attempt == 1
 
 
+async def test_a_cancel_that_comes_while_the_owner_pauses_cancels(pair: Pair) -> None:
+    """The owner is on its way to something else: its answer must not be taken for the effect (law L5)."""
+    pair.owner.owned[ID].halt("pause")
+    record, revision = await pair.commands.give(ID, "cancel")
+    assert record.state == "cancelled"
+    assert revision.reached_by(pair.other.revision)
+    await pair.work
+
+
+async def test_a_pause_that_comes_while_the_work_ends_is_told_that_it_is_too_late(pair: Pair) -> None:
+    pair.owner.owned[ID].halt("cancel")
+    with pytest.raises(WrongState):
+        await pair.commands.give(ID, "pause")
+    await pair.work
+    assert (await pair.shows(lambda found: found.state != "running")).state == "cancelled"
+
+
 async def test_a_cancel_of_the_gallery_reaches_the_owner_by_id_and_by_job(peers: Peers) -> None:
     one, two = await peers.tracker("one"), await peers.tracker("two")
 

@@ -197,3 +197,17 @@ async def test_only_so_many_at_once_and_what_was_taken_meanwhile_is_left_alone(
             await eventually(lambda: is_shown(tracker, opened[3].id, "succeeded"))
             assert ownership.stopped_by is None
     assert [record.model for record in performer.begun] == ["a", "b", "d"]
+
+
+@pytest.mark.parametrize("node", ["", "n"])
+async def test_what_this_process_claimed_and_lost_sight_of_is_taken_up(
+    peers: Peers, performer: Performer, node: str
+) -> None:
+    """The claim reached the log, its acknowledgement never came: nobody else would ever take it."""
+    one = await peers.tracker("one")
+    async with Duty(one, "render", performer.perform, node=node).running():
+        record, _ = await one.open("render", "scene", node, cause="test", claim=True)
+        await eventually(lambda: len(performer.begun) == 1)
+        performer.go.set()
+        await eventually(lambda: is_shown(one, record.id, "succeeded"))
+    assert [(each.owner, each.attempt) for each in performer.begun] == [("one", 1)]

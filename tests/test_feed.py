@@ -116,8 +116,8 @@ async def test_without_clients_it_hears_nothing_and_keeps_nothing(tracker: Track
     feed = Feed(tracker, View(tracker))
     with feed.listening():
         feed.snapshot()
-        assert len(tracker._listeners["any"]) == 1
-    assert tracker._listeners["any"] == []
+        assert len(tracker._changes._listeners["any"]) == 1
+    assert tracker._changes._listeners["any"] == []
     assert (feed._snapshot, feed._frames, feed._size) == (b"", {}, 0)
 
 

@@ -259,6 +259,39 @@ async def test_a_tick_whose_acknowledgement_was_lost_is_followed_by_the_next(bus
     assert ownership.stopped_by is None
 
 
+async def test_a_tick_whose_acknowledgement_was_lost_keeps_its_number_to_itself(bus: Bus) -> None:
+    """Law L6: what follows it is higher, not another record of the same rank."""
+    ownership, recorder = await owning(bus)
+    recorder.losses = 1
+    await ticking(ownership, lambda: bool(recorder.records), lambda: ownership.advance(1))
+    ownership.advance(1)
+    await ownership.change(phase="verifying")
+    assert [(record.attempt, record.seq) for record in recorder.records] == [(1, 2), (1, 3)]
+
+
+async def test_a_log_that_tells_of_more_bytes_than_there_are_gets_a_new_attempt(bus: Bus) -> None:
+    """As when another process put an own earlier word back into a log that was lost."""
+    ownership, _ = await owning(bus)
+    await say(bus, operations.succeeding(ownership.record, 9.0, bytes_done=50))
+    await ownership.change(bytes_done=8)
+    held = await standing(bus)
+    assert held == ownership.record
+    assert (held.attempt, held.bytes_done) == (2, 8)
+
+
+@pytest.mark.parametrize("state", ["paused", "stalled"])
+async def test_what_waits_to_be_said_behind_the_last_word_is_not_said(bus: Bus, state: str) -> None:
+    """A tick that waits while a pause is written must not show the operation as running again (law L3)."""
+    ownership, recorder = await owning(bus)
+    parting = ownership.change(state="paused") if state == "paused" else ownership.leave()
+    said = await asyncio.gather(parting, ownership.change(phase="verifying"), return_exceptions=True)
+    assert isinstance(said[1], Fenced)
+    assert [record.state for record in recorder.records] == [state]
+    ownership.advance(5)
+    await ownership.run()
+    assert [record.state for record in recorder.records] == [state]
+
+
 async def test_only_a_later_word_of_another_takes_the_operation_away(bus: Bus) -> None:
     ownership, _ = await owning(bus)
     ours = ownership.record

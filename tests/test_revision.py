@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecast.revision import Revision, identity_of, parse
+from stagecast.revision import STREAMS, Revision, first_of, identity_of, is_one_stream, parse
 
 EARLIER, LATER = identity_of(1.7e9), identity_of(1.8e9)
 
@@ -51,3 +51,12 @@ def test_identities_are_ordered_as_the_streams_were_made(one: float, other: floa
     ordered = sorted([one, other])
     assert [identity_of(each) for each in ordered] == sorted(map(identity_of, ordered))
     assert len(identity_of(one)) == len(identity_of(other)) == len(EARLIER)
+
+
+def test_a_sequence_tells_of_which_stream_it_is() -> None:
+    one, other = first_of(7), first_of(8)
+    assert is_one_stream(one, one + 2**31)
+    assert not is_one_stream(one, other)
+    assert not is_one_stream(0, one), "nothing was heard of it yet"
+    assert is_one_stream(0, 12), "a stream of before, or one in memory, begins with 1"
+    assert first_of(STREAMS) < 2**52

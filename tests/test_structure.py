@@ -32,7 +32,9 @@ LADDER: Final = (
             "FILES": (
                 "address disk durable journal records publication adoption partial draft_file draft store leash recipes"
             ),
-            "CONTROL": "bus bus.memory bus.database bus.sqlite bus.streams bus.consumer bus.questions bus.nats",
+            "CONTROL": (
+                "bus bus.memory bus.whole bus.database bus.sqlite bus.streams bus.consumer bus.questions bus.nats"
+            ),
         },
     ),
     (
@@ -43,8 +45,8 @@ LADDER: Final = (
                 "transfer.pull transfer.exchange transfer.serve transfer"
             ),
             "CONTROL": (
-                "meter archive ownership mending tracker presence history commands announcer duty view feed "
-                "participant operation"
+                "changes meter archive ownership restatement mending tracker presence history commands announcer "
+                "duty view feed participant operation"
             ),
         },
     ),

@@ -12,11 +12,12 @@ from stagecast import broadcast, subjects
 from stagecast import tracker as tracker_module
 from stagecast.bus import Anew, CaughtUp
 from stagecast.bus.memory import MemoryBus
+from stagecast.changes import Topic
 from stagecast.errors import BadInput, BusUnavailable, Interrupted, NotEnoughSpace
 from stagecast.messages import Entry, Holding, Placement, Record
 from stagecast.ownership import Ownership, standing_record
 from stagecast.revision import Revision, identity_of
-from stagecast.tracker import RESTATE_GRACE, Topic, Tracker
+from stagecast.tracker import RESTATE_GRACE, Tracker
 from tests.conftest import NatsServer, eventually
 from tests.peers import Peers, a_record, agree, gathered, listed
 
@@ -349,7 +350,7 @@ async def test_who_has_given_up_is_forgotten() -> None:
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait([waiting])
-        assert tracker._waiters == {}
+        assert tracker._changes._waiters == {}
 
 
 SAID: dict[Topic, tuple[str, msgspec.Struct]] = {

@@ -73,7 +73,7 @@ class Commands:
                     slot = self._tracker.fold.slots.get(record.id)
                     if slot is not None and slot.record == record:  # the log itself may have come back without it
                         return record, Revision(self._tracker.revision.identity, slot.sequence)
-                    revision = Revision(self._tracker.identity, sequence)
+                    revision = await self._tracker.place(sequence) if sequence else self._tracker.revision
                     return await self._seen(record, revision), revision
                 operations.check_allowed(record, verb)
                 may_be_done = self._tracker.bus.is_connected
@@ -159,7 +159,7 @@ class Commands:
         except (BusError, msgspec.DecodeError) as error:
             _logger.info("%s of %s: its owner does not answer (%s)", command.verb, record.id, error)
             return None
-        return Revision(self._tracker.revision.identity, reply.sequence) if reply.sequence else None
+        return await self._tracker.place(reply.sequence) if reply.sequence else None
 
     async def _write(self, asked: Record, command: Command) -> Revision | None:
         held, sequence = await self._tracker.standing(asked.id, asked.kind, asked.model, asked.node)

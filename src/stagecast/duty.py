@@ -89,9 +89,13 @@ class Duty:
         """Tell whether an operation waits for somebody to take it: new, or left behind by a process that is gone."""
         if record.state == "queued":
             return True
+        if record.owner == self._tracker.process:
+            # Claimed by this very process, which then lost sight of it: the answer of the log never came.
+            is_in_hand = record.id in self._tasks or record.id in self._tracker.owned
+            return record.state in {"running", "stalled"} and not is_in_hand
         if not self._node:
             return record.state == "stalled" and record.waits_on == "owner"
-        return record.state in {"running", "stalled"} and record.owner != self._tracker.process
+        return record.state in {"running", "stalled"}
 
     async def _pursue(self, record: Record) -> None:
         try:

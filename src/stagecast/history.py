@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from math import inf
@@ -35,11 +34,11 @@ class History:
     """The ended attempts that this process knows of: those in the second log, and those that are due there."""
 
     def __init__(
-        self, tracker: Tracker, bounds: Bounds | None = None, *, monotonic: Callable[[], float] = time.monotonic
+        self, tracker: Tracker, bounds: Bounds | None = None, *, monotonic: Callable[[], float] | None = None
     ) -> None:
         self.caught_up = asyncio.Event()
         self._tracker = tracker
-        self._monotonic = monotonic
+        self._monotonic = monotonic or asyncio.get_running_loop().time
         self._past = Past(bounds or Bounds())
         self._kept: set[Key] = set()
         self._due: dict[Key, Record] = {}

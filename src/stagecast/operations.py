@@ -56,6 +56,11 @@ def outranks(one: Record, other: Record) -> bool:
     return ours > theirs if ours != theirs else _tie_break(one) > _tie_break(other)
 
 
+def is_later(one: Record, other: Record) -> bool:
+    """Tell whether ``one`` has the higher number, so that it may be written over ``other`` (law L6)."""
+    return _order(one) > _order(other)
+
+
 def merge(held: Record | None, incoming: Record) -> Record:
     """Return the later of two records of the same operation."""
     return incoming if held is None or outranks(incoming, held) else held

@@ -48,6 +48,7 @@ class Ownership(Meter):
         *,
         clock: Callable[[], float] = time.time,
         interval: float = TICK_INTERVAL,
+        wrote: Callable[[Record], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
@@ -63,6 +64,7 @@ class Ownership(Meter):
         self.released = asyncio.Event()
         self.sequence = sequence
         self._log = log
+        self._wrote = wrote
         self._clock = clock
         self._interval = interval
         self._writing = asyncio.Lock()
@@ -138,7 +140,8 @@ class Ownership(Meter):
                         self._awake = False
                     await self._write(self._ticked, retry=False)
         except Fenced:
-            self.halt("fence")
+            if not _is_parting(self.record):
+                self.halt("fence")
 
     def _due(self) -> float:
         """Return when the next word is due: news, a sign of life, or that the work is stalled."""
@@ -198,7 +201,7 @@ class Ownership(Meter):
 
     async def _write(self, make: Callable[[], Record | None], *, retry: bool) -> None:
         async with self._writing:
-            if operations.is_ended(self.record):
+            if _is_parting(self.record):
                 raise Fenced(self.record.id, self.record.attempt)
             record = make()
             if record is None:
@@ -217,6 +220,8 @@ class Ownership(Meter):
                         return
                     await asyncio.sleep(RETRY_INTERVAL)
             self.record = self._wanted
+            if self._wrote is not None:
+                self._wrote(self.record)
 
     async def _resolve(self, wanted: Record) -> Record | None:
         """Find out who wrote on our subject; return what to write over it, None if ``wanted`` stands there already.
@@ -231,10 +236,7 @@ class Ownership(Meter):
         self.sequence = standing.sequence if standing else 0
         if held == wanted:
             return None
-        if held is None or operations.outranks(wanted, held):
-            return wanted
-        # Our own word of before, or somebody took us for dead while we slept: claim the work anew and go on.
-        return msgspec.structs.replace(wanted, attempt=held.attempt + 1, seq=0, earlier=operations.told(held))
+        return _over(held, wanted)
 
     async def _standing(self, subject: str) -> Entry | None:
         while True:
@@ -248,6 +250,21 @@ def _fences(held: Record, wanted: Record) -> bool:
     if held.attempt != wanted.attempt:
         return held.attempt > wanted.attempt
     return held.owner not in {"", wanted.owner} or operations.is_ended(held) or held.state == "paused"
+
+
+def _is_parting(record: Record) -> bool:
+    """Tell whether an owner's own word was its last one: what waited to be said behind it is not said any more."""
+    return operations.is_ended(record) or record.state == "paused" or record.waits_on == "owner"
+
+
+def _over(held: Record | None, wanted: Record) -> Record:
+    """Return ``wanted`` as the word that follows what stands on our subject."""
+    if held is None or held.attempt < wanted.attempt:
+        return wanted
+    if (held.state == "stalled" and held.waits_on == "owner") or held.bytes_done > wanted.bytes_done:
+        # Somebody took us for dead while we slept, or the log tells of bytes that are lost: the work begins anew.
+        return msgspec.structs.replace(wanted, attempt=held.attempt + 1, seq=0, earlier=operations.told(held))
+    return msgspec.structs.replace(wanted, seq=max(wanted.seq, held.seq + 1))
 
 
 def standing_record(entry: Entry | None) -> Record | None:

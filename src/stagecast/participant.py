@@ -70,18 +70,19 @@ class Participant:
 
 @asynccontextmanager
 async def participating(
-    bus: Bus, name: str, *, judges: bool, performs: tuple[Kind, ...] = (), bounds: Bounds | None = None
-) -> AsyncGenerator[Participant, None]:
+    bus: Bus, name: str, *, judges: bool, performs: tuple[Kind, ...] = (), bounds: Bounds | None = None,
+    tracker: Tracker | None = None,
+) -> AsyncGenerator[Participant, None]:  # fmt: skip
     """Take part for as long as the block lasts, from when the log was read once.
 
     Who ``judges`` answers for everybody: it says who is dead, puts right what was written over, and keeps the history
     within ``bounds``. ``performs`` are the kinds of another program's work that this process takes, which everybody is
-    to know.
+    to know. ``tracker`` is for whoever has a clock, or a process's name, of its own.
 
     Raises:
         NameTaken: another living process speaks for a node of this name.
     """
-    tracker = Tracker(bus, f"{name}/{secrets.token_hex(4)}", mends=judges)
+    tracker = tracker or Tracker(bus, f"{name}/{secrets.token_hex(4)}", mends=judges)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(tracker.running())
         presence = await stack.enter_async_context(Presence(tracker, judges=judges, performs=performs).running())

@@ -6,7 +6,6 @@ Whichever process first sees a lease run out says so with a compare-and-set, so 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
@@ -29,14 +28,14 @@ class Presence:
 
     def __init__(
         self, tracker: Tracker, *, judges: bool, performs: tuple[Kind, ...] = (),
-        monotonic: Callable[[], float] = time.monotonic, clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] | None = None, clock: Callable[[], float] | None = None,
     ) -> None:  # fmt: skip
         self.leases = Leases()
         self._tracker = tracker
         self._judges = judges
         self._performs = performs
-        self._monotonic = monotonic
-        self._clock = clock
+        self._monotonic = monotonic or asyncio.get_running_loop().time
+        self._clock = clock or tracker.now
         self._deaf_since: float | None = None
         self._ahead = float("-inf")
 

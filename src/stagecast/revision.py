@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
+_SPAN: Final = 2**32
+STREAMS: Final = 2**19
+"""How many numbers there are for streams. Sequences stay below 2^52, so that every JSON reader keeps them exact."""
 _DATED: Final = re.compile(r"[0-9a-f]{14}", re.ASCII)
 
 
@@ -36,6 +39,16 @@ class Revision(NamedTuple):
     def is_after(self, other: Revision) -> bool:
         """Tell whether this is of a later stream than ``other``."""
         return self.identity > other.identity and _DATED.fullmatch(self.identity) is not None
+
+
+def first_of(number: int) -> int:
+    """Return the first sequence of a stream that is given ``number``, below `STREAMS`."""
+    return 1 + number * _SPAN
+
+
+def is_one_stream(one: int, other: int) -> bool:
+    """Tell whether two sequences are of one stream, by the numbers that their streams were given."""
+    return (one - 1) // _SPAN == (other - 1) // _SPAN or max(one, other) <= _SPAN
 
 
 def identity_of(created: float) -> str:

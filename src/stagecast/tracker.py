@@ -9,28 +9,27 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
-from typing import Final, Literal, get_args
-
-import msgspec
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, suppress
+from typing import Final
 
 from stagecast import archive, broadcast, operations, subjects
 from stagecast.bus import Anew, Bus, CaughtUp, Heard, Lost
-from stagecast.errors import AppendConflict, BusError, BusUnavailable, Fenced, Interrupted, StagecastError
-from stagecast.fold import Change, Fold
+from stagecast.changes import Changes, Topic
+from stagecast.errors import AppendConflict, BusUnavailable, Fenced, Interrupted, StagecastError
+from stagecast.fold import Fold
 from stagecast.mending import Mender
 from stagecast.messages import Entry, Kind, Record
 from stagecast.ownership import RETRY_INTERVAL, TICK_INTERVAL, Ownership, standing_record
-from stagecast.revision import Revision
+from stagecast.restatement import Restatement
+from stagecast.revision import Revision, is_one_stream
 
 _logger = logging.getLogger(__name__)
 
-RESTATE_GRACE: Final = 1.0
+RESTATE_GRACE: Final = 0.5
 """Seconds for which the old picture stays in view after the log came back as another one: owners restate theirs."""
+PLACE_TIMEOUT: Final = 2.0
 WARN_INTERVAL: Final = 60.0
-Topic = Literal["any", "holding", "placement", "identity"]
-"""``any``: once after all changes that one turn of the loop brings. ``identity``: another stream is followed now."""
 
 
 class Tracker:
@@ -50,14 +49,16 @@ class Tracker:
         self.caught_up = asyncio.Event()
         self.hearers: list[Callable[[Record], None]] = []
         """Called with each record that an operation comes to have, also those that are soon outranked."""
-        self._listeners: dict[Topic, list[Callable[[], None]]] = {topic: [] for topic in get_args(Topic)}
         self._clock = clock
         self._interval = interval
         self._chance = chance or random.SystemRandom()
         self._mender = Mender(bus.log, process, mends=mends, chance=self._chance)
-        self._incoming = self.fold
-        self._waiters: dict[asyncio.Future[None], None] = {}
-        self._is_telling = False
+        self._incoming = self._settled = self.fold
+        self._changes = Changes()
+        self._is_heard = False
+        self._restatement = Restatement(bus.log)
+        self._written: dict[str, Record] = {}
+        """What this process has written and not heard yet."""
         self._warned = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -106,30 +107,33 @@ class Tracker:
 
     async def until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait until ``condition`` holds, asked anew after every change of the fold; tell whether it does."""
-        try:
-            async with asyncio.timeout(timeout):
-                while not condition():
-                    await self._change()
-        except TimeoutError:
-            return condition()
-        return True
+        return await self._changes.until(condition, timeout)
 
-    @contextmanager
-    def listening(self, topic: Topic, hear: Callable[[], None]) -> Iterator[None]:
+    def listening(self, topic: Topic, hear: Callable[[], None]) -> AbstractContextManager[None]:
         """Call ``hear`` after each change of what it concerns, and after a fresh picture, within the block."""
-        self._listeners[topic].append(hear)
-        try:
-            yield
-        finally:
-            self._listeners[topic].remove(hear)
+        return self._changes.listening(topic, hear)
 
     async def say(self, subject: str, payload: bytes, *, expected: int | None = None) -> Revision:
         """Append to the log and return the revision that has it. Raises `AppendConflict`, `BusUnavailable`."""
-        return self._at(await self.bus.log.append(subject, payload, expected=expected))
+        return await self.place(await self.bus.log.append(subject, payload, expected=expected))
+
+    async def place(self, sequence: int) -> Revision:
+        """Return the revision of a message that somebody wrote just now.
+
+        What was written may be in a log of which this process has not heard yet: then it waits to learn of it.
+
+        Raises:
+            BusUnavailable: it does not.
+        """
+        if not await self.until(lambda: is_one_stream(sequence, self._incoming.revision.sequence), PLACE_TIMEOUT):
+            raise BusUnavailable("it went into a log that cannot be heard yet")
+        return Revision(self._incoming.revision.identity, sequence)
 
     async def write(self, record: Record, expected: int) -> Revision:
         """Append an operation's record where its last word stands at ``expected``. Raises like `say`."""
-        return await self.say(subjects.operation(record), broadcast.encode(record), expected=expected)
+        revision = await self.say(subjects.operation(record), broadcast.encode(record), expected=expected)
+        self._note_written(record)
+        return revision
 
     async def open(
         self, kind: Kind, model: str, node: str = "", *, cause: str, parameters: dict[str, str] | None = None,
@@ -140,7 +144,7 @@ class Tracker:
         while True:
             held, sequence = await self.standing(identifier, kind, model, node)
             if held is not None and not operations.is_ended(held):
-                return held, self._at(sequence)
+                return held, await self.place(sequence) if sequence else self.revision
             if held is not None:
                 await archive.keep(self.bus.history, held)
             record = operations.opened(
@@ -158,14 +162,14 @@ class Tracker:
         entry = await self.bus.log.last(subjects.operation(probe))
         held = standing_record(entry)
         slot = self.fold.slots.get(identifier)
-        if slot is not None:
-            held = slot.record if held is None else operations.merge(slot.record, held)
+        for known in (slot.record if slot else None, self._written.get(identifier)):
+            held = operations.merge(held, known) if known is not None else held
         return held, entry.sequence if entry else 0
 
     def close(self) -> None:
         """Wake everybody who waits for a change: this process is about to end."""
         self.is_closing = True
-        self._notify()
+        self._changes.notify()
 
     @asynccontextmanager
     async def own(self, record: Record, *, passes_on: bool = False) -> AsyncGenerator[Ownership | None, None]:
@@ -217,11 +221,12 @@ class Tracker:
     async def _try_to_claim(self, record: Record) -> Ownership | None:
         while True:
             held, sequence = await self.standing(record.id, record.kind, record.model, record.node)
-            if held is None or operations.is_ended(held) or held.state == "paused" or held.attempt > record.attempt:
+            if held is None or operations.is_ended(held) or held.state == "paused":
                 return None
             if held.owner == self.process and held.state == "running":
+                # Claimed at the start, or by a claim whose answer was lost.
                 return self._ownership(held, sequence)
-            if held.owner != record.owner:
+            if held.attempt > record.attempt or held.owner != record.owner:
                 return None
             claimed = operations.claimed(held, self.process, self._clock())
             with suppress(AppendConflict):
@@ -229,7 +234,14 @@ class Tracker:
                 return self._ownership(claimed, revision.sequence)
 
     def _ownership(self, record: Record, sequence: int) -> Ownership:
-        return Ownership(self.bus.log, record, sequence, clock=self._clock, interval=self._interval)
+        return Ownership(
+            self.bus.log, record, sequence, clock=self._clock, interval=self._interval, wrote=self._note_written
+        )
+
+    def _note_written(self, record: Record) -> None:
+        slot = self._incoming.slots.get(record.id)
+        if slot is None or operations.outranks(record, slot.record):
+            self._written[record.id] = operations.merge(self._written.get(record.id), record)
 
     async def _stopped(self, ownership: Ownership) -> None:
         """Write what a stop from outside makes of the operation; without one, this process itself is leaving."""
@@ -260,41 +272,58 @@ class Tracker:
         if isinstance(heard, Entry):
             self._apply(heard)
         elif isinstance(heard, Anew):
-            self._incoming = Fold(Revision(heard.identity, 0))
-            self.is_degraded = True
-            self._tell("identity")
-            if self.caught_up.is_set():
-                self._spawn(self._restate())
-                self._notify()
+            self._begin_anew(heard.identity)
         elif isinstance(heard, CaughtUp):
             self._catch_up(heard)
         elif isinstance(heard, Lost):
-            self.is_degraded = True
-            self._notify()
+            self._is_heard, self.is_degraded = False, True
+            self._changes.notify()
+
+    def _begin_anew(self, identity: str) -> None:
+        """Follow another log than before, and put back there what this process knows of operations."""
+        earlier, self._incoming = self._incoming, Fold(Revision(identity, 0))
+        self._restatement.is_over = True
+        words = [*self._restatement.missing(), *self._written.values()]
+        self._restatement = Restatement(self.bus.log, (self.fold, earlier), words)
+        self._is_heard, self.is_degraded = False, True
+        self._changes.tell("identity")
+        if not self._restatement.is_whole or self.owned:
+            self._spawn(self._restate())
+        self._changes.notify()
 
     def _catch_up(self, heard: CaughtUp) -> None:
         incoming = self._incoming
         at = max(incoming.revision.sequence, heard.sequence)
         incoming.revision = Revision(incoming.revision.identity, at)
-        if incoming is not self.fold and self.caught_up.is_set():
-            asyncio.get_running_loop().call_later(RESTATE_GRACE, self._show, incoming)
+        self._is_heard = True
+        self._changes.notify()
+        if self.caught_up.is_set() and incoming is not self._settled:
+            asyncio.get_running_loop().call_later(RESTATE_GRACE, self._settle, incoming)
         elif not self._mender.is_whole:
-            self._spawn(self._show_once_mended(incoming))
+            self._spawn(self._settle_once_mended(incoming))
         else:
-            self._show(incoming)
+            self._settle(incoming)
 
-    async def _show_once_mended(self, fold: Fold) -> None:
+    async def _settle_once_mended(self, fold: Fold) -> None:
         await self._mender.mended()
-        self._show(fold)
+        self._settle(fold)
 
-    def _show(self, fold: Fold) -> None:
+    def _settle(self, fold: Fold) -> None:
+        """Show a fold as soon as everything that is known stands in it."""
         if fold is self._incoming:
-            self.fold = fold
+            self._settled = fold
+            self._show()
+
+    def _show(self) -> None:
+        if self._settled is self._incoming and self._is_heard and self._restatement.is_whole:
+            self.fold = self._incoming
             self.is_degraded = not self.bus.is_connected
             self.caught_up.set()
-            self._tell("holding")
-            self._tell("placement")
-            self._notify()
+            for identifier in list(self.owned):
+                self._tell_owner(identifier)
+            self._changes.tell("holding")
+            self._changes.tell("placement")
+            self._changes.notify()
 
     def _apply(self, entry: Entry) -> None:
         change = self._incoming.apply(entry)
@@ -306,28 +335,31 @@ class Tracker:
         else:
             self._mender.look(change, entry.subject)
         if change.what == "operation":
-            for hear in self.hearers:
-                hear(self._incoming.slots[change.id].record)
+            self._hear_word(self._incoming.slots[change.id].record)
         if self._incoming is self.fold:
-            self._tell_owner(change)
+            if change.what == "operation":
+                self._tell_owner(change.id)
             if change.what == "holding" or change.what == "placement":
-                self._tell(change.what)
-            self._notify()
+                self._changes.tell(change.what)
+            self._changes.notify()
 
-    def _tell_owner(self, change: Change) -> None:
-        ownership = self.owned.get(change.id) if change.what == "operation" else None
-        if ownership is not None and ownership.is_taken_by(self.fold.slots[change.id].record):
+    def _hear_word(self, record: Record) -> None:
+        for hear in self.hearers:
+            hear(record)
+        written = self._written.get(record.id)
+        if written is not None and not operations.outranks(written, record):
+            del self._written[record.id]
+        if not self._restatement.is_whole:
+            self._restatement.hear(record)
+            self._show()
+
+    def _tell_owner(self, identifier: str) -> None:
+        ownership, slot = self.owned.get(identifier), self.fold.slots.get(identifier)
+        if ownership is not None and slot is not None and ownership.is_taken_by(slot.record):
             ownership.halt("fence")
 
     async def _restate(self) -> None:
-        """Write into a log that came back without its past what this process knows of operations and placements."""
-        old = self.fold
-        for slot in list(old.slots.values()):
-            with suppress(BusError):
-                await self.write(slot.record, 0)
-        for placement in list(old.placements.values()):
-            with suppress(BusError):
-                await self.say(subjects.placement(placement.model), msgspec.json.encode(placement), expected=0)
+        await self._restatement.write()
         for ownership in list(self.owned.values()):
             with suppress(Fenced):
                 await ownership.restate()
@@ -338,36 +370,6 @@ class Tracker:
         if now - self._warned >= WARN_INTERVAL:
             self._warned = now
             _logger.warning("dropped a malformed event on %s (%d so far)", entry.subject, self.malformed)
-
-    def _at(self, sequence: int) -> Revision:
-        return Revision(self._incoming.revision.identity, sequence)
-
-    def _notify(self) -> None:
-        """Wake whoever waits for a change. They run once this turn of the loop is over, and see all that it brought."""
-        if self._waiters:
-            waiters, self._waiters = self._waiters, {}
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-        if self._listeners["any"] and not self._is_telling:
-            self._is_telling = True
-            asyncio.get_running_loop().call_soon(self._tell_any)
-
-    def _tell_any(self) -> None:
-        self._is_telling = False
-        self._tell("any")
-
-    async def _change(self) -> None:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = None
-        try:
-            await waiter
-        finally:
-            self._waiters.pop(waiter, None)
-
-    def _tell(self, topic: Topic) -> None:
-        for hear in list(self._listeners[topic]):
-            hear()
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)

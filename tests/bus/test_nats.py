@@ -11,7 +11,7 @@ import pytest
 
 from stagecast.bus import Anew, CaughtUp, Heard, Lost
 from stagecast.bus.nats import NatsBus, connect
-from stagecast.errors import BusUnavailable, BusUnsuitable
+from stagecast.errors import AppendConflict, BusUnavailable, BusUnsuitable
 from stagecast.messages import Entry
 from stagecast.settings import Bounds
 from tests.conftest import NatsServer, eventually, free_port
@@ -87,9 +87,33 @@ async def test_a_server_that_comes_back_empty_begins_anew(nats_server: NatsServe
         await eventually(lambda: isinstance(heard[-1], CaughtUp))
         identities = [each.identity for each in heard if isinstance(each, Anew)]
         assert identities[0] != identities[1]
-        assert heard[-1] == CaughtUp(0)
-        await bus.log.append(ONE, b"new", expected=0)
+        caught_up = heard[-1]
+        first = await bus.log.append(ONE, b"new", expected=0)
+        assert caught_up == CaughtUp(first - 1)
         await eventually(lambda: isinstance(heard[-1], Entry))
+
+
+async def test_a_stream_made_anew_takes_no_number_of_the_one_before(nats_server: NatsServer) -> None:
+    """A writer that has not heard of the loss yet must not hit, by its last sequence, what stands there now (L6)."""
+    async with connect(nats_server.url, "one") as bus:
+        before = await bus.log.append(ONE, b"before", expected=0)
+        nats_server.stop(kill=True)
+        nats_server.empty()
+        nats_server.start()
+        await eventually(lambda: bus.is_connected)
+        async with following(bus) as heard:
+            now = await bus.log.append(ONE, b"now", expected=0)
+            await eventually(lambda: isinstance(heard[-1], Entry))
+        assert abs(now - before) > 1000
+        with pytest.raises(AppendConflict):
+            await bus.log.append(ONE, b"late", expected=before)
+
+
+async def test_two_that_make_the_stream_at_once_have_the_same_one(nats_server: NatsServer) -> None:
+    async with connect(nats_server.url, "one") as one, connect(nats_server.url, "two") as two:
+        await one.log._stream.delete_stream("STAGECAST")
+        infos = await asyncio.gather(*(bus.log.ensure() for bus in (one, two, one, two)))
+        assert len({info.state.first_seq for info in infos}) == 1
 
 
 async def test_thousands_of_records_are_caught_up_whole(nats_server: NatsServer) -> None:
@@ -111,8 +135,7 @@ async def test_other_bounds_of_the_history_hold_from_the_next_start_of_a_replica
         return config.max_msgs, config.max_age, config.description
 
     async with connect(nats_server.url, "one") as bus:
-        for each in ends:
-            await bus.history.append(each, b"")
+        first, *_ = [await bus.history.append(each, b"") for each in ends]
         assert await limits(bus) == (10_000, 30 * 86400.0, None)
         config = (await bus.history.ensure()).config
         await bus.history._stream.update_stream(config.evolve(description="an operator's own"))
@@ -121,7 +144,7 @@ async def test_other_bounds_of_the_history_hold_from_the_next_start_of_a_replica
         assert await limits(bus) == (3, 3600.0, "an operator's own")
         async with connect(nats_server.url, "worker") as worker:
             assert await limits(worker) == (3, 3600.0, "an operator's own"), "a worker is told none, and changes none"
-        assert await bus.history.append(ends[0], b"", expected=0) == 6
+        assert await bus.history.append(ends[0], b"", expected=0) == first + 5
         assert await standing(bus) == [ends[0], *ends[3:]]
         info = await bus.log.ensure()
         assert (info.config.max_msgs, info.config.max_age or 0) == (-1, 0), "the log itself has none"

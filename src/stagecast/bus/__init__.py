@@ -58,8 +58,9 @@ class Log(Protocol):
     def follow(self) -> AsyncGenerator[Heard, None]:
         """Yield the log: `Anew`, the last word on each subject in order, `CaughtUp`, then each message as it comes.
 
-        Goes on through every loss of the connection, resuming where it was. A stream that is not the one that was
-        followed begins with `Anew` again. Ends only by being closed.
+        Wherever the follower is made to wait, what it has heard is what the log was at one moment; messages between
+        which it does not wait belong together. Goes on through every loss of the connection, resuming where it was.
+        A stream that is not the one that was followed begins with `Anew` again. Ends only by being closed.
         """
         ...
 

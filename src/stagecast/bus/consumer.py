@@ -16,6 +16,7 @@ from typing import Final
 from nats.aio.msg import Msg
 
 from stagecast.bus import CaughtUp
+from stagecast.bus.whole import Whole
 from stagecast.messages import Entry
 
 BUSY: Final = 0.002
@@ -44,9 +45,7 @@ class Consumer:
         self._waiter: asyncio.Future[None] | None = None
         self._is_ended = False
         self._delivered = 0
-        self._target = target
-        self._caught_up: CaughtUp | None = CaughtUp(target) if held >= target else None
-        self._is_behind = held < target
+        self._whole = Whole(held, target)
 
     async def hear(self, message: Msg) -> None:
         """Take a message in; the client's callback."""
@@ -67,17 +66,29 @@ class Consumer:
         self._wake()
 
     def next(self) -> Entry | CaughtUp | None:
-        """Return what is there already, the next in order, or None."""
-        if self._caught_up is not None:
-            told, self._caught_up = self._caught_up, None
-            return told
-        while self._arrived and not self.is_spent:
+        """Return what is there already, the next in order, or None: then `bridge` it if it is torn, else let it `come`.
+
+        What is returned without a wait in between belongs together.
+        """
+        while not self._whole.ready and self._arrived and not (self.is_spent or self.is_torn):
             message = self._arrived.popleft()
             if message.reply.startswith("$JS.ACK."):
-                return self._deliver(message)
-            self._heed(message)
+                self._deliver(message)
+            else:
+                self._heed(message)
+        if self._whole.ready:
+            return self._whole.ready.popleft()
         self.is_spent = self.is_spent or self._is_ended
         return None
+
+    @property
+    def is_torn(self) -> bool:
+        """Tell whether it takes nothing more before it was told how far the log goes."""
+        return self._whole.is_torn
+
+    def bridge(self, last: int) -> None:
+        """Learn the log's last sequence of just now."""
+        self._whole.bridge(last)
 
     async def come(self) -> None:
         """Wait until there may be something to take.
@@ -113,15 +124,13 @@ class Consumer:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _deliver(self, message: Msg) -> Entry | None:
-        sequence, in_consumer, moment, pending = position(message.reply)
+    def _deliver(self, message: Msg) -> None:
+        sequence, in_consumer, moment = position(message.reply)
         self._delivered += 1
-        if in_consumer != self._delivered:
+        if in_consumer == self._delivered:
+            self._whole.take(Entry(message.subject, sequence, message.data, moment))
+        else:
             self.is_spent = True
-            return None
-        if self._is_behind and (sequence >= self._target or pending == 0):
-            self._is_behind, self._caught_up = False, CaughtUp(sequence)
-        return Entry(message.subject, sequence, message.data, moment)
 
     def _heed(self, status: Msg) -> None:
         """Note a question of flow control; a heartbeat must count as many deliveries as have come."""
@@ -131,10 +140,12 @@ class Consumer:
         headers = status.headers or {}
         counted = int(headers.get("Nats-Last-Consumer", self._delivered))
         self.is_spent = headers.get("Status") not in {None, "100"} or counted != self._delivered
+        if not self.is_spent:
+            self._whole.settle()
 
 
-def position(reply: str) -> tuple[int, int, float, int]:
-    """Return (stream sequence, consumer sequence, server's time, messages pending) from a delivery's reply subject."""
+def position(reply: str) -> tuple[int, int, float]:
+    """Return (stream sequence, consumer sequence, server's time) from a delivery's reply subject."""
     tokens = reply.split(".")
-    sequence, in_consumer, nanoseconds, pending = tokens[5:9] if len(tokens) == 9 else tokens[7:11]
-    return int(sequence), int(in_consumer), int(nanoseconds) / 1e9, int(pending)
+    sequence, in_consumer, nanoseconds = tokens[5:8] if len(tokens) == 9 else tokens[7:10]
+    return int(sequence), int(in_consumer), int(nanoseconds) / 1e9

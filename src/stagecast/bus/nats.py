@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -33,7 +34,7 @@ from stagecast.bus.consumer import Consumer
 from stagecast.bus.questions import Questions, cancellable
 from stagecast.errors import AppendConflict, BusUnavailable, BusUnsuitable, NobodyListens
 from stagecast.messages import Entry
-from stagecast.revision import identity_of
+from stagecast.revision import STREAMS, first_of, identity_of
 from stagecast.settings import Bounds
 
 _logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ HEARTBEAT: Final = 0.5
 REQUEST_TIMEOUT: Final = 2.0
 OLDEST_SERVER: Final = (2, 10)
 _WRONG_LAST_SEQUENCE: Final = 10071
+_MADE_ALREADY: Final = 10058
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 
 _Gone = (NatsError, APIError, OSError, TimeoutError, asyncio.TimeoutError)
@@ -51,9 +53,12 @@ _Gone = (NatsError, APIError, OSError, TimeoutError, asyncio.TimeoutError)
 class NatsLog:
     """One JetStream stream that keeps the last word on every subject."""
 
-    def __init__(self, client: Client, config: StreamConfig, bounds: Bounds | None = None) -> None:
+    def __init__(
+        self, client: Client, config: StreamConfig, bounds: Bounds | None = None, *, chance: random.Random | None = None
+    ) -> None:
         self._client = client
         self._bounds = bounds
+        self._chance = chance or random.SystemRandom()
         self._stream: JetStreamContext = client.jetstream(timeout=REQUEST_TIMEOUT)
         self._config = config
         self._name = config.name or ""
@@ -102,16 +107,18 @@ class NatsLog:
             try:
                 info = await self.ensure()
                 if _identity(info) != identity or info.state.last_seq < held:
-                    identity, held = _identity(info), 0
+                    identity, held = _identity(info), max(0, info.state.first_seq - 1)
                     yield Anew(identity)
                 async with self._consuming(held, info.state.last_seq) as consumer:
                     while not consumer.is_spent:
                         heard = consumer.next()
-                        if heard is None:
-                            await consumer.come()
-                        else:
+                        if heard is not None:
                             held = heard.sequence
                             yield heard
+                        elif consumer.is_torn:
+                            consumer.bridge((await self.ensure()).state.last_seq)
+                        else:
+                            await consumer.come()
             except _Gone as error:
                 # A server that hangs is found here, seconds before its connection is given up.
                 is_lost = True
@@ -125,9 +132,22 @@ class NatsLog:
         try:
             info = await self._questions.answered(self._stream.stream_info(self._name))
         except NotFoundError:
-            return await self._stream.add_stream(self._config)
+            return await self._create()
         amended = streams.amended(info.config, self._config, self._bounds)
         return await self._stream.update_stream(amended) if amended else info
+
+    async def _create(self) -> StreamInfo:
+        """Make the stream, with sequences that no stream of this name had before.
+
+        Else what was written with the last sequence of a stream that was lost could hit the same number in this one.
+        """
+        first = first_of(self._chance.randrange(1, STREAMS))
+        try:
+            return await self._stream.add_stream(self._config.evolve(first_seq=first))
+        except APIError as error:
+            if error.err_code != _MADE_ALREADY:
+                raise
+            return await self._questions.answered(self._stream.stream_info(self._name))
 
     def wake(self) -> None:
         """Make every follower look at the stream anew, and nobody wait for an answer; the connection has changed."""
@@ -163,10 +183,10 @@ class NatsLog:
 class NatsBus:
     """A connection to NATS. Made by `connect`."""
 
-    def __init__(self, client: Client, bounds: Bounds | None = None) -> None:
+    def __init__(self, client: Client, bounds: Bounds | None = None, *, chance: random.Random | None = None) -> None:
         self._client = client
-        self.log = NatsLog(client, streams.LOG)
-        self.history = NatsLog(client, streams.bounded(streams.HISTORY, bounds or Bounds()), bounds)
+        self.log = NatsLog(client, streams.LOG, chance=chance)
+        self.history = NatsLog(client, streams.bounded(streams.HISTORY, bounds or Bounds()), bounds, chance=chance)
 
     @property
     def is_connected(self) -> bool:

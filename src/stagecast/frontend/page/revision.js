@@ -18,8 +18,8 @@ export function later(held, seen) {
   return !held || isOlder(held, seen) ? seen : held;
 }
 
-/** A few characters for people: "#1042". */
+/** A few characters for people: the last digits of its number, "#001042". */
 export function shortRevision(revision) {
   const known = parts(revision);
-  return known ? `#${known.number}` : (revision ?? "").slice(-8);
+  return known ? `#${String(known.number).slice(-6)}` : (revision ?? "").slice(-8);
 }

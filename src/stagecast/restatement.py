@@ -1,0 +1,108 @@
+"""What a process knew when the log came back as another one, and puts back there until it stands again (law L8).
+
+Every process puts back what it knows, at once and without asking the others: the greater of two words on an operation
+wins, whoever writes first. Until all of them stand the new log is not shown, so that nothing that people saw vanishes.
+Wishes are put back too, and nodes: what waits for a node that is away would else wait for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from stagecast import broadcast, operations, subjects
+from stagecast.bus import Log
+from stagecast.errors import AppendConflict, BusUnavailable
+from stagecast.fold import Fold
+from stagecast.messages import Entry, NodeRecord, Placement, Record
+from stagecast.ownership import RETRY_INTERVAL, standing_record
+
+
+class Restatement:
+    """The words that a new log lacks. ``folds``: what was known, also what was heard but not shown yet."""
+
+    def __init__(self, log: Log, folds: Iterable[Fold] = (), missing: Iterable[Record] = ()) -> None:
+        self._log = log
+        self.is_over = False
+        """Set where the log that it is for was lost as well."""
+        self._missing: dict[str, Record] = {}
+        self._placements: dict[str, Placement] = {}
+        self._nodes: dict[str, NodeRecord] = {}
+        for record in missing:
+            self._know(record)
+        for fold in folds:
+            for slot in fold.slots.values():
+                self._know(slot.record)
+            self._placements |= fold.placements
+            self._nodes |= fold.nodes
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether the new log has every operation again."""
+        return not self._missing
+
+    def missing(self) -> list[Record]:
+        """Return the words on operations that the new log lacks still."""
+        return list(self._missing.values())
+
+    def hear(self, record: Record) -> None:
+        """Take note of a word that stands in the new log."""
+        known = self._missing.get(record.id)
+        if known is not None and not operations.is_later(known, record):
+            del self._missing[record.id]
+
+    async def write(self) -> None:
+        """Write what is missing, for as long as that takes."""
+        for record in self.missing():
+            if record.id in self._missing:
+                await self._put_back(subjects.operation(record), broadcast.encode(record), _outranking(record))
+        for name, node in self._nodes.items():
+            await self._put_back(subjects.node(name), msgspec.json.encode(node), lambda _: False)
+        for model, placement in self._placements.items():
+            await self._put_back(subjects.placement(model), msgspec.json.encode(placement), _newer_than(placement))
+
+    def _know(self, record: Record) -> None:
+        self._missing[record.id] = operations.merge(self._missing.get(record.id), record)
+
+    async def _put_back(self, subject: str, payload: bytes, is_better: Callable[[Entry], bool]) -> None:
+        """Write where nothing stands, or what this ``is_better`` than."""
+        expected = 0
+        while not self.is_over:
+            try:
+                await self._log.append(subject, payload, expected=expected)
+                break
+            except AppendConflict:
+                standing = await self._standing(subject)
+                if standing is not None and not is_better(standing):
+                    break
+                expected = standing.sequence if standing else 0
+            except BusUnavailable:
+                await asyncio.sleep(RETRY_INTERVAL)
+
+    async def _standing(self, subject: str) -> Entry | None:
+        while True:
+            try:
+                return await self._log.last(subject)
+            except BusUnavailable:
+                await asyncio.sleep(RETRY_INTERVAL)
+
+
+def _outranking(record: Record) -> Callable[[Entry], bool]:
+    def is_better(standing: Entry) -> bool:
+        held = standing_record(standing)
+        return held is None or operations.is_later(record, held)
+
+    return is_better
+
+
+def _newer_than(placement: Placement) -> Callable[[Entry], bool]:
+    def is_better(standing: Entry) -> bool:
+        try:
+            held = msgspec.json.decode(standing.payload, type=Placement)
+        except msgspec.DecodeError:
+            return True
+        return placement.generation > held.generation
+
+    return is_better
