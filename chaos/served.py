@@ -15,6 +15,7 @@ from stagecast.cluster import Cluster
 
 _METRIC: Final = "stagecast_file_bytes_sent_total "
 _PATIENCE: Final = 2.0
+_TRIES: Final = 3
 
 
 class Served:
@@ -50,12 +51,15 @@ class Served:
         """Count to its end what a process serves that ends in the block."""
         pid = self._cluster.children[name].pid
         before = self._network.sent(name) if self._network else 0
-        await self._ask(self._cluster.children[name])
+        for _ in range(_TRIES):
+            if await self._ask(self._cluster.children[name]):
+                break
         yield
         if self._network:
             self._latest[pid] = self._latest.get(pid, 0) + self._network.sent(name) - before
 
-    async def _ask(self, child: Child) -> None:
+    async def _ask(self, child: Child) -> bool:
+        """Read one process's metric; tell whether it answered."""
         key = self._cluster.settings.api_key if child.name.startswith("replica") else self._cluster.token
         assert self._session is not None
         try:
@@ -63,7 +67,8 @@ class Served:
             async with self._session.get(f"{child.url}/metrics", headers=headers) as response:
                 lines = (await response.text()).splitlines()
         except (aiohttp.ClientError, TimeoutError):
-            return
+            return False
         for line in lines:
             if line.startswith(_METRIC):
                 self._latest[child.pid] = int(float(line.removeprefix(_METRIC)))
+        return True
