@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -10,12 +11,14 @@ import pytest_asyncio
 
 from stagecast.bus import Lost
 from stagecast.bus.memory import MemoryBus
+from stagecast.client import Client
 from stagecast.errors import BadInput, ModelLoading, NotReady, ReplicaBehind, Unauthorized
-from stagecast.frontend import gate
+from stagecast.event_stream import StreamEvent
+from stagecast.frontend import events, gate
 from stagecast.frontend.gate import Gate
 from stagecast.frontend.refusals import error_body
 from stagecast.proxy import Receive, Scope, Send
-from stagecast.revision import Revision
+from stagecast.revision import Revision, identity_of
 from stagecast.tracker import Tracker
 from tests.alone import Alone, alone
 
@@ -103,6 +106,28 @@ async def test_a_replica_that_cannot_hear_the_log_makes_nobody_wait(monkeypatch:
             with pytest.raises(ReplicaBehind):
                 await gate.catch_up(tracker, ahead)
             await gate.catch_up(tracker, held)
+
+
+async def test_a_revision_of_a_later_log_that_is_gone_ends_in_a_fresh_picture(
+    here: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "MIN_REVISION_WAIT", 0.01)
+    gone = f"{identity_of(1e10)}-7"
+    assert (await here.get("/api/operations", params={"min_revision": gone})).status == 200
+    assert (await here.get("/api/operations", params={"after": gone, "wait": "30"})).status == 200
+    assert await events.begin(here.peer, gone) is None
+    async with Client(here.url, revision=gone) as client:
+        await client.operations()
+        assert client.revision != gone
+        await client.operations()
+        [snapshot] = [event async for event in limited(client.stream(), 1)]
+    assert snapshot.event == "snapshot"
+
+
+async def limited(stream: AsyncGenerator[StreamEvent, None], count: int) -> AsyncIterator[StreamEvent]:
+    async with aclosing(stream):
+        for _ in range(count):
+            yield await anext(stream)
 
 
 @pytest.mark.parametrize("path", ["/api/operations", "/api/operations/stream", "/api/models"])

@@ -86,13 +86,13 @@ class Gate:
 
 
 async def catch_up(tracker: Tracker, wanted: Revision) -> None:
-    """Wait until this replica has folded what a client has seen.
+    """Wait until this replica has folded what a client has seen, or knows that nobody ever will.
 
     Raises:
         ReplicaBehind: it did not for `MIN_REVISION_WAIT`; at once where it cannot hear the log, while another one may.
     """
     await tracker.until(lambda: wanted.reached_by(tracker.revision) or tracker.is_degraded, MIN_REVISION_WAIT)
-    if not wanted.reached_by(tracker.revision):
+    if not await tracker.reached(wanted, 0):
         raise ReplicaBehind(str(wanted))
 
 
