@@ -11,6 +11,5 @@ ROOT = Path(__file__).parent.parent
 def test_the_readme_shows_this_very_example_in_under_twenty_lines() -> None:
     [shown] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     code = (ROOT / "examples" / "fastapi_service.py").read_text().partition('"""\n')[2]
-    lines = [line for line in shown.splitlines() if line]
-    assert lines == [line for line in code.splitlines() if line]
-    assert len(lines) < 20
+    assert [line for line in shown.splitlines() if line] == [line for line in code.splitlines() if line]
+    assert len(shown.splitlines()) < 20

@@ -146,6 +146,15 @@ def test_a_place_is_read_from_both_forms_of_a_delivery() -> None:
     assert position(short) == position(long) == (12, 3, 1764000000.5)
 
 
+class Clock:
+    """Time that a test moves by hand."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+
 def heard_at_once(consumer: Consumer, message: Msg) -> bool:
     """Let the client call with a message; tell whether it could go on without waiting."""
     calling = consumer.hear(message)
@@ -158,13 +167,17 @@ def heard_at_once(consumer: Consumer, message: Msg) -> bool:
 
 
 async def test_messages_on_each_others_heels_are_collected_and_single_ones_are_not() -> None:
-    consumer = Consumer(0, 0)
-    at_once = [heard_at_once(consumer, delivery(number, number)) for number in range(1, 100)]
+    consumer, clock, at_once = Consumer(0, 0), Clock(), []
+    consumer._loop = clock  # type: ignore[assignment]
+    consumer._heard = 0.0
+    for number in range(1, 100):
+        clock.now += 0.0001
+        at_once.append(heard_at_once(consumer, delivery(number, number)))
     assert at_once == sorted(at_once, reverse=True), "a burst is none yet at its beginning"
     assert (at_once[0], at_once[-1]) == (True, False)
     assert taken(consumer) == [CaughtUp(0), *range(1, 100)]
     for number in range(100, 110):
-        consumer._heard -= 10.0
+        clock.now += 10.0
         at_once.append(heard_at_once(consumer, delivery(number, number)))
     assert at_once[-1]
 

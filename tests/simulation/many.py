@@ -61,9 +61,13 @@ def tally(seeds: Iterable[int], theme: str = "") -> Tally:
 
 
 def over_cores(batches: Iterable[range], jobs: int = 0) -> Iterator[Tally]:
-    """Run each batch of seeds on some core; yield what they came to as they end, in order."""
+    """Run each batch of seeds on some core; yield what they came to as they end, in order.
+
+    They give way to everything else: tests of real processes beside them mind the time, these do not.
+    """
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs or min(2, os.cpu_count() or 1), mp_context=spawn) as pool:
+    count = jobs or min(2, os.cpu_count() or 1)
+    with ProcessPoolExecutor(count, mp_context=spawn, initializer=os.nice, initargs=(19,)) as pool:
         yield from pool.map(tally, batches)
 
 
