@@ -96,7 +96,12 @@ async def test_another_replica_goes_on_when_the_owner_is_killed(
     await running.kill(owner)
     async with asyncio.timeout(20):
         [ended] = await until_ended(client, row)
-    assert (ended.state, ended.attempt, ended.job_id) == ("succeeded", row.attempt + 1, row.job_id)
+    # One attempt by the one who takes over, and one more where the last word told of bytes that must come again (L2).
+    told = (await client.operation(row.job_id)).attempts
+    assert isinstance(told, list)
+    lost = [each for each in told if each.error == "bytes that had arrived were lost"]
+    assert (ended.state, ended.attempt, ended.job_id) == ("succeeded", row.attempt + 1 + len(lost), row.job_id)
+    assert len(lost) <= 1
     assert ended.owner.partition("/")[0] not in {"", owner}
     assert contents_of(running.data / "models" / "inherited") == CONTENTS
     assert upstream.sent.total() - before <= 1.1 * SIZE
