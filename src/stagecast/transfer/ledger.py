@@ -83,6 +83,7 @@ class Ledger:
         self._failed_at: Hindrance = "source"
         self._left = Counter(piece.file for piece in missing)
         self._whole: list[int] = []
+        self._furthest = -1
         self._moving: set[int] = set()
         self._entered = -1
         self._received: Counter[str] = Counter()
@@ -196,7 +197,8 @@ class Ledger:
             checked = self._checked if not news or self._assignments.is_complete else 0
             self._checked -= checked
             whole, self._whole = self._whole, []
-            file = min(self._moving, default=max(whole, default=self._entered))
+            self._furthest = max([self._furthest, *whole])
+            file = min(self._moving, default=self._furthest)
             hindrance = self._hindrance()
         if file > self._entered:
             self._entered = file
