@@ -98,18 +98,22 @@ async def test_a_log_that_cannot_be_reached_gets_it_later(
     assert (await standing(log, subjects.node("other"))).draining
 
 
-async def test_a_log_that_came_back_as_another_one_is_told_everything_again(
-    log: UnsureLog, following: Tracker, announcer: Announcer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_another", [True, False])
+async def test_a_log_that_came_back_without_our_words_is_told_everything_again(
+    log: UnsureLog, following: Tracker, announcer: Announcer, monkeypatch: pytest.MonkeyPatch, is_another: bool
 ) -> None:
+    """Another stream, or the same after its server lost the end of it with the power."""
     monkeypatch.setattr(tracker, "RESTATE_GRACE", 0.0)
     announcer.say(SUBJECT, a_node())
     await announcer.settled()
     await eventually(lambda: following.revision.sequence == 1)
+    identity = "another" if is_another else following.identity
     log._last.clear()
     for follower in log._followers:
-        follower.put_nowait(Anew("another"))
+        follower.put_nowait(Anew(identity))
         follower.put_nowait(CaughtUp(0))
-    await eventually(lambda: following.revision.identity == "another" and "n" in following.fold.nodes)
+    await eventually(lambda: log._last)
+    await eventually(lambda: following.revision.identity == identity and "n" in following.fold.nodes)
     await announcer.settled()
     assert await standing(log) == a_node()
 

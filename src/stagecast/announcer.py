@@ -24,7 +24,6 @@ class Announcer:
         self._tracker = tracker
         self._wanted: dict[str, bytes] = {}
         self._standing: dict[str, bytes] = {}
-        self._identity = ""
         self._woken = asyncio.Event()
         self._settled = asyncio.Event()
 
@@ -43,7 +42,6 @@ class Announcer:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Announcer, None]:
         """Write for as long as the block lasts, and then what was said in it last."""
-        self._identity = self._tracker.identity
         writer = asyncio.create_task(self._write())
         with self._tracker.listening("identity", self._say_again):
             try:
@@ -73,10 +71,8 @@ class Announcer:
                 self._settled.set()
 
     def _say_again(self) -> None:
-        """Say everything in a log that came back as another one."""
-        identity = self._tracker.identity
-        if self._identity and identity != self._identity:
+        """Say everything in a log that came back as another one, or without its latest words."""
+        if self._standing:
             self._standing.clear()
             self._settled.clear()
             self._woken.set()
-        self._identity = identity

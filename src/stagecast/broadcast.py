@@ -62,7 +62,7 @@ def decode(prefix: str, payload: bytes) -> Event:
 
 
 def percentage(record: Record) -> float:
-    """Return the progress by bytes over the whole manifest, 0 to 100; 100 only at the very end."""
+    """Return the progress by bytes over the whole manifest, 0 to 100; 100 once all of them are there."""
     if record.state == "succeeded":
         return 100.0
     if record.bytes_total <= 0:

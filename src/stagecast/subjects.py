@@ -1,4 +1,4 @@
-"""The subjects of the log and of the messages beside it, in one place: permissions are generated from this table.
+"""The subjects of the log and of the messages beside it, in one place.
 
 A token is a name made fit for one part of a NATS subject. The names themselves travel in the payload; nobody reads a
 name back out of a subject.
