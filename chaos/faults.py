@@ -107,11 +107,16 @@ async def worker_killed_briefly(rig: Rig) -> Outcome:
     return Outcome(takeover=takeover, agreement=agreement, should_resume=True, verified_twice=again)
 
 
-async def _again(rig: Rig, row: Row, verified: int, before: int) -> int:
-    """Wait for the end of a staging; return how many of the verified bytes its worker received again."""
-    await rig.until(lambda: rig.load.has_ended(row.job_id), RESUME)
-    again = moved_again(rig.received(row.node_name) - before, verified) if rig.network else 0
-    rig.note("moved", id=row.id, verified=verified, received=rig.received(row.node_name) - before, again=again)
+async def _again(rig: Rig, row: Row, verified: int, before: int) -> int | None:
+    """Wait for the end of a staging; return how many of the verified bytes its worker received again.
+
+    None where that cannot be told: it has not ended, or there is no network of our own that counts.
+    """
+    if not await rig.until(lambda: rig.load.has_ended(row.job_id), RESUME) or rig.network is None:
+        return None
+    received = rig.received(row.node_name) - before
+    again = moved_again(received, verified)
+    rig.note("moved", id=row.id, verified=verified, received=received, again=again)
     return again
 
 

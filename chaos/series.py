@@ -13,6 +13,8 @@ class Outcome:
     """What was measured of one occurrence, in seconds and bytes; None where there was nothing to measure.
 
     ``takeover`` counts from when somebody could take over: the stall, or the return of the only node that can.
+    ``served_twice``: bytes that were served beyond what the stagings of this occurrence needed; ``twice`` the same of
+    an installation; ``verified_twice``: what this occurrence's own measurement says of verified bytes.
     """
 
     stalled: float | None = None
@@ -20,13 +22,14 @@ class Outcome:
     agreement: float | None = None
     should_stall: bool = False
     should_resume: bool = False
+    served_twice: int | None = 0
     twice: int = 0
-    verified_twice: int = 0
+    verified_twice: int | None = 0
 
 
 @dataclass
 class Series:
-    """Everything that was seen of one fault. ``began`` and ``finished`` bound it in time; ``twice`` is in bytes.
+    """Everything that was seen of one fault. ``began`` and ``finished`` bound it in time; ``piece`` is in bytes.
 
     ``lost``: operations that were begun and have neither a row nor an end. ``denied``: how often a replica said that it
     knows no operation which had been begun. ``failures``: operations that did not end well.
@@ -38,7 +41,6 @@ class Series:
     finished: float = 0.0
     outcomes: list[Outcome] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
-    twice: int = 0
     piece: int = 0
     anomalies: list[Anomaly] = field(default_factory=list)
     lags: list[Lag] = field(default_factory=list)
@@ -62,17 +64,23 @@ class Series:
     @property
     def bytes_twice(self) -> int:
         """Bytes that moved twice, in stagings and installations."""
-        return self.twice + sum(outcome.twice for outcome in self.outcomes)
+        return sum(outcome.twice + (outcome.served_twice or 0) for outcome in self.outcomes)
 
     @property
     def verified_twice(self) -> int:
-        """Bytes that moved twice though they were verified.
+        """Bytes that moved twice though they were verified, in the occurrences in which that was measured.
 
-        Less than a piece for each occurrence is what lay in the kernels' buffers; a piece that moves again costs all
-        of it.
+        Less than a piece in one occurrence is what lay in the kernels' buffers; a piece that moves again costs all of
+        it.
         """
-        of_stagings = self.twice if self.twice >= self.piece * max(1, len(self.outcomes)) else 0
-        return of_stagings + sum(outcome.verified_twice for outcome in self.outcomes)
+        served = [outcome.served_twice or 0 for outcome in self.outcomes]
+        again = sum(outcome.verified_twice or 0 for outcome in self.outcomes)
+        return sum(twice for twice in served if twice >= self.piece) + again
+
+    @property
+    def unmeasured(self) -> int:
+        """In how many occurrences it was not measured what moved twice."""
+        return sum(outcome.served_twice is None or outcome.verified_twice is None for outcome in self.outcomes)
 
     def longest(self, which: str) -> float | None:
         """Return the longest of one of the outcomes' times."""

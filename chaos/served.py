@@ -31,6 +31,9 @@ class Served:
         self._network = network
         self._session: aiohttp.ClientSession | None = None
         self._latest: dict[int, int] = {}  # by process id: what the dead have served still counts
+        self._total = 0
+        self._was_answered = False
+        self._is_cut_short = False
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[Served, None]:
@@ -40,23 +43,35 @@ class Served:
             self._session = session
             yield self
 
-    async def look(self) -> int:
-        """Ask every process; return the bytes served since the start of everything."""
+    async def look(self) -> int | None:
+        """Ask every process; return the bytes served since the last look.
+
+        None where that cannot be told: one of them did not answer now or then, or ended and was not counted to its end.
+        """
         children = [*self._cluster.replicas, *self._cluster.workers]
-        await asyncio.gather(*(self._ask(child) for child in children if child.is_running))
-        return sum(self._latest.values())
+        answered = all(await asyncio.gather(*(self._asked(child) for child in children if child.is_running)))
+        is_whole = answered and self._was_answered and not self._is_cut_short
+        self._was_answered, self._is_cut_short = answered, False
+        before, self._total = self._total, sum(self._latest.values())
+        return self._total - before if is_whole else None
 
     @asynccontextmanager
     async def ending(self, name: str) -> AsyncGenerator[None, None]:
         """Count to its end what a process serves that ends in the block."""
         pid = self._cluster.children[name].pid
         before = self._network.sent(name) if self._network else 0
-        for _ in range(_TRIES):
-            if await self._ask(self._cluster.children[name]):
-                break
+        answered = await self._asked(self._cluster.children[name])
         yield
-        if self._network:
+        if not answered or not self._network:
+            self._is_cut_short = True
+        else:
             self._latest[pid] = self._latest.get(pid, 0) + self._network.sent(name) - before
+
+    async def _asked(self, child: Child) -> bool:
+        for _ in range(_TRIES):
+            if await self._ask(child):
+                return True
+        return False
 
     async def _ask(self, child: Child) -> bool:
         """Read one process's metric; tell whether it answered."""
@@ -65,6 +80,7 @@ class Served:
         try:
             headers = {"Authorization": f"Bearer {key}"}
             async with self._session.get(f"{child.url}/metrics", headers=headers) as response:
+                response.raise_for_status()
                 lines = (await response.text()).splitlines()
         except (aiohttp.ClientError, TimeoutError):
             return False

@@ -27,8 +27,11 @@ def table(series: Sequence[Series]) -> str:
     return "\n".join([*lines, *(_line(row, widths) for row in rows)])
 
 
-def goals(series: Sequence[Series]) -> list[tuple[str, bool, str]]:
-    """Return each goal, whether it was met, and where it was not."""
+def goals(series: Sequence[Series]) -> list[tuple[str, bool | None, str]]:
+    """Return each goal, whether it was met, and where it was not.
+
+    None: nothing was seen that misses it, but not everything was measured; then ``where`` says what was not.
+    """
     return [
         _goal("0 flickers on replicas that are reachable and not degraded", series, lambda each: each.count("flicker")),
         _goal("0 steps backward", series, lambda each: each.count("backward")),
@@ -37,7 +40,7 @@ def goals(series: Sequence[Series]) -> list[tuple[str, bool, str]]:
         _goal(f"stalled within {LONGEST_STALL:.0f} s", series, _late("stalled", LONGEST_STALL, "should_stall")),
         _goal(f"taken over or gone on within {LONGEST_TAKEOVER:.0f} s more", series,
               _late("takeover", LONGEST_TAKEOVER, "should_resume")),
-        _goal("0 verified bytes moved twice", series, lambda each: each.verified_twice),
+        _verified(series),
         _goal(f"agreement within {LONGEST_AGREEMENT:.0f} s", series, _late("agreement", LONGEST_AGREEMENT, None)),
         _goal(f"no stale view for more than {LONGEST_STALE:.0f} s", series, lambda each: each.stale > LONGEST_STALE),
         _goal("no lost outcome", series, lambda each: len(each.lost)),
@@ -50,15 +53,15 @@ NOTES: Final = (
     "To takeover or resume: from the stall, for what any process can do; for a staging from the return of its node, "
     "the only one that can, or of that node's network.\n"
     "Bytes moved twice: what was served beyond the models' sizes; of a holder that died, up to 1 MiB for each of its "
-    "connections was not counted. Verified twice: whole pieces among them."
+    "connections was not counted. Verified twice: whole pieces among them, in one occurrence.\n"
+    "-: nothing to measure, or not measured."
 )
 
 
 def verdict(series: Sequence[Series]) -> str:
     """Return the goals as lines of text."""
-    return "\n".join(
-        f"{'✓' if met else '✗'}  {text}{f': {where}' if where else ''}" for text, met, where in goals(series)
-    )
+    signs = {True: "✓", False: "✗", None: "-"}
+    return "\n".join(f"{signs[met]}  {text}{f': {where}' if where else ''}" for text, met, where in goals(series))
 
 
 def as_events(series: Sequence[Series], began: float) -> list[dict[str, Any]]:
@@ -67,7 +70,7 @@ def as_events(series: Sequence[Series], began: float) -> list[dict[str, Any]]:
         {
             "fault": each.name, "began": each.began - began, "finished": each.finished - began,
             "outcomes": [vars(outcome) for outcome in each.outcomes], "lost": each.lost, "failures": each.failures,
-            "bytes_twice": each.bytes_twice, "verified_twice": each.verified_twice,
+            "bytes_twice": each.bytes_twice, "verified_twice": each.verified_twice, "unmeasured": each.unmeasured,
             "anomalies": [anomaly._replace(time=anomaly.time - began)._asdict() for anomaly in each.anomalies],
             "longest_lags": [
                 lag._replace(time=lag.time - began)._asdict()
@@ -82,6 +85,14 @@ def _goal(text: str, series: Sequence[Series], misses: Callable[[Series], int]) 
     missed = {each.name: misses(each) for each in series}
     where = ", ".join(f"{name} {count:,}" for name, count in missed.items() if count)
     return text, not where, where
+
+
+def _verified(series: Sequence[Series]) -> tuple[str, bool | None, str]:
+    text, met, where = _goal("0 verified bytes moved twice", series, lambda each: each.verified_twice)
+    unmeasured = [f"{each.name} {each.unmeasured} of {len(each.outcomes)}" for each in series if each.unmeasured]
+    if unmeasured:
+        where = f"{where}{'; ' if where else ''}not measured: {', '.join(unmeasured)}"
+    return text, None if met and unmeasured else met, where
 
 
 def _late(which: str, most: float, should: str | None) -> Callable[[Series], int]:
@@ -103,12 +114,17 @@ def _cells(each: Series) -> list[str]:
         each.text, str(len(each.outcomes)), str(each.count("flicker")), str(each.count("backward", "bodies")),
         str(each.count("phantom")), str(len(each.lost)), str(each.count("failed poll")), f"{each.stale:.2f} s",
         _seconds(each.longest("stalled")), _seconds(each.longest("takeover")), _seconds(each.longest("agreement")),
-        format_size(max(0, each.bytes_twice)), format_size(each.verified_twice),
+        _bytes(each, each.bytes_twice), _bytes(each, each.verified_twice),
     ]  # fmt: skip
 
 
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} s"
+
+
+def _bytes(each: Series, count: int) -> str:
+    # What was found somewhere is said; that nothing was found only where everything was looked at.
+    return "-" if each.unmeasured and count <= 0 else format_size(max(0, count))
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
