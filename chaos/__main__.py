@@ -32,12 +32,20 @@ QUICK: Final = ("replica-kill", "nats-restart")
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run: each fault ``times`` times, none begun after ``bound`` seconds."""
+    """What to run: each fault ``times`` times, none begun after ``bound`` seconds; a fault left out misses a goal."""
 
     faults: tuple[Fault, ...]
     times: int
     seed: int
     bound: float
+    barred: str = ""
+    """Why nothing can be cut off, empty where it can."""
+
+    def hindrance(self, fault: Fault, seconds: float) -> str:
+        """Return why a fault cannot happen ``seconds`` after the start, empty if it can."""
+        if fault.cuts and self.barred:
+            return self.barred
+        return f"{self.bound:.0f} s were over" if seconds > self.bound else ""
 
 
 def parse(arguments: Sequence[str]) -> tuple[Plan, Path, Path | None]:
@@ -45,9 +53,9 @@ def parse(arguments: Sequence[str]) -> tuple[Plan, Path, Path | None]:
     names = [fault.name for fault in FAULTS]
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
     parser.add_argument("--faults", nargs="+", choices=names, default=names, metavar="FAULT", help=", ".join(names))
-    parser.add_argument("--times", type=int, default=3, help="how often each of them happens [default: 3]")
+    parser.add_argument("--times", type=_count, default=3, help="how often each of them happens [default: 3]")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="of everything that is random")
-    parser.add_argument("--bound", type=float, default=900.0, help="seconds after which no fault is begun any more")
+    parser.add_argument("--bound", type=float, default=2700.0, help="seconds after which no fault is begun any more")
     parser.add_argument("--quick", action="store_true", help=f"once each, and only {', '.join(QUICK)}")
     parser.add_argument("--markdown", type=Path, help="write the table into this file, the raw events beside it")
     parser.add_argument("--events", type=Path, help="where the raw events go [default: build/chaos.json]")
@@ -61,6 +69,12 @@ def parse(arguments: Sequence[str]) -> tuple[Plan, Path, Path | None]:
     return plan, given.events or beside, given.markdown
 
 
+def _count(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{count} is not 1 or more")
+    return count
+
+
 async def run(plan: Plan, grid: Network | None, events: Path) -> list[Series]:
     """Run the plan; return what was seen of each fault. The raw events are written whatever happens."""
     series: list[Series] = []
@@ -69,14 +83,15 @@ async def run(plan: Plan, grid: Network | None, events: Path) -> list[Series]:
         async with rig(Path(folder), grid, random.Random(plan.seed)) as made:
             try:
                 for fault in plan.faults:
-                    if made.now - made.began > plan.bound:
-                        print(f"{fault.name}: skipped, {plan.bound:.0f} s are over")
+                    if hindrance := plan.hindrance(fault, made.now - made.began):
+                        print(f"{fault.name}: not run, {hindrance}", flush=True)
+                        series.append(Series(fault.name, fault.text, made.now, made.now, not_run=hindrance))
                         continue
                     series.append(await _series(made, fault, plan.times, settled))
                     print(_progress(made, series[-1]), flush=True)
-                if series:
+                if ran := [each for each in series if not each.not_run]:
                     # What ended early in the run has an end to the last, whatever came over the log meanwhile.
-                    series[-1].lost += [f"{job}: no end any more" for job in await made.without_end(settled)]
+                    ran[-1].lost += [f"{job}: no end any more" for job in await made.without_end(settled)]
             finally:
                 _write(made, plan, series, events)
                 logs = events.with_suffix(".logs")
@@ -163,10 +178,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             grid = stack.enter_context(network())
         except NoNetwork as error:
-            skipped = [fault.name for fault in plan.faults if fault.cuts]
-            print(f"{error.message}; skipped: {', '.join(skipped) or 'nothing'}", flush=True)
-            grid = None
-            plan = Plan(tuple(fault for fault in plan.faults if not fault.cuts), plan.times, plan.seed, plan.bound)
+            grid, plan = None, replace(plan, barred=error.message)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             series = runner.run(run(plan, grid, events))

@@ -32,7 +32,8 @@ class Series:
     """Everything that was seen of one fault. ``began`` and ``finished`` bound it in time; ``piece`` is in bytes.
 
     ``lost``: operations that were begun and have neither a row nor an end. ``denied``: how often a replica said that it
-    knows no operation which had been begun. ``failures``: operations that did not end well.
+    knows no operation which had been begun. ``failures``: operations that did not end well. ``not_run``: why the fault
+    never happened though it was asked for, empty where it did.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Series:
     lags: list[Lag] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     denied: int = 0
+    not_run: str = ""
 
     def sort_in(self, anomalies: Iterable[Anomaly], lags: Iterable[Lag]) -> None:
         """Keep what was seen between its begin and its end."""

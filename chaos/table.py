@@ -33,6 +33,7 @@ def goals(series: Sequence[Series]) -> list[tuple[str, bool | None, str]]:
     None: nothing was seen that misses it, but not everything was measured; then ``where`` says what was not.
     """
     return [
+        _all_run(series),
         _goal("0 flickers on replicas that are reachable and not degraded", series, lambda each: each.count("flicker")),
         _goal("0 steps backward", series, lambda each: each.count("backward")),
         _goal("one body at one revision", series, lambda each: each.count("bodies")),
@@ -68,7 +69,7 @@ def as_events(series: Sequence[Series], began: float) -> list[dict[str, Any]]:
     """Return what was seen as plain values, times from the run's start on."""
     return [
         {
-            "fault": each.name, "began": each.began - began, "finished": each.finished - began,
+            "fault": each.name, "not_run": each.not_run, "began": each.began - began, "finished": each.finished - began,
             "outcomes": [vars(outcome) for outcome in each.outcomes], "lost": each.lost, "failures": each.failures,
             "bytes_twice": each.bytes_twice, "verified_twice": each.verified_twice, "unmeasured": each.unmeasured,
             "anomalies": [anomaly._replace(time=anomaly.time - began)._asdict() for anomaly in each.anomalies],
@@ -95,6 +96,11 @@ def _verified(series: Sequence[Series]) -> tuple[str, bool | None, str]:
     return text, None if met and unmeasured else met, where
 
 
+def _all_run(series: Sequence[Series]) -> tuple[str, bool, str]:
+    where = [f"{each.name} ({each.not_run})" for each in series if each.not_run]
+    return "every fault that was asked for happened", not where, ", ".join(where)
+
+
 def _late(which: str, most: float, should: str | None) -> Callable[[Series], int]:
     """Return what counts the occurrences in which a time was too long, or should have been there and was not."""
 
@@ -110,6 +116,8 @@ def _late(which: str, most: float, should: str | None) -> Callable[[Series], int
 
 
 def _cells(each: Series) -> list[str]:
+    if each.not_run:
+        return [each.text, "0", *["-"] * (len(_HEAD) - 2)]
     return [
         each.text, str(len(each.outcomes)), str(each.count("flicker")), str(each.count("backward", "bodies")),
         str(each.count("phantom")), str(len(each.lost)), str(each.count("failed poll")), f"{each.stale:.2f} s",

@@ -9,6 +9,7 @@ import pytest
 
 from chaos.__main__ import Plan, parse, run
 from chaos.faults import FAULTS
+from chaos.table import goals
 
 pytestmark = pytest.mark.system
 
@@ -27,6 +28,30 @@ async def test_people_are_shown_the_truth_while_nats_is_restarted(tmp_path: Path
     assert {"begun", "stop", "ready", "agreed", "ended"} <= set(what)
     assert what.count("begun") == what.count("ended")
     assert len(list((tmp_path / "chaos.logs").iterdir())) == 8
+
+
+async def test_what_cannot_happen_is_in_the_table_and_misses_a_goal(tmp_path: Path) -> None:
+    faults = tuple(fault for fault in FAULTS if fault.name in {"replica-cut", "nats-kill"})
+    plan = Plan(faults, times=1, seed=1, bound=-1.0, barred="there is no root")
+    seen = await run(plan, None, tmp_path / "chaos.json")
+    assert [(each.name, each.not_run) for each in seen] == [
+        ("replica-cut", "there is no root"), ("nats-kill", "-1 s were over"),
+    ]  # fmt: skip
+    assert [text for text, met, _ in goals(seen) if met is False] == ["every fault that was asked for happened"]
+    said = json.loads((tmp_path / "chaos.json").read_text())
+    assert [each["not_run"] for each in said["series"]] == ["there is no root", "-1 s were over"]
+
+
+def test_only_what_cuts_needs_the_network() -> None:
+    plan = Plan(FAULTS, times=1, seed=1, bound=9.0, barred="there is no root")
+    assert {fault.cuts for fault in FAULTS if not plan.hindrance(fault, 9.0)} == {False}
+    assert all(plan.hindrance(fault, 9.0) == plan.barred for fault in FAULTS if fault.cuts)
+    assert all(plan.hindrance(fault, 9.1) for fault in FAULTS)
+
+
+def test_to_let_nothing_happen_is_refused() -> None:
+    with pytest.raises(SystemExit):
+        parse(["--times", "0"])
 
 
 def test_the_options_say_what_runs() -> None:

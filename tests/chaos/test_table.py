@@ -89,6 +89,13 @@ def test_what_was_found_is_said_though_not_everything_was_measured() -> None:
     assert "✗  0 verified bytes moved twice: worker-kill 1,000; not measured: worker-kill 1 of 2" in verdict([each])
 
 
+def test_a_fault_that_was_asked_for_and_did_not_happen_misses_a_goal_and_has_nothing_in_its_row() -> None:
+    each = series(not_run="it needs root")
+    assert missed(each) == ["every fault that was asked for happened"]
+    assert "✗  every fault that was asked for happened: worker-kill (it needs root)" in verdict([series(GOOD), each])
+    assert [cell.strip() for cell in table([each]).splitlines()[2].split("|")[2:-1]] == ["0", *["-"] * 11]
+
+
 def test_only_what_was_seen_during_a_fault_is_counted_for_it() -> None:
     each = series(GOOD)
     anomalies = [Anomaly(time, "flicker", "browser", "replica-1", "…", 3) for time in (9.9, 10.0, 19.9, 20.0)]
