@@ -23,7 +23,7 @@ from chaos import table
 from chaos.faults import FAULTS, Fault
 from chaos.load import FILE, Begun
 from chaos.network import Network, NoNetwork, network
-from chaos.rig import Rig, rig
+from chaos.rig import NothingMoves, Rig, rig
 from chaos.series import Outcome, Series
 from stagecast import operations
 
@@ -106,7 +106,7 @@ async def _series(made: Rig, fault: Fault, times: int, settled: set[str]) -> Ser
     made.note("fault", name=fault.name)
     begun = len(made.load.begun)
     for _ in range(times):
-        each.outcomes.append(await _occurrence(made, fault))
+        each.outcomes.append(await occurrence(made, fault))
         made.note("outcome", **vars(each.outcomes[-1]))
     mine = made.load.begun[begun:]
     each.lost = [await _what_became(made, one) for one in mine if one.end is None]
@@ -125,13 +125,16 @@ async def _series(made: Rig, fault: Fault, times: int, settled: set[str]) -> Ser
     return each
 
 
-async def _occurrence(made: Rig, fault: Fault) -> Outcome:
+async def occurrence(made: Rig, fault: Fault) -> Outcome:
     """Let a fault happen once; what it had begun has ended before the next, so that what was served is its own."""
     begun = len(made.load.begun)
     await made.served.look()
     async with made.load.running():
         await made.pause(0.5, 2.0)
-        outcome = await fault.happen(made)
+        try:
+            outcome = await fault.happen(made)
+        except NothingMoves as error:
+            outcome = Outcome(not_run=error.message)
     served, mine = await made.served.look(), made.load.begun[begun:]
     if served is None or any(one.end is None for one in mine):
         return replace(outcome, served_twice=None)

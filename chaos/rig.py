@@ -35,6 +35,16 @@ AGREEMENT_PATIENCE: Final = 30.0
 _LOOK: Final = 0.02
 _END_PATIENCE: Final = 3.0
 _STARTS: Final = 5
+_MIDDLE: Final = 30.0
+
+
+class NothingMoves(StagecastError):
+    """No operation is in the middle of its bytes, so that a fault has nothing to break."""
+
+    code = "nothing_moves"
+
+    def __init__(self, patience: float) -> None:
+        super().__init__(f"nothing was in the middle of its bytes for {patience:g} s")
 
 
 @dataclass
@@ -214,8 +224,10 @@ class Rig:
             await asyncio.sleep(_LOOK)
         return condition()
 
-    async def transferring(self, among: Callable[[Row], bool], least: float = 0.05, most: float = 0.7) -> Row:
-        """Wait for an operation of those that is in the middle of its bytes; return its row."""
+    async def transferring(
+        self, among: Callable[[Row], bool], least: float = 0.05, most: float = 0.7, patience: float = _MIDDLE
+    ) -> Row:
+        """Wait for an operation of those that is in the middle of its bytes; return its row. Raises `NothingMoves`."""
 
         def found() -> list[Row]:
             return [
@@ -224,7 +236,8 @@ class Rig:
                 and least * row.total_bytes <= row.current_bytes <= most * row.total_bytes
             ]  # fmt: skip
 
-        await self.until(lambda: bool(found()), 30.0)
+        if not await self.until(lambda: bool(found()), patience):
+            raise NothingMoves(patience)
         return self.random.choice(sorted(found(), key=lambda row: row.id))
 
     async def stalled(self, row: Row, died: float, patience: float) -> float | None:

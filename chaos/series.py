@@ -15,6 +15,7 @@ class Outcome:
     ``takeover`` counts from when somebody could take over: the stall, or the return of the only node that can.
     ``served_twice``: bytes that were served beyond what the stagings of this occurrence needed; ``twice`` the same of
     an installation; ``verified_twice``: what this occurrence's own measurement says of verified bytes.
+    ``not_run``: why there was nothing to break, empty where it happened.
     """
 
     stalled: float | None = None
@@ -25,6 +26,7 @@ class Outcome:
     served_twice: int | None = 0
     twice: int = 0
     verified_twice: int | None = 0
+    not_run: str = ""
 
 
 @dataclass
@@ -53,6 +55,11 @@ class Series:
         """Keep what was seen between its begin and its end."""
         self.anomalies = [each for each in anomalies if self.began <= each.time < self.finished]
         self.lags = [each for each in lags if self.began <= each.time < self.finished]
+
+    @property
+    def happened(self) -> list[Outcome]:
+        """The occurrences in which there was something to break."""
+        return [outcome for outcome in self.outcomes if not outcome.not_run]
 
     def count(self, *what: str) -> int:
         """Return in how many answers something of that kind was seen."""
@@ -86,5 +93,5 @@ class Series:
 
     def longest(self, which: str) -> float | None:
         """Return the longest of one of the outcomes' times."""
-        found = [getattr(outcome, which) for outcome in self.outcomes]
+        found = [getattr(outcome, which) for outcome in self.happened]
         return max((seconds for seconds in found if seconds is not None), default=None)

@@ -98,6 +98,7 @@ def _verified(series: Sequence[Series]) -> tuple[str, bool | None, str]:
 
 def _all_run(series: Sequence[Series]) -> tuple[str, bool, str]:
     where = [f"{each.name} ({each.not_run})" for each in series if each.not_run]
+    where += [f"{each.name} ({outcome.not_run})" for each in series for outcome in each.outcomes if outcome.not_run]
     return "every fault that was asked for happened", not where, ", ".join(where)
 
 
@@ -106,7 +107,7 @@ def _late(which: str, most: float, should: str | None) -> Callable[[Series], int
 
     def count(each: Series) -> int:
         late = 0
-        for outcome in each.outcomes:
+        for outcome in each.happened:
             seconds = getattr(outcome, which)
             is_wanted = should is None or getattr(outcome, should)
             late += is_wanted if seconds is None else seconds > most
@@ -119,7 +120,7 @@ def _cells(each: Series) -> list[str]:
     if each.not_run:
         return [each.text, "0", *["-"] * (len(_HEAD) - 2)]
     return [
-        each.text, str(len(each.outcomes)), str(each.count("flicker")), str(each.count("backward", "bodies")),
+        each.text, str(len(each.happened)), str(each.count("flicker")), str(each.count("backward", "bodies")),
         str(each.count("phantom")), str(len(each.lost)), str(each.count("failed poll")), f"{each.stale:.2f} s",
         _seconds(each.longest("stalled")), _seconds(each.longest("takeover")), _seconds(each.longest("agreement")),
         _bytes(each, each.bytes_twice), _bytes(each, each.verified_twice),

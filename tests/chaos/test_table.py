@@ -96,6 +96,13 @@ def test_a_fault_that_was_asked_for_and_did_not_happen_misses_a_goal_and_has_not
     assert [cell.strip() for cell in table([each]).splitlines()[2].split("|")[2:-1]] == ["0", *["-"] * 11]
 
 
+def test_an_occurrence_without_anything_to_break_misses_one_goal_and_is_not_counted() -> None:
+    each = series(GOOD, Outcome(not_run="nothing moves"))
+    assert missed(each) == ["every fault that was asked for happened"]
+    assert "✗  every fault that was asked for happened: worker-kill (nothing moves)" in verdict([each])
+    assert table([each]).splitlines()[2].split("|")[2].strip() == "1"
+
+
 def test_only_what_was_seen_during_a_fault_is_counted_for_it() -> None:
     each = series(GOOD)
     anomalies = [Anomaly(time, "flicker", "browser", "replica-1", "…", 3) for time in (9.9, 10.0, 19.9, 20.0)]
