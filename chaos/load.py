@@ -25,8 +25,30 @@ RATE: Final = 5 * 1024 * 1024
 _LOOK: Final = 0.25
 PATIENCE: Final = 60.0
 """Seconds that what is under way may take once nothing new is begun."""
+ANSWER: Final = 10.0
+"""Seconds that one answer may take; without them a connection that fell silent is held for five minutes."""
 
 Note = Callable[..., None]
+
+
+class NoAnswer(StagecastError):
+    """A request was not answered at all."""
+
+    code = "no_answer"
+
+    def __init__(self, what: str, patience: float) -> None:
+        super().__init__(f"no answer to {what} for {patience:g} s")
+
+
+@asynccontextmanager
+async def answered(what: str, note: Note, patience: float = ANSWER) -> AsyncGenerator[None, None]:
+    """Give a request in the block up after a while, and note that. Raises `NoAnswer`."""
+    try:
+        async with asyncio.timeout(patience):
+            yield
+    except TimeoutError:
+        note("no answer", request=what)
+        raise NoAnswer(what, patience) from None
 
 
 def lay_out(folder: Path) -> list[str]:
@@ -82,10 +104,10 @@ class Load:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def clean(self) -> None:
-        """Delete every copy on the workers."""
-        for node, copies in self._copies.items():
-            while copies:
-                await self._remove(copies.pop(), node)
+        """Delete every copy on the workers, as far as that can be done in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.gather(*(self._clean(node) for node in self._copies))
 
     def has_ended(self, job: str) -> bool:
         """Tell whether the end of a run is known here."""
@@ -96,7 +118,8 @@ class Load:
         while begun.end is None:
             await asyncio.sleep(_LOOK)
             try:
-                row = await self.client.operation(begun.job)
+                async with answered(f"GET of {begun.id}", self.note):
+                    row = await self.client.operation(begun.job)
             except ApiError as error:
                 begun.unknown += error.status == 404
                 if error.status == 404 and begun.unknown == 1:
@@ -108,6 +131,12 @@ class Load:
                     begun.end = row
         end = begun.end
         self.note("ended", job=begun.job, id=begun.id, state=end.state, attempt=end.attempt, error=str(end.error or ""))
+
+    async def _clean(self, node: str) -> None:
+        copies = self._copies[node]
+        while copies:
+            await self._remove(copies[-1], node)
+            copies.pop()
 
     async def _feed(self, node: str, turn: int) -> None:
         copies = self._copies.setdefault(node, [])
@@ -127,7 +156,8 @@ class Load:
         loop = asyncio.get_running_loop()
         row: Row | None
         try:
-            row = (await self.client.stage(model, [node]))[0]
+            async with answered(f"POST of staging:{model}@{node}", self.note):
+                row = (await self.client.stage(model, [node]))[0]
         except StagecastError as error:
             self.note("refused", id=f"staging:{model}@{node}", error=str(error))
             row = await self._taken(f"staging:{model}@{node}")
@@ -142,7 +172,8 @@ class Load:
     async def _taken(self, identifier: str) -> Row | None:
         """Return the operation that was taken up although the answer was lost."""
         with suppress(StagecastError):
-            row = await self.client.operation(identifier)
+            async with answered(f"GET of {identifier}", self.note):
+                row = await self.client.operation(identifier)
             if row.state not in operations.ENDED and all(row.job_id != begun.job for begun in self.begun):
                 return row
         return None
@@ -150,7 +181,8 @@ class Load:
     async def _remove(self, model: str, node: str) -> None:
         for _ in range(20):
             try:
-                await self.client.remove(model, node)
+                async with answered(f"DELETE of {model}@{node}", self.note):
+                    await self.client.remove(model, node)
             except ApiError as error:
                 if error.status == 404:
                     return

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from chaos.judge import Judge
-from chaos.load import RATE, Load, lay_out
+from chaos.load import RATE, Load, answered, lay_out
 from chaos.network import Network
 from chaos.polling import BROWSER, PAGE, Readers
 from chaos.polling import RATE as POLLS
@@ -193,9 +193,9 @@ class Rig:
         left = {(job, name) for job in jobs for name in self.replicas}
         deadline = self.now + _END_PATIENCE
         while left:
-            for job, name in sorted(left):
-                if await self._knows_end(name, job):
-                    left.discard((job, name))
+            asked = sorted(left)
+            known = await asyncio.gather(*(self._knows_end(name, job) for job, name in asked))
+            left -= {pair for pair, is_known in zip(asked, known, strict=True) if is_known}
             if self.now > deadline:
                 break
             await asyncio.sleep(_LOOK)
@@ -209,7 +209,8 @@ class Rig:
             client = Client(url, api_key=self.cluster.settings.api_key)
             self._clients[url] = await self._stack.enter_async_context(client)
         try:
-            return (await self._clients[url].operation(job)).state in operations.ENDED
+            async with answered(f"GET of {job} at {name}", self.note):
+                return (await self._clients[url].operation(job)).state in operations.ENDED
         except StagecastError:
             return False
 

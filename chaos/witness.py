@@ -19,6 +19,7 @@ from stagecast.messages import NodeRecord
 
 INTERVAL: Final = 0.05
 _TIMEOUT: Final = 0.5
+_CLOSING: Final = 5.0
 _STREAM: Final = "STAGECAST"
 _GONE: Final = (NatsError, APIError, OSError, TimeoutError, asyncio.TimeoutError)
 
@@ -31,6 +32,7 @@ class Witness:
         self._stream = client.jetstream(timeout=_TIMEOUT)
         self._judge = judge
         self._created: list[object] = []
+        self._is_over = False
 
     async def process_of(self, node: str) -> str:
         """Return the process (name/token) that speaks for a node, empty if it cannot be had now."""
@@ -39,10 +41,21 @@ class Witness:
             return msgspec.json.decode(message.data or b"", type=NodeRecord).process
         return ""
 
-    async def watch(self) -> None:
-        """Tell the judge how far the log stands, until cancelled."""
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Tell the judge how far the log stands, for as long as the block lasts."""
+        task = asyncio.create_task(self._watch(), name="witness")
+        try:
+            yield
+        finally:
+            # A cancel alone may be lost: Python 3.11's `wait_for` swallows one that comes together with an answer.
+            self._is_over = True
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._is_over:
             with contextlib.suppress(*_GONE):
                 info = await self._stream.stream_info(_STREAM)
                 if info.created not in self._created:
@@ -64,11 +77,10 @@ async def witness(url: str, judge: Judge) -> AsyncIterator[Witness]:
         max_outstanding_pings=2, error_cb=ignore,
     )  # fmt: skip
     made = Witness(client, judge)
-    task = asyncio.create_task(made.watch(), name="witness")
     try:
-        yield made
+        async with made.watching():
+            yield made
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
         with contextlib.suppress(*_GONE):
-            await client.close()
+            async with asyncio.timeout(_CLOSING):
+                await client.close()

@@ -27,6 +27,7 @@ async def test_people_are_shown_the_truth_while_nats_is_restarted(tmp_path: Path
     what = [event["what"] for event in said["events"]]
     assert {"begun", "stop", "ready", "agreed", "ended"} <= set(what)
     assert what.count("begun") == what.count("ended")
+    assert "no answer" not in what, said["events"]
     assert len(list((tmp_path / "chaos.logs").iterdir())) == 8
 
 
