@@ -24,7 +24,7 @@ from chaos.faults import FAULTS, Fault
 from chaos.load import FILE, Begun
 from chaos.network import Network, NoNetwork, network
 from chaos.rig import NothingMoves, Rig, rig
-from chaos.series import Outcome, Series
+from chaos.series import Outcome, Series, told
 from stagecast import operations
 
 QUICK: Final = ("replica-kill", "nats-restart")
@@ -138,7 +138,9 @@ async def occurrence(made: Rig, fault: Fault) -> Outcome:
     served, mine = await made.served.look(), made.load.begun[begun:]
     if served is None or any(one.end is None for one in mine):
         return replace(outcome, served_twice=None)
-    return replace(outcome, served_twice=served - sum(_moved(one) for one in mine))
+    twice = served - sum(_moved(one) for one in mine)
+    made.note("served", beyond=twice, short=made.served.short)
+    return replace(outcome, served_twice=told(twice, made.served.short, FILE))
 
 
 def _moved(begun: Begun) -> int:

@@ -29,6 +29,11 @@ class Outcome:
     not_run: str = ""
 
 
+def told(twice: int, short: int, piece: int) -> int | None:
+    """Return a count of bytes that may be ``short`` of some, None where a whole piece could hide in those."""
+    return None if twice < piece <= twice + short else twice
+
+
 @dataclass
 class Series:
     """Everything that was seen of one fault. ``began`` and ``finished`` bound it in time; ``piece`` is in bytes.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import aiohttp
@@ -16,6 +17,15 @@ from stagecast.cluster import Cluster
 _METRIC: Final = "stagecast_file_bytes_sent_total "
 _PATIENCE: Final = 2.0
 _TRIES: Final = 3
+_CHUNK: Final = 1024 * 1024
+_ESTABLISHED, _LISTENING = "01", "0A"
+
+
+def served_connections(sockets: str, port: int) -> int:
+    """Return how many connections others have to a process, but not to ``port``, by its ``/proc/<id>/net/tcp``."""
+    found = [(line.split()[1].partition(":")[2], line.split()[3]) for line in sockets.splitlines()[1:]]
+    listening = {local for local, state in found if state == _LISTENING and int(local, 16) != port}
+    return sum(state == _ESTABLISHED and local in listening for local, state in found)
 
 
 class Served:
@@ -34,6 +44,9 @@ class Served:
         self._total = 0
         self._was_answered = False
         self._is_cut_short = False
+        self._missing = 0
+        self.short = 0
+        """How many bytes the count of the last look may be short of, at most."""
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[Served, None]:
@@ -52,6 +65,7 @@ class Served:
         answered = all(await asyncio.gather(*(self._asked(child) for child in children if child.is_running)))
         is_whole = answered and self._was_answered and not self._is_cut_short
         self._was_answered, self._is_cut_short = answered, False
+        self.short, self._missing = self._missing, 0
         before, self._total = self._total, sum(self._latest.values())
         return self._total - before if is_whole else None
 
@@ -61,11 +75,20 @@ class Served:
         pid = self._cluster.children[name].pid
         before = self._network.sent(name) if self._network else 0
         answered = await self._asked(self._cluster.children[name])
+        connections = self._connections(pid, self._cluster.children[name].url) if answered and self._network else 0
         yield
         if not answered or not self._network:
             self._is_cut_short = True
         else:
+            self._missing += _CHUNK * connections
             self._latest[pid] = self._latest.get(pid, 0) + self._network.sent(name) - before
+
+    def _connections(self, pid: int, url: str) -> int:
+        try:
+            sockets = Path(f"/proc/{pid}/net/tcp").read_text()
+        except OSError:
+            return 0  # it has ended already, and its connections with it
+        return served_connections(sockets, int(url.rpartition(":")[2]))
 
     async def _asked(self, child: Child) -> bool:
         for _ in range(_TRIES):

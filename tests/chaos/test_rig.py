@@ -47,7 +47,7 @@ async def test_an_occurrence_without_anything_to_break_is_an_outcome_of_its_own(
     async def look() -> int:
         return 0
 
-    parts = {"load": SimpleNamespace(begun=[], running=nullcontext), "served": SimpleNamespace(look=look)}
+    parts = {"load": SimpleNamespace(begun=[], running=nullcontext), "served": SimpleNamespace(look=look, short=0)}
     made = Idle(**vars(rig(Timeline(), **parts)))
     (fault,) = (fault for fault in FAULTS if fault.name == "worker-kill")
     outcome = await occurrence(made, fault)

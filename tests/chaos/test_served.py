@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from chaos.served import Served
+from chaos.series import told
+from chaos.served import Served, served_connections
 
 
 class Process:
@@ -80,3 +81,25 @@ async def test_the_end_of_a_process_is_counted_by_its_network_alone(process: Pro
         async with served.ending("replica-1"):
             process.is_running = False
         assert await served.look() == 30
+
+
+SOCKETS = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100000A:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 1
+   1: 0100000A:2328 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 2
+   2: 0100000A:1F90 0200000A:9999 01 00000000:00000000 00:00000000 00000000 0 0 3
+   3: 0100000A:2328 0200000A:9998 01 00000000:00000000 00:00000000 00000000 0 0 4
+   4: 0100000A:2328 0300000A:9998 01 00000000:00000000 00:00000000 00000000 0 0 5
+   5: 0100000A:2328 0300000A:9997 06 00000000:00000000 00:00000000 00000000 0 0 6
+   6: 0100000A:8888 0400000A:1F90 01 00000000:00000000 00:00000000 00000000 0 0 7
+"""
+
+
+def test_only_connections_over_which_files_go_out_are_counted() -> None:
+    assert served_connections(SOCKETS, 0x1F90) == 2
+
+
+@pytest.mark.parametrize(
+    ("twice", "short", "said"), [(-3, 0, -3), (-3, 12, -3), (-3, 13, None), (9, 0, 9), (9, 1, None), (10, 99, 10)]
+)
+def test_a_count_that_a_piece_could_hide_behind_is_none(twice: int, short: int, said: int | None) -> None:
+    assert told(twice, short, 10) == said
