@@ -29,6 +29,12 @@ async def test_what_the_work_raises_comes_through() -> None:
     assert not stop.is_set()
 
 
+async def test_a_stop_iteration_comes_through_as_an_error_that_can_be_awaited() -> None:
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        async with asyncio.timeout(20):
+            await in_thread(threading.Event(), lambda: next(iter(())))
+
+
 @pytest.mark.parametrize("fails", [False, True])
 async def test_cancelling_stops_the_work_and_outlives_it(fails: bool) -> None:
     began, stop, ended = asyncio.Event(), threading.Event(), []

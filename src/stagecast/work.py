@@ -44,5 +44,7 @@ def _settle(outcome: Future[T], work: Callable[[], T]) -> None:
     try:
         outcome.set_result(work())
     except BaseException as error:  # noqa: BLE001  # it is raised where the caller waits
-        outcome.set_exception(error)
+        # Python before 3.12 cannot raise a StopIteration where somebody awaits: the caller would wait for ever.
+        is_odd = isinstance(error, StopIteration)
+        outcome.set_exception(RuntimeError(f"it raised {error!r}") if is_odd else error)
         del outcome  # the error's traceback holds this frame: together they would wait for the garbage collector
