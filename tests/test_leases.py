@@ -4,7 +4,7 @@ import pytest
 
 from stagecast import operations
 from stagecast.fold import Fold, Slot
-from stagecast.leases import LIFETIME, NAP, PATIENCE, Leases, responsible, unattended, verdicts
+from stagecast.leases import LIFETIME, MEMORY, NAP, PATIENCE, Leases, responsible, unattended, verdicts
 from stagecast.messages import Hindrance, NodeRecord, Record
 from tests.peers import a_record
 
@@ -157,3 +157,29 @@ def test_a_verdict_says_what_follows() -> None:
     assert staging.note.endswith("it goes on when that is back, and fails once it was away for 120 s")
     ((_, installation),) = judged(a_fold(a_record(kind="installation", node="")), Leases(left={"a"}), 1.0)
     assert installation.note.endswith("another process takes it over")
+
+
+def test_whom_nothing_names_is_forgotten_long_after_it_fell_silent() -> None:
+    leases = Leases()
+    for process in ("a", "p", "went", "died"):
+        leases.renew(process, 0.0, ("render",))
+    leases.leave("went")
+    leases.leave("never heard")
+    fold = a_fold(a_record())  # owned by a, for the node of p
+    leases.forget(fold, 1.0)
+    leases.renew("lives", MEMORY / 2)
+    leases.forget(fold, MEMORY - 0.1)
+    assert set(leases.heard) == {"a", "p", "went", "died", "lives", "never heard"}
+    leases.forget(fold, MEMORY + 1.0)
+    assert (set(leases.heard), set(leases.performs), leases.left) == ({"a", "p", "lives"}, {"a", "p", "lives"}, set())
+    assert not leases.is_alive("a", MEMORY + 1.0), "the dead that somebody waits for stay dead"
+    leases.forget(a_fold(), MEMORY + 1.0)
+    assert set(leases.heard) == {"p", "lives"}
+
+
+def test_where_nobody_could_be_heard_nobody_is_forgotten() -> None:
+    leases = Leases()
+    leases.renew("a", 0.0)
+    leases.look(2 * MEMORY)
+    leases.forget(a_fold(), 2 * MEMORY)
+    assert set(leases.heard) == {"a"}

@@ -389,6 +389,62 @@ async def test_bytes_that_were_lost_make_a_new_attempt(bus: Bus) -> None:
     assert await standing(bus) == second
 
 
+async def test_whoever_takes_its_work_back_counts_only_what_follows_as_moved_since(bus: Bus) -> None:
+    """What the attempts took and moved is together what the work took and moved."""
+    record, sequence = await claim(bus)
+    now = record.claimed_at
+    ownership = Ownership(bus.log, record, sequence, clock=lambda: now)
+    ownership.settle()
+    ownership.advance(60)
+    now += 95
+    await ownership.change(phase="transferring", bytes_total=100)
+    first = operations.stalled(operations.succeeding(ownership.record, now + 5), "silence", now + 5)
+    await say(bus, first)
+    ownership.advance(20)
+    now += 10
+    await ownership.change(phase="transferring")
+    ownership.find(5)
+    ownership.advance(15)
+    now += 6
+    await ownership.end("succeeded")
+    end = await standing(bus)
+    assert end == ownership.record
+    assert [(told.attempt, told.ended_at - told.claimed_at) for told in end.earlier] == [(1, 100)]
+    assert (operations.took(first), operations.moved(first)) == (100, 60)
+    assert (end.attempt, operations.took(end), operations.moved(end), end.bytes_done) == (2, 6, 35, 100)
+
+
+async def test_what_was_lost_had_moved_in_the_attempt_before(bus: Bus) -> None:
+    ownership, recorder = await owning(bus)
+    ownership.advance(50)
+    await ownership.change(bytes_total=100)
+    await ownership.change(bytes_done=20)
+    ownership.advance(80)
+    await ownership.end("succeeded")
+    assert [operations.moved(record) for record in recorder.records] == [50, 0, 80]
+
+
+async def test_a_tick_that_begins_a_new_attempt_is_tried_until_the_log_has_it(bus: Bus) -> None:
+    """Dropped, the next one would go by the stall's sequence, and write the earlier attempt over it (law L6)."""
+    ownership, recorder = await owning(bus)
+    await say(bus, operations.stalled(msgspec.structs.replace(ownership.record, seq=50), "silence", 9.0))
+    inner, refusals = recorder.append, 1
+
+    async def append(subject: str, payload: bytes, *, expected: int | None = None) -> int:
+        nonlocal refusals
+        standing = await bus.log.last(SUBJECT)
+        if standing is not None and standing.sequence == expected and refusals:
+            refusals -= 1
+            raise BusUnavailable("it never came")
+        return await inner(subject, payload, expected=expected)
+
+    recorder.append = append  # type: ignore[method-assign]
+    await ticking(ownership, lambda: bool(recorder.records), lambda: ownership.advance(1))
+    await ownership.change(phase="verifying")
+    assert {record.attempt for record in recorder.records} == {2}
+    assert await standing(bus) == ownership.record
+
+
 async def test_each_completed_file_goes_out_however_soon_after_a_tick(bus: Bus) -> None:
     ownership, recorder = await owning(bus, interval=60.0)
     names = [f"file-{number}" for number in range(20)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
 from hypothesis import settings, strategies
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
@@ -113,6 +115,8 @@ class PastEqualsItsModel(RuleBasedStateMachine):
             assert list(self.past) == [record for _, record in self.model]
             assert len(self.past) == len(self.model) <= COUNT
             assert all(key_of(record) in self.past for _, record in self.model)
+            names = {name for _, record in self.model for name in (record.id, record.job)}
+            assert self.past._named.keys() == names, "what is dropped leaves nothing behind"
 
 
 PastEqualsItsModel.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -129,3 +133,20 @@ def test_what_is_no_cursor_is_none(text: str) -> None:
 def test_a_cursor_reads_back_to_the_last_digit() -> None:
     place = Place(1.7e9 + 1e-6, "any ~ job", 3)
     assert parse_place(str(place)) == place
+
+
+def test_who_looks_for_an_operation_looks_at_no_other() -> None:
+    class Unwalked(dict[Key, tuple[Record, float]]):
+        def values(self) -> NoReturn:
+            raise AssertionError("10,000 entries, on the loop, for each request")
+
+        items = __iter__ = values
+
+    past = Past(Bounds(count=100, age=100.0))
+    ends = [a_record(id=f"task:{job}", job=job, state="succeeded") for job in ("a", "b", "c")]
+    for at, end in enumerate(ends):
+        past.add(end, float(at))
+    past._entries = Unwalked(past._entries)
+    for end in ends:
+        assert past.find(end.id) is past.find(end.job) is end
+    assert past.find("nothing") is None

@@ -9,7 +9,7 @@ import pytest
 
 from stagecast import rows, subjects
 from stagecast.fold import FOREIGN_LIFETIME, Mirror
-from stagecast.leases import LIFETIME, PATIENCE
+from stagecast.leases import LIFETIME, MEMORY, PATIENCE
 from stagecast.messages import GalleryEvent, GalleryStatus, NodeRecord, StagingEvent, StagingStatus
 from stagecast.presence import Presence, goodbye
 from stagecast.tracker import Tracker
@@ -271,3 +271,13 @@ async def test_which_kinds_a_process_performs_is_heard_with_its_lease(peers: Pee
         watching.leases.look(clock.now)
         await eventually(lambda: watching.leases.performs.get("one") == ("render",))
     assert watching.leases.performed(clock.now + LIFETIME) == frozenset()
+
+
+async def test_whoever_was_silent_for_long_is_forgotten(peers: Peers) -> None:
+    clock = Clock()
+    async with judging(await peers.tracker("one"), clock, judges=False).running() as presence:
+        await eventually(lambda: presence.leases.looked == clock.now)
+        presence.leases.renew("gone", clock.now - MEMORY)
+        presence.leases.renew("here", clock.now)
+        await eventually(lambda: "gone" not in presence.leases.heard)
+        assert "here" in presence.leases.heard

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecast import rows
+from stagecast import operations, rows
 from stagecast.bus.memory import MemoryBus
 from stagecast.fold import Fold
 from stagecast.revision import Revision
@@ -105,3 +105,18 @@ async def test_a_log_that_cannot_be_heard_shows_in_body_and_tag(peers: Peers, bu
     find_again(bus)
     await eventually(lambda: not tracker.is_degraded)
     assert (view.etag, view.body) == (etag, body)
+
+
+async def test_of_the_parts_of_a_call_that_have_ended_it_keeps_nothing(peers: Peers) -> None:
+    tracker = await peers.tracker("one")
+    view = View(tracker)
+    for node in ("n1", "n2", "n3"):
+        await tracker.reached(await tracker.write(a_record(id=f"staging:m@{node}", node=node, call="c"), 0))
+    assert len(json.loads(view.body)["operations"]) == len(view._bases) == 3
+    for node in ("n1", "n2"):
+        slot = tracker.fold.slots[f"staging:m@{node}"]
+        end = operations.ended(slot.record, "succeeded", 1.7e9)
+        await tracker.reached(await tracker.write(end, slot.sequence))
+    told = [json.loads(row) for _, row in view.changed(0)]
+    assert [(row["state"], len(row["nodes"])) for row in told].count(("succeeded", 3)) == 2
+    assert view._bases.keys() == {"staging:m@n3"}

@@ -20,6 +20,8 @@ LIFETIME: Final = 8.0
 """Seconds after its last renewal at which a process is taken for dead; a row is stalled within 10 s (law L7)."""
 PATIENCE: Final = 120.0
 """Seconds after which a node that stays away has its operations ended as failed."""
+MEMORY: Final = 600.0
+"""Seconds after which a process that was not heard, and that no operation and no node names, is forgotten."""
 NAP: Final = 2.0
 """A judge that has not looked for this many seconds has slept, and cannot say who was silent meanwhile."""
 
@@ -54,6 +56,19 @@ class Leases:
         """Begin everybody's lease anew: nobody could be heard until ``now``."""
         self.heard = dict.fromkeys(self.heard, now)
         self.forgiven = now
+
+    def forget(self, fold: Fold, now: float) -> None:
+        """Drop who has been silent for long, but whom the fold names: one never heard of would begin a lease."""
+        for process in self.left:
+            self.heard.setdefault(process, now)
+        silent = {process for process, heard in self.heard.items() if now - heard >= MEMORY}
+        if silent:
+            silent -= {node.process for node in fold.nodes.values()}
+            silent -= {record.owner for record in fold.live()}
+        for process in silent:
+            del self.heard[process]
+            self.performs.pop(process, None)
+        self.left -= silent
 
     def silence(self, process: str, now: float) -> float:
         """Return for how many seconds a process was not heard. One never heard of begins its lease now."""

@@ -181,10 +181,7 @@ class Ownership(Meter):
         values = {"state": state, **self._counted(), **fields}
         following = operations.succeeding(self.record, self._clock(), **values)
         if following.bytes_done < self.record.bytes_done:
-            lost = operations.anew(self.record, following.updated_at, "bytes that had arrived were lost")
-            return msgspec.structs.replace(
-                following, attempt=lost.attempt, seq=0, earlier=lost.earlier, claimed_at=lost.claimed_at
-            )
+            return self._anew(self.record, following, "bytes that had arrived were lost")
         return following
 
     def _ticked(self) -> Record | None:
@@ -215,7 +212,7 @@ class Ownership(Meter):
                 except AppendConflict:
                     record = await self._resolve(record)
                 except BusUnavailable:
-                    if not retry:
+                    if not retry and record.attempt == self.record.attempt:
                         return
                     await asyncio.sleep(RETRY_INTERVAL)
             self.record = self._wanted
@@ -235,7 +232,26 @@ class Ownership(Meter):
         self.sequence = standing.sequence if standing else 0
         if held == wanted:
             return None
-        return _over(held, wanted)
+        if held is None or held.attempt < wanted.attempt:
+            return wanted
+        if (held.state == "stalled" and held.waits_on == "owner") or held.bytes_done > wanted.bytes_done:
+            # Somebody took us for dead while we slept, or the log tells of bytes that are lost.
+            return self._anew(held, wanted)
+        return msgspec.structs.replace(wanted, seq=max(wanted.seq, held.seq + 1))
+
+    def _anew(self, held: Record, wanted: Record, why: str = "") -> Record:
+        """Return ``wanted`` as the first word of the attempt after the one that is held; what moved in that one is its.
+
+        From here on the meter counts for the new one.
+        """
+        following = operations.anew(held, wanted.updated_at, why)
+        present = min(held.bytes_done, wanted.bytes_done)
+        with self._counting:
+            self._bytes_present += present - wanted.bytes_present
+        return msgspec.structs.replace(
+            wanted, attempt=following.attempt, seq=0, earlier=following.earlier, claimed_at=following.claimed_at,
+            bytes_present=present,
+        )  # fmt: skip
 
     async def _standing(self, subject: str) -> Entry | None:
         while True:
@@ -254,16 +270,6 @@ def _fences(held: Record, wanted: Record) -> bool:
 def _has_parted(record: Record) -> bool:
     """Tell whether an owner's own word was its last one: what waited to be said behind it is not said any more."""
     return record.state == "paused" or record.waits_on == "owner"
-
-
-def _over(held: Record | None, wanted: Record) -> Record:
-    """Return ``wanted`` as the word that follows what stands on our subject."""
-    if held is None or held.attempt < wanted.attempt:
-        return wanted
-    if (held.state == "stalled" and held.waits_on == "owner") or held.bytes_done > wanted.bytes_done:
-        # Somebody took us for dead while we slept, or the log tells of bytes that are lost: the work begins anew.
-        return msgspec.structs.replace(wanted, attempt=held.attempt + 1, seq=0, earlier=operations.told(held))
-    return msgspec.structs.replace(wanted, seq=max(wanted.seq, held.seq + 1))
 
 
 def standing_record(entry: Entry | None) -> Record | None:

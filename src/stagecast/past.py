@@ -84,6 +84,8 @@ class Past:
         self._entries: dict[Key, tuple[Record, float]] = {}
         self._places: list[Place] = []
         self._written: list[tuple[float, Key]] = []
+        self._named: dict[str, list[Place]] = {}
+        """The places of what has an id or a job of this name, in order."""
 
     def __contains__(self, key: Key) -> bool:
         return key in self._entries
@@ -102,6 +104,8 @@ class Past:
         self._entries[key] = (record, written)
         insort(self._places, _place(record))
         insort(self._written, (written, key))
+        for name in {record.id, record.job}:
+            insort(self._named.setdefault(name, []), _place(record))
         return self._drop_oldest(len(self._entries) - self._bounds.count)
 
     def expire(self, now: float) -> list[Key]:
@@ -121,9 +125,9 @@ class Past:
         return Page(found, None)
 
     def find(self, operation: str) -> Record | None:
-        """Return the latest end of an operation, by its id or its job, or None."""
-        found = (record for record, _ in self._entries.values() if operation in {record.id, record.job})
-        return max(found, key=_place, default=None)
+        """Return the latest end of an operation, by its id or its job, or None, without a look at any other."""
+        places = self._named.get(operation)
+        return self._entries[places[-1].job, places[-1].attempt][0] if places else None
 
     def _drop_oldest(self, count: int) -> list[Key]:
         dropped = [key for _, key in self._written[: max(0, count)]]
@@ -137,6 +141,11 @@ class Past:
             record, written = held
             del self._places[bisect_left(self._places, _place(record))]
             del self._written[bisect_left(self._written, (written, key))]
+            for name in {record.id, record.job}:
+                places = self._named[name]
+                del places[bisect_left(places, _place(record))]
+                if not places:
+                    del self._named[name]
 
 
 def key_of(record: Record) -> Key:

@@ -116,6 +116,7 @@ class Presence:
             now, server_now = self.now(), self.server_time()
             if not self._tracker.is_degraded:
                 self.leases.look(now)
+                self.leases.forget(self._tracker.fold, now)
                 if self._judges:
                     await self.sweep(now, server_now)
 

@@ -108,9 +108,9 @@ class View:
         at = bisect_left(self._places, place)
         if held is None:
             self._places.insert(at, place)
-            self._encoded.insert(at, self._encode(source))
+            self._encoded.insert(at, self._encode(source, is_kept=True))
         else:
-            self._encoded[at] = self._encode(source)
+            self._encoded[at] = self._encode(source, is_kept=True)
         self._known[key] = (place, source)
 
     def _row(self, source: Slot | Mirror) -> bytes:
@@ -120,7 +120,7 @@ class View:
             return self._encode(source)
         return self._encoded[bisect_left(self._places, held[0])]
 
-    def _encode(self, source: Slot | Mirror) -> bytes:
+    def _encode(self, source: Slot | Mirror, *, is_kept: bool = False) -> bytes:
         if isinstance(source, Mirror):
             return _encode(rows.mirror_row(source))
         record = source.record
@@ -130,7 +130,9 @@ class View:
         # What changes one part changes all rows of the call: only what is new is encoded, the rest is put together.
         base = self._bases.get(record.id)
         if base is None or base[0] is not record:
-            base = self._bases[record.id] = (record, _encode(rows.row(record)))
+            base = (record, _encode(rows.row(record)))
+            if is_kept:  # a base goes when its row leaves the list: of another one it would stay for ever
+                self._bases[record.id] = base
         return b'%s,"nodes":%s}' % (base[1][:-1], parts)
 
     def _parts_of(self, call: str) -> bytes:
