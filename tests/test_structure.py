@@ -56,9 +56,9 @@ LADDER: Final = (
         "processes",
         {
             "FRONTEND": (
-                "frontend frontend.docs frontend.encoded frontend.refusals frontend.gate frontend.events "
-                "frontend.replica frontend.installs frontend.operations_api frontend.mounted frontend.models_api "
-                "frontend.openai "
+                "frontend frontend.docs frontend.encoded frontend.refusals frontend.segment frontend.gate "
+                "frontend.events frontend.replica frontend.installs frontend.operations_api frontend.mounted "
+                "frontend.models_api frontend.openai "
                 "frontend.application"
             ),
             "WORKER": "worker",

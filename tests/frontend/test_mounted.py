@@ -119,13 +119,22 @@ async def test_every_route_works_wherever_it_is_mounted(
         assert (client.replica, client.revision) == ("one", service.revision)
         assert (await client.operation(row.job_id)) == row == await client.operation(row.id)
         assert (await client.command(row.id, "cancel")).state == "cancelled"
-        assert [each.job_id for each in await client.history(kind="render")] == [row.job_id]
+        record, revision = await service._running.tracker.open("render", "reels/one/cancel", cause="another program")
+        await service._running.tracker.reached(revision)
+        deep = service.row(record.id)
+        assert (await client.operation(deep.id)) == deep
+        assert (await client.command(deep.id, "cancel")).id == deep.id
+        assert [each.job_id for each in await client.history(kind="render", model="film")] == [row.job_id]
         async with aiohttp.ClientSession() as http:
             async with http.get(f"{url}{place}/", allow_redirects=False) as response:
                 assert (response.status, response.headers["ETag"]) == (200, f'"{service.revision}"')
             headers = {"If-None-Match": f'"{service.revision}"'}
             async with http.get(f"{url}{place}/", headers=headers) as response:
                 assert response.status == 304
+            async with http.get(f"{url}{place}/{deep.id}") as response:
+                assert (response.status, (await response.json())["state"]) == (200, "cancelled")
+            async with http.post(f"{url}{place}/{deep.id}/retry") as response:
+                assert (response.status, (await response.json())["state"]) == (200, "queued")
             async with http.get(f"{url}{place}/render:nothing") as response:
                 assert (response.status, (await response.json())["error"]["code"]) == (404, "not_found")
             async with http.get(f"{url}{place}/history", params={"kind": "baking"}) as response:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
+from yarl import URL
 
 from stagecast.event_stream import EventParser
 from stagecast.frontend import gate, operations_api
@@ -106,6 +108,33 @@ async def test_every_verb_by_id_and_by_job(here: Alone, by: str) -> None:
         answer = await here.post(f"{path}/{verb}")
         assert (answer.status, answer.json["state"], answer.json["id"]) == (200, state, row["id"])
         assert (await here.row(row["id"])) == answer.json, "read your writes"
+
+
+@pytest.mark.parametrize(("run", "slash"), [("a", "/"), ("b", "%2F"), ("c", "%2f")])
+@pytest.mark.parametrize("name", ["org/x.v1", "org/cancel", "a/b/c/pause", "100%/a%2Fb", "stream/history"])
+async def test_an_id_with_slashes_is_one_id_however_it_is_sent(here: Alone, name: str, run: str, slash: str) -> None:
+    identifier = await here.running("render", run + name)
+    outer = await here.running("render", run + name.rpartition("/")[0])
+    sent = identifier.replace("%", "%25").replace("/", slash)
+
+    async def asked(method: str, verb: str = "") -> tuple[int, Any]:
+        async with here.http.request(method, URL(f"{here.url}{LIST}/{sent}{verb}", encoded=True)) as response:
+            return response.status, await response.json()
+
+    status, row = await asked("GET")
+    assert (status, row["id"], row["state"]) == (200, identifier, "running")
+    for verb, state in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled"), ("retry", "queued")):
+        status, row = await asked("POST", f"/{verb}")
+        assert (status, row["id"], row["state"]) == (200, identifier, state)
+    status, answer = await asked("POST", "/explode")
+    assert (status, answer["error"]["code"]) == (404, "not_found")
+    assert (await here.row(outer))["state"] == "running", "what it is named after has not heard of it"
+
+
+async def test_an_id_that_ends_in_a_verb_is_not_taken_apart(here: Alone) -> None:
+    outer = await here.running("staging", "whole", "")
+    assert (await here.post(f"{LIST}/{outer}%2Fcancel")).status == 405
+    assert (await here.row(outer))["state"] == "running"
 
 
 async def test_a_state_that_forbids_it_is_a_conflict(here: Alone) -> None:

@@ -23,6 +23,7 @@ from stagecast.frontend.openai import OpenAI
 from stagecast.frontend.operations_api import OperationsApi
 from stagecast.frontend.refusals import handlers
 from stagecast.frontend.replica import Replica
+from stagecast.frontend.segment import Segments
 from stagecast.metrics import Metrics
 from stagecast.proxy import Receive, Scope, Send
 
@@ -83,4 +84,4 @@ def build(replica: Replica, installs: Installs, session: aiohttp.ClientSession, 
         ),
         logging_config=None,
     )  # fmt: skip
-    return Gate(application, replica.tracker, replica.name, api_key)
+    return Gate(Segments(application), replica.tracker, replica.name, api_key)

@@ -10,11 +10,10 @@ from litestar.di import Provide
 from stagecast.frontend.gate import Gate
 from stagecast.frontend.operations_api import OperationsApi
 from stagecast.frontend.refusals import handlers
+from stagecast.frontend.segment import HOME, Segments
 from stagecast.participant import Participant
 from stagecast.proxy import Receive, Scope, Send
 
-HOME: Final = "/api/operations"
-"""Where a replica of ours has these routes, and where every client of ours looks for them below its base URL."""
 SHORT: Final = "/operations"
 """What is left of it for who mounts the routes at ``/api``."""
 
@@ -34,7 +33,7 @@ class Mounted:
             openapi_config=None,
             logging_config=None,
         )
-        self._gate = Gate(routes, participant.tracker, participant.name, api_key)
+        self._gate = Gate(Segments(routes), participant.tracker, participant.name, api_key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. What the program around it has put into the scope is none of ours."""

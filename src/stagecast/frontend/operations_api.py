@@ -17,6 +17,7 @@ from stagecast.errors import BadInput, Unknown
 from stagecast.frontend import events
 from stagecast.frontend.encoded import Encoded, Frames
 from stagecast.frontend.gate import catch_up, header
+from stagecast.frontend.segment import whole_id
 from stagecast.messages import Outcome, Verb
 from stagecast.participant import Participant
 from stagecast.past import Place, Sought, parse_place, place_before
@@ -107,7 +108,7 @@ class OperationsApi(Controller):
     @get("/{operation:str}", summary="One operation by its id or job, also after its end")
     async def show(self, participant: NamedDependency[Participant], operation: FromPath[str]) -> Row:
         """Return one row."""
-        return participant.row(operation)
+        return participant.row(whole_id(operation))
 
     @post("/{operation:str}/{verb:str}", status_code=200, summary="cancel, pause, resume, retry or dismiss")
     async def command(
@@ -122,6 +123,7 @@ class OperationsApi(Controller):
             wanted: Verb = msgspec.convert(verb, Verb)
         except msgspec.ValidationError:
             raise Unknown("command", verb, ["cancel", "pause", "resume", "retry", "dismiss"]) from None
+        operation = whole_id(operation)
         mirror = participant.fold.mirror(operation)
         if mirror is not None and participant.fold.record(operation) is None:
             await participant.commands.give_foreign(mirror, wanted)
