@@ -249,8 +249,8 @@ async def test_what_fell_out_of_the_history_does_not_come_back_with_the_next_rep
 
 async def test_the_history_forgets_by_the_server_s_clock(peers: Peers) -> None:
     passed = 0.0
-    tracker = await peers.tracker("one")
-    history = History(tracker, Bounds(age=60.0), monotonic=lambda: asyncio.get_running_loop().time() + passed)
+    tracker = await peers.tracker("one", monotonic=lambda: asyncio.get_running_loop().time() + passed)
+    history = History(tracker, Bounds(age=60.0))
     async with history.running():
         job = await run(tracker, "succeeded")
         await until_kept(tracker.bus, job, 1)

@@ -8,10 +8,13 @@ import msgspec
 import pytest
 
 from stagecast import rows, subjects
+from stagecast.bus.memory import MemoryBus
 from stagecast.fold import FOREIGN_LIFETIME, Mirror
+from stagecast.history import History
 from stagecast.leases import LIFETIME, MEMORY, PATIENCE
 from stagecast.messages import GalleryEvent, GalleryStatus, NodeRecord, StagingEvent, StagingStatus
 from stagecast.presence import Presence, goodbye
+from stagecast.settings import Bounds
 from stagecast.tracker import Tracker
 from tests.conftest import eventually
 from tests.peers import Peers, agree, gathered
@@ -213,15 +216,47 @@ async def test_a_rubbish_beat_is_ignored(peers: Peers) -> None:
 
 
 async def test_the_servers_clock_is_what_its_messages_said_plus_what_passed_here(peers: Peers) -> None:
-    one = await peers.tracker("one")
     clock = Clock()
-    here = judging(one, clock)
+    one = await peers.tracker("one", monotonic=clock)
+    assert one.server_clock.now() == 0.0, "nothing has told it"
     await one.bus.log.append("staging.m.progress", b'{"model_id":"m"}')
-    await eventually(lambda: one.fold.server_time > 0.0)
-    began = here.server_time()
-    assert began == pytest.approx(one.fold.server_time)
+    await eventually(lambda: "staging:m" in one.fold.mirrors)
+    began = one.server_clock.now()
+    assert began == pytest.approx(one.fold.mirrors["staging:m"].time)
     clock.now += 60.0
-    assert here.server_time() == pytest.approx(began + 60.0)
+    assert one.server_clock.now() == pytest.approx(began + 60.0)
+
+
+async def test_a_servers_clock_that_fell_back_ends_no_foreign_row_early() -> None:
+    wall, clock = Clock(), Clock()
+    bus = MemoryBus()
+    bus.log._clock = wall
+    async with Tracker(bus, "one", monotonic=clock).running() as one:
+        history, judge = History(one, Bounds(age=3600.0)), judging(one, clock)
+
+        async def heard(model: str) -> None:
+            await bus.log.append(f"staging.{model}.progress", b'{"model_id":"%s"}' % model.encode())
+            await eventually(lambda: f"staging:{model}" in one.fold.mirrors)
+
+        async def shown() -> list[str]:
+            await judge.sweep(clock.now, one.server_clock.now())
+            await one.bus.log.append("stagecast.mark", b"")
+            await eventually(lambda: one.revision.sequence == bus.log._sequence)
+            return [row.name for row in rows.listed(one.fold)]
+
+        wall.now = 1.7e9 + 7200.0
+        await heard("before")
+        assert await shown() == ["before"]
+        wall.now -= 7200.0
+        await heard("after")
+        assert await shown() == ["after"], "how old what came before is nobody can tell, but not two hours ahead"
+        assert history._now() == pytest.approx(wall.now)
+        clock.now += FOREIGN_LIFETIME - 1.0
+        wall.now += FOREIGN_LIFETIME - 1.0
+        assert await shown() == ["after"]
+        clock.now += 1.0
+        wall.now += 1.0
+        assert await shown() == []
 
 
 def test_goodbyes_are_events_of_the_wire() -> None:

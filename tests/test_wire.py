@@ -306,7 +306,7 @@ async def test_a_foreign_row_survives_what_is_written_over_it_for_late_ones_too(
     await agree(one, late)
     assert "staging:a.b" in shown(late)
     judge = Presence(one, judges=True, clock=lambda: 0.0)
-    await judge.sweep(0.0, one.fold.server_time + FOREIGN_LIFETIME)
+    await judge.sweep(0.0, one.server_clock.now() + FOREIGN_LIFETIME)
     await eventually(lambda: shown(one) == shown(late) == [])
 
 

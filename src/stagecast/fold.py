@@ -91,7 +91,6 @@ class Fold:
     holdings: dict[tuple[str, str], Holding] = field(default_factory=dict)
     placements: dict[str, Placement] = field(default_factory=dict)
     instances: dict[tuple[str, str], Instance] = field(default_factory=dict)
-    server_time: float = 0.0
     _live: dict[str, Slot] = field(default_factory=dict)
     _jobs: dict[str, str] = field(default_factory=dict)
     _calls: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -114,8 +113,6 @@ class Fold:
         """Take one message of the log, in the log's order, and return what it did."""
         if entry.sequence > self.revision.sequence:
             self.revision = Revision(self.revision.identity, entry.sequence)
-        if entry.time > self.server_time:
-            self.server_time = entry.time
         prefix, _, rest = entry.subject.partition(".")
         try:
             if prefix == "stagecast":
@@ -188,8 +185,12 @@ class Fold:
         return found if found and record and found.process == record.process else None
 
     def expired(self, now: float) -> Iterator[Mirror]:
-        """Yield the mirrors whose last event is older than `FOREIGN_LIFETIME`; ``now`` is the server's clock."""
-        return (mirror for mirror in self.mirrors.values() if not mirror.done and now - mirror.time >= FOREIGN_LIFETIME)
+        """Yield the mirrors whose last event is older than `FOREIGN_LIFETIME`; ``now`` is the server's clock, or 0.
+
+        One that is as far in the future was dated by a clock that was put right since: how old it is nobody can tell.
+        """
+        far = FOREIGN_LIFETIME
+        return (mirror for mirror in self.mirrors.values() if now and not mirror.done and abs(now - mirror.time) >= far)
 
     def _stands(self, holding: Holding) -> bool:
         node = self.nodes.get(holding.node)

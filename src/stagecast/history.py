@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing, asynccontextmanager
 from math import inf
 from typing import Final
@@ -22,6 +22,7 @@ from stagecast.bus import Anew, CaughtUp
 from stagecast.errors import BusUnavailable
 from stagecast.messages import Entry, Record
 from stagecast.past import Key, Page, Past, Place, Sought, key_of
+from stagecast.server_clock import ServerClock
 from stagecast.settings import Bounds
 from stagecast.tracker import Tracker
 
@@ -33,17 +34,14 @@ RETRY_INTERVAL: Final = 0.5
 class History:
     """The ended attempts that this process knows of: those in the second log, and those that are due there."""
 
-    def __init__(
-        self, tracker: Tracker, bounds: Bounds | None = None, *, monotonic: Callable[[], float] | None = None
-    ) -> None:
+    def __init__(self, tracker: Tracker, bounds: Bounds | None = None) -> None:
         self.caught_up = asyncio.Event()
         self._tracker = tracker
-        self._monotonic = monotonic or asyncio.get_running_loop().time
+        self._clock = ServerClock(asyncio.get_running_loop().time)
         self._past = Past(bounds or Bounds())
         self._kept: set[Key] = set()
         self._due: dict[Key, Record] = {}
         self._woken = asyncio.Event()
-        self._ahead = -inf
 
     def __len__(self) -> int:
         """Return how many are known."""
@@ -93,6 +91,7 @@ class History:
                     self._keep(each)
                 elif isinstance(each, Anew):
                     # What a log that came back empty has lost is due again, like an end that was just seen.
+                    self._clock.forget()
                     self._kept.clear()
                     self._due = {key_of(record): record for record in self._past}
                 elif isinstance(each, CaughtUp):
@@ -105,7 +104,7 @@ class History:
         except msgspec.DecodeError:
             _logger.warning("history: cannot read %s", entry.subject)
             return
-        self._ahead = max(self._ahead, entry.time - self._monotonic())
+        self._clock.hear(entry.time)
         self._due.pop(key_of(record), None)
         self._kept.add(key_of(record))
         self._forget(self._past.add(record, entry.time))
@@ -133,10 +132,5 @@ class History:
                 await asyncio.sleep(RETRY_INTERVAL)
 
     def _now(self) -> float:
-        """Return the server's clock as far as its messages tell: the latest time seen, and what passed here since.
-
-        0 while it has told none.
-        """
-        told, now = self._tracker.fold.server_time, self._monotonic()
-        self._ahead = max(self._ahead, told - now if told else -inf)
-        return max(0.0, now + self._ahead)
+        """Return the server's clock by the first log, which has more messages; where that is empty, by the second."""
+        return self._tracker.server_clock.now() or self._clock.now()

@@ -37,7 +37,6 @@ class Presence:
         self._monotonic = monotonic or asyncio.get_running_loop().time
         self._clock = clock or tracker.now
         self._deaf_since: float | None = None
-        self._ahead = float("-inf")
 
     def is_alive(self, process: str) -> bool:
         """Tell whether a process holds its lease; this one always does."""
@@ -88,11 +87,6 @@ class Presence:
             with suppress(AppendConflict, BusUnavailable):
                 await self._tracker.say(mirror.subject, goodbye(mirror), expected=mirror.sequence)
 
-    def server_time(self) -> float:
-        """Return the server's clock as far as its messages tell: the latest time seen, and what passed here since."""
-        self._ahead = max(self._ahead, self._tracker.fold.server_time - self._monotonic())
-        return self._monotonic() + self._ahead
-
     def _hear(self, _subject: str, payload: bytes) -> None:
         with suppress(msgspec.DecodeError):
             beat = msgspec.json.decode(payload, type=Beat)
@@ -113,7 +107,7 @@ class Presence:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP)
-            now, server_now = self.now(), self.server_time()
+            now, server_now = self.now(), self._tracker.server_clock.now()
             if not self._tracker.is_degraded:
                 self.leases.look(now)
                 self.leases.forget(self._tracker.fold, now)

@@ -23,6 +23,7 @@ from stagecast.messages import Entry, Kind, Record
 from stagecast.ownership import RETRY_INTERVAL, TICK_INTERVAL, Ownership, standing_record
 from stagecast.restatement import Restatement
 from stagecast.revision import Revision, is_one_stream
+from stagecast.server_clock import ServerClock
 
 _logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Tracker:
 
     def __init__(
         self, bus: Bus, process: str, *, clock: Callable[[], float] = time.time, interval: float = TICK_INTERVAL,
-        mends: bool = True, chance: random.Random | None = None,
+        mends: bool = True, chance: random.Random | None = None, monotonic: Callable[[], float] | None = None,
     ) -> None:  # fmt: skip
         self.bus = bus
         self.process = process
@@ -49,6 +50,7 @@ class Tracker:
         self.caught_up = asyncio.Event()
         self.hearers: list[Callable[[Record], None]] = []
         """Called with each record that an operation comes to have, also those that are soon outranked."""
+        self.server_clock = ServerClock(monotonic or (lambda: asyncio.get_running_loop().time()))
         self._clock = clock
         self._interval = interval
         self._chance = chance or random.SystemRandom()
@@ -282,6 +284,7 @@ class Tracker:
     def _begin_anew(self, identity: str) -> None:
         """Follow another log than before, and put back there what this process knows of operations."""
         earlier, self._incoming = self._incoming, Fold(Revision(identity, 0))
+        self.server_clock.forget()
         self._restatement.is_over = True
         words = [*self._restatement.missing(), *self._written.values()]
         self._restatement = Restatement(self.bus.log, (self.fold, earlier), words)
@@ -326,6 +329,7 @@ class Tracker:
             self._changes.notify()
 
     def _apply(self, entry: Entry) -> None:
+        self.server_clock.hear(entry.time)
         change = self._incoming.apply(entry)
         if change.what == "malformed":
             self._count_malformed(entry)
