@@ -27,6 +27,18 @@ async def test_it_knows_the_kinds_that_are_ours_and_those_that_it_saw() -> None:
         assert not one.knows("crunch")
 
 
+async def test_it_knows_the_kinds_that_are_performed_before_there_was_any_work() -> None:
+    bus = MemoryBus()
+    async with (
+        participating(bus, "one", judges=True, performs=("render",)) as one,
+        participating(bus, "two", judges=True) as two,
+    ):
+        assert one.knows("render")
+        await eventually(lambda: two.knows("render"))
+        assert not one.knows("crunch")
+        assert not two.knows("crunch")
+
+
 async def test_a_row_is_found_by_id_and_job_also_of_what_ended_and_of_what_is_foreign() -> None:
     async with participating(MemoryBus(), "one", judges=True) as one:
         record, at = await one.tracker.open("render", "film", cause="test")

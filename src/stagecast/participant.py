@@ -53,8 +53,9 @@ class Participant:
         return self.tracker.fold
 
     def knows(self, kind: Kind) -> bool:
-        """Tell whether there can be operations of this kind: it is one of ours, or was seen in the log or history."""
-        is_known = kind in MODEL_KINDS or any(slot.record.kind == kind for slot in self.fold.slots.values())
+        """Tell whether there can be operations of this kind: ours, one that somebody performs, or one that was seen."""
+        is_known = kind in MODEL_KINDS or self.presence.has_heard_of(kind)
+        is_known = is_known or any(slot.record.kind == kind for slot in self.fold.slots.values())
         return is_known or bool(self.history.page(Sought(kind=kind), limit=1).records)
 
     def row(self, operation: str) -> Row:

@@ -42,6 +42,10 @@ class Presence:
         """Tell whether a process holds its lease; this one always does."""
         return process == self._tracker.process or self.leases.is_alive(process, self.now())
 
+    def has_heard_of(self, kind: Kind) -> bool:
+        """Tell whether this process, or any that was heard here, takes work of this kind."""
+        return kind in self._performs or any(kind in kinds for kinds in self.leases.performs.values())
+
     def is_node_alive(self, name: str) -> bool:
         """Tell whether a node's process holds its lease and the node has not left."""
         node = self._tracker.fold.nodes.get(name)
