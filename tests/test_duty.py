@@ -211,3 +211,21 @@ async def test_what_this_process_claimed_and_lost_sight_of_is_taken_up(
         performer.go.set()
         await eventually(lambda: is_shown(one, record.id, "succeeded"))
     assert [(each.owner, each.attempt) for each in performer.begun] == [("one", 1)]
+
+
+async def test_a_block_that_is_bound_to_its_process_is_nobody_elses_to_take(peers: Peers, performer: Performer) -> None:
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+    bound, _ = await one.open("render", "bound", cause=operations.BLOCK, claim=True)
+    await written(one, operations.stalled(bound, "gone", 1.7e9))
+    async with Duty(two, "render", performer.perform).running(), Duty(one, "render", performer.perform).running():
+        free, _ = await one.open("render", "free", cause="submit")
+        performer.go.set()
+        await eventually(lambda: is_shown(two, free.id, "succeeded"))
+        assert is_shown(two, bound.id, "stalled")
+        assert {record.model for record in performer.begun} == {"free"}
+        held, sequence = await one.standing(bound.id, "render", "bound", "")
+        assert held is not None
+        failed = operations.ended(held, "failed", 1.7e9)
+        at = await one.write(failed, sequence)
+        await one.write(operations.commanded(failed, "retry", 1.7e9), at.sequence)
+        await eventually(lambda: is_shown(two, bound.id, "succeeded"))

@@ -183,3 +183,20 @@ def test_where_nobody_could_be_heard_nobody_is_forgotten() -> None:
     leases.look(2 * MEMORY)
     leases.forget(a_fold(), 2 * MEMORY)
     assert set(leases.heard) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "performed", "what"),
+    [
+        ({}, {"render"}, "another process takes it over"),
+        ({}, {"crunch"}, "it fails after 120 s, unless a process that performs render takes it over"),
+        ({"cause": "program"}, {"render"}, "it goes on when that is back, and fails once it was away for 120 s"),
+        ({"cause": "program", "begun_by": "retry"}, {"render"}, "another process takes it over"),
+    ],
+)
+def test_a_verdict_on_a_programs_work_says_what_will_really_follow(
+    changes: dict[str, str], performed: set[str], what: str
+) -> None:
+    fold, leases = a_fold(a_record(kind="render", node="", **changes)), Leases(left={"a"})
+    ((_, record),) = verdicts(fold, leases, 1.0, 1.7e9, frozenset(performed))
+    assert record.note == f"its owner a does not answer; {what}"

@@ -316,3 +316,16 @@ async def test_whoever_was_silent_for_long_is_forgotten(peers: Peers) -> None:
         presence.leases.renew("here", clock.now)
         await eventually(lambda: "gone" not in presence.leases.heard)
         assert "here" in presence.leases.heard
+
+
+async def test_a_judge_that_performs_a_kind_says_that_it_is_taken_over(peers: Peers) -> None:
+    one = await peers.tracker("one")
+    async with peers.passing("owner") as owner:
+        record, at = await owner.open("render", "film", cause="submit", claim=True)
+    await one.reached(at)
+    clock = Clock()
+    judge = Presence(one, judges=True, performs=("render",), monotonic=clock)
+    judge.leases.leave("owner")
+    await judge.sweep(clock.now, 0.0)
+    await eventually(lambda: (held := one.fold.record(record.id)) is not None and held.state == "stalled")
+    assert one.fold.record(record.id).note == "its owner owner does not answer; another process takes it over"  # type: ignore[union-attr]

@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
+from stagecast import operations
 from stagecast.messages import Kind, Record
 from stagecast.ownership import Ownership
 from stagecast.tracker import Tracker
@@ -89,6 +90,8 @@ class Duty:
         """Tell whether an operation waits for somebody to take it: new, or left behind by a process that is gone."""
         if record.state == "queued":
             return True
+        if operations.is_bound(record):
+            return False
         if record.owner == self._tracker.process:
             # Claimed by this very process, which then lost sight of it: the answer of the log never came.
             is_in_hand = record.id in self._tasks or record.id in self._tracker.owned

@@ -86,10 +86,13 @@ class Leases:
         return frozenset(kind for process in living for kind in self.performs[process])
 
 
-def verdicts(fold: Fold, leases: Leases, now: float, wall: float) -> Iterator[tuple[Slot, Record]]:
+def verdicts(
+    fold: Fold, leases: Leases, now: float, wall: float, performed: frozenset[Kind] = frozenset()
+) -> Iterator[tuple[Slot, Record]]:
     """Yield each slot whose operation waits for a dead process, with the record that says so.
 
-    ``wall`` is what the records are dated with. The caller writes them with a compare-and-set on the slot's sequence.
+    ``wall`` is what the records are dated with, ``performed`` the kinds of other programs' work that somebody takes.
+    The caller writes them with a compare-and-set on the slot's sequence.
     """
     alive: dict[str, bool] = {}
     for slot in fold.live_slots():
@@ -104,7 +107,7 @@ def verdicts(fold: Fold, leases: Leases, now: float, wall: float) -> Iterator[tu
         if leases.silence(process, now) >= PATIENCE:
             yield slot, operations.ended(record, "failed", wall, error=f"{who} stayed away for {PATIENCE:.0f} s")
         elif record.state != "stalled" or record.waits_on != "owner":
-            yield slot, operations.stalled(record, f"{who} does not answer; {_what_follows(record)}", wall)
+            yield slot, operations.stalled(record, f"{who} does not answer; {_what_follows(record, performed)}", wall)
 
 
 def unattended(fold: Fold, performed: frozenset[Kind], wall: float) -> Iterator[tuple[Slot, Record]]:
@@ -126,7 +129,9 @@ def responsible(fold: Fold, record: Record) -> str:
     return node.process if node else ""
 
 
-def _what_follows(record: Record) -> str:
-    if record.node:
+def _what_follows(record: Record, performed: frozenset[Kind]) -> str:
+    if record.node or operations.is_bound(record):
         return f"it goes on when that is back, and fails once it was away for {PATIENCE:.0f} s"
-    return "another process takes it over"
+    if record.kind in MODEL_KINDS or record.kind in performed:
+        return "another process takes it over"
+    return f"it fails after {PATIENCE:.0f} s, unless a process that performs {record.kind} takes it over"

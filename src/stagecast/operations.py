@@ -24,6 +24,8 @@ _ALLOWED: Final[dict[Verb, frozenset[State]]] = {
     "dismiss": frozenset({"failed"}),
 }
 
+BLOCK: Final = "program"
+"""The cause of what a block of a program's own does."""
 EARLIER_KEPT: Final = 20
 """How many attempts a record tells of: it must stay small, however often its owner dies."""
 
@@ -213,6 +215,11 @@ def is_decided(record: Record) -> bool:
     """Tell whether the end is decided, and only has to come: nothing can stop the work any more."""
     is_past = record.phase == "publishing" or record.kind == "deletion"
     return is_past and bool(record.owner) and record.state in {"running", "stalled"}
+
+
+def is_bound(record: Record) -> bool:
+    """Tell whether no other process than its owner can go on with the operation: a program's own block is the work."""
+    return record.cause == BLOCK and not record.begun_by
 
 
 def is_cancellable(record: Record) -> bool:

@@ -78,13 +78,13 @@ class Presence:
 
     async def sweep(self, now: float, server_now: float) -> None:
         """Publish what follows at ``now``: stalled and failed operations, expired mirrors (law L7, WIRE section 1)."""
-        fold = self._tracker.fold
-        for slot, record in list(leases.verdicts(fold, self.leases, now, self._clock())):
+        fold, heard = self._tracker.fold, self.leases.performed(now)
+        performed = frozenset(self._performs) | (heard or frozenset())
+        for slot, record in list(leases.verdicts(fold, self.leases, now, self._clock(), performed)):
             with suppress(AppendConflict, BusUnavailable):
                 await self._tracker.write(record, slot.sequence)
-        performed = self.leases.performed(now)
-        if performed is not None:
-            for slot, record in list(leases.unattended(fold, performed | set(self._performs), self._clock())):
+        if heard is not None:
+            for slot, record in list(leases.unattended(fold, performed, self._clock())):
                 with suppress(AppendConflict, BusUnavailable):
                     await self._tracker.write(record, slot.sequence)
         for mirror in list(fold.expired(server_now)):

@@ -165,8 +165,8 @@ class Service:
         self._blocks.add(identifier)
         try:
             record, _ = await tracker.open(
-                kind, name, cause="program", parameters=dict(parameters or {}), bytes_total=whole(total, "total"),
-                claim=True,
+                kind, name, cause=operations.BLOCK, parameters=dict(parameters or {}),
+                bytes_total=whole(total, "total"), claim=True,
             )  # fmt: skip
             _check_free(record, tracker.process)
             async with tracker.own(record, passes_on=True) as ownership:
