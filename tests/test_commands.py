@@ -10,14 +10,14 @@ import msgspec
 import pytest
 
 from stagecast import commands as module
-from stagecast import subjects
+from stagecast import operations, subjects
 from stagecast.bus import Log
 from stagecast.bus.memory import MemoryBus
 from stagecast.bus.nats import connect
 from stagecast.commands import Commands
 from stagecast.errors import BusUnavailable, CommandLost, NameTaken, Unknown, WrongState
 from stagecast.fold import Mirror
-from stagecast.messages import Entry, GalleryCancel, GalleryStatus, NodeRecord, Record, Verb
+from stagecast.messages import Entry, GalleryCancel, GalleryStatus, NodeRecord, Record, State, Verb
 from stagecast.meter import Wait
 from stagecast.tracker import Tracker
 from tests.conftest import NatsServer, eventually
@@ -252,6 +252,39 @@ async def test_a_cancel_of_the_gallery_reaches_the_owner_by_id_and_by_job(peers:
             await two.bus.publish("gallery.any.cancel", msgspec.json.encode(cancel))
             await task
             await eventually(lambda: two.fold.record("installation:m").state == "cancelled")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("by_job", [True, False])
+@pytest.mark.parametrize("state", ["queued", "paused", "stalled"])
+async def test_a_cancel_of_the_gallery_ends_once_what_nobody_owns(peers: Peers, state: State, by_job: bool) -> None:
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+    async with peers.passing("dead") as dead:
+        record, at = await dead.open("installation", "m", cause="asked", claim=state != "queued")
+        if state == "stalled":
+            at = await dead.write(operations.stalled(record, "away", 1.0), at.sequence)
+        elif state == "paused":
+            at = await dead.write(operations.commanded(record, "pause", 1.0), at.sequence)
+    for each in (one, two):
+        await each.reached(at)
+    cancel = msgspec.json.encode(GalleryCancel(id=record.job if by_job else record.id))
+    async with Commands(one, judges=True).running() as first, Commands(two, judges=True).running() as second:
+        await one.bus.publish("gallery.any.cancel", cancel)
+        await eventually(lambda: all(each.fold.record(record.id).state == "cancelled" for each in (one, two)))  # type: ignore[union-attr]
+        await eventually(lambda: not first._tasks and not second._tasks)
+    await agree(one, two)
+    assert one.revision.sequence == at.sequence + 1
+
+
+@pytest.mark.parametrize(("judges", "claim"), [(False, False), (True, True)])
+async def test_a_cancel_of_the_gallery_is_not_passed_on_by_who_does_not_judge_nor_to_who_hears_it(
+    peers: Peers, judges: bool, claim: bool
+) -> None:
+    one = await peers.tracker("one")
+    record, at = await one.open("installation", "m", cause="asked", claim=claim)
+    await one.reached(at)
+    async with Commands(one, judges=judges).running() as commands:
+        commands._hear_gallery_cancel("gallery.any.cancel", msgspec.json.encode(GalleryCancel(id=record.id)))
+        assert not commands._tasks
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ does not answer, the command is written straight into the log: the fence stops a
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -37,10 +38,15 @@ OWNER_TIMEOUT: Final = 1.5
 
 
 class Commands:
-    """Gives commands to other processes' operations, and obeys those for this process's own."""
+    """Gives commands to other processes' operations, and obeys those for this process's own.
 
-    def __init__(self, tracker: Tracker) -> None:
+    Who ``judges`` also gives those that are broadcast to whoever owns an operation, where nobody does.
+    """
+
+    def __init__(self, tracker: Tracker, *, judges: bool = False) -> None:
         self._tracker = tracker
+        self._judges = judges
+        self._tasks: set[asyncio.Task[None]] = set()
         self.drain: Callable[[bool], None] | None = None
         """What draining means for this process's node, if it has one."""
         self.ended: Callable[[str], Record | None] = lambda _: None
@@ -51,7 +57,14 @@ class Commands:
         """Obey for as long as the block lasts."""
         await self._tracker.bus.answer(subjects.command(self._tracker.process), self._answer)
         await self._tracker.bus.subscribe(subjects.GALLERY_CANCEL, self._hear_gallery_cancel)
-        yield self
+        try:
+            yield self
+        finally:
+            self._judges = False
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def give(self, operation: str, verb: Verb, *, keep_partial: bool = False) -> tuple[Record, Revision]:
         """Make ``verb`` come true for an operation, named by id or job; return its record and where the log has it.
@@ -149,8 +162,7 @@ class Commands:
             raise NameTaken(name, node.kind)
 
     async def _ask_owner(self, record: Record, command: Command) -> Revision | None:
-        is_at_it = record.state == "running" or (record.state == "stalled" and record.waits_on != "owner")
-        if not record.owner or not is_at_it:
+        if not _is_in_hand(record):
             return None
         try:
             subject = subjects.command(record.owner)
@@ -199,6 +211,25 @@ class Commands:
     def _hear_gallery_cancel(self, _subject: str, payload: bytes) -> None:
         with suppress(msgspec.DecodeError):
             wanted = msgspec.json.decode(payload, type=GalleryCancel).id
-            for ownership in list(self._tracker.owned.values()):
-                if wanted in {ownership.record.id, ownership.record.job}:
-                    ownership.halt("cancel")
+            owned = [each for each in self._tracker.owned.values() if wanted in {each.record.id, each.record.job}]
+            for ownership in owned:
+                ownership.halt("cancel")
+            record = self._tracker.fold.record(wanted)
+            is_nobodys = record is not None and not operations.is_ended(record) and not _is_in_hand(record)
+            if self._judges and is_nobodys and not owned:
+                task = asyncio.create_task(self._pass_on_cancel(wanted), name=f"cancel of {wanted}")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _pass_on_cancel(self, operation: str) -> None:
+        """Cancel what has no owner to hear of it. All who judge do; the log takes it once."""
+        try:
+            await self.give(operation, "cancel")
+        except StagecastError as error:
+            _logger.info("a gallery's cancel of %s: %s", operation, error.message)
+
+
+def _is_in_hand(record: Record) -> bool:
+    """Tell whether somebody works on an operation, as far as the log knows: its owner, who is to hear of commands."""
+    is_at_it = record.state == "running" or (record.state == "stalled" and record.waits_on != "owner")
+    return bool(record.owner) and is_at_it

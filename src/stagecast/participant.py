@@ -87,7 +87,7 @@ async def participating(
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(tracker.running())
         presence = await stack.enter_async_context(Presence(tracker, judges=judges, performs=performs).running())
-        commands = await stack.enter_async_context(Commands(tracker).running())
+        commands = await stack.enter_async_context(Commands(tracker, judges=judges).running())
         await tracker.caught_up.wait()
         await commands.check_name(name)
         announcer = await stack.enter_async_context(Announcer(tracker).running())
