@@ -203,33 +203,39 @@ class Ownership(Meter):
             if record is None:
                 return
             self._said_at = self._loop.time()
+            at = self.sequence
             while record is not None:
                 self._wanted = record
                 try:
                     subject = subjects.operation(record)
-                    self.sequence = await self._log.append(subject, broadcast.encode(record), expected=self.sequence)
+                    at = await self._log.append(subject, broadcast.encode(record), expected=at)
                     break
                 except AppendConflict:
-                    record = await self._resolve(record)
+                    record, at = await self._resolve(record)
                 except BusUnavailable:
                     if not retry and record.attempt == self.record.attempt:
                         return
                     await asyncio.sleep(RETRY_INTERVAL)
-            self.record = self._wanted
+            # Both at once: whoever is cancelled before has written nothing, and the next word finds that out anew.
+            self.record, self.sequence = self._wanted, at
             if self._wrote is not None:
                 self._wrote(self.record)
 
-    async def _resolve(self, wanted: Record) -> Record | None:
-        """Find out who wrote on our subject; return what to write over it, None if ``wanted`` stands there already.
+    async def _resolve(self, wanted: Record) -> tuple[Record | None, int]:
+        """Find out who wrote on our subject; return what to write over it, and where it stands.
 
-        Raises `Fenced` where the operation was claimed, ended or paused by somebody else. Then the sequence that we
-        go by stays the old one, so that whatever is tried later is refused as well.
+        That is None if ``wanted`` stands there already. Raises `Fenced` where the operation was claimed, ended or
+        paused by somebody else. Then the sequence that we go by stays the old one, so that whatever is tried later is
+        refused as well.
         """
         standing = await self._standing(subjects.operation(wanted))
         held = standing_record(standing)
         if held is not None and held != wanted and _fences(held, wanted):
             raise Fenced(wanted.id, wanted.attempt)
-        self.sequence = standing.sequence if standing else 0
+        return self._over(held, wanted), standing.sequence if standing else 0
+
+    def _over(self, held: Record | None, wanted: Record) -> Record | None:
+        """Return what to write over the word that stands there."""
         if held == wanted:
             return None
         if held is None or held.attempt < wanted.attempt:
