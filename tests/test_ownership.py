@@ -315,6 +315,23 @@ async def test_what_waits_to_be_said_behind_the_last_word_is_not_said(bus: Bus, 
     assert [record.state for record in recorder.records] == [state]
 
 
+@pytest.mark.parametrize("ends", [False, True])
+async def test_what_the_work_came_to_is_told_before_what_comes_next(bus: Bus, ends: bool) -> None:
+    """No phase comes back after the next one has begun, whenever the ticker gets its turn."""
+    ownership, recorder = await owning(bus)
+    ownership.enter(1, "a.bin")
+    ownership.check(5, 5)
+    ownership.advance(5)
+    ownership.complete(1, "a.bin")
+    await (ownership.end("succeeded") if ends else ownership.change(phase="publishing"))
+    told = [(record.phase, record.file_name, record.state) for record in recorder.records]
+    last = ("transferring", "a.bin", "succeeded") if ends else ("publishing", "a.bin", "running")
+    assert told == [
+        ("verifying", "a.bin", "running"), ("transferring", "a.bin", "running"), ("transferring", "a.bin", "running"),
+        last,
+    ]  # fmt: skip
+
+
 async def test_only_a_later_word_of_another_takes_the_operation_away(bus: Bus) -> None:
     ownership, _ = await owning(bus)
     ours = ownership.record

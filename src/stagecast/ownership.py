@@ -92,6 +92,7 @@ class Ownership(Meter):
         Raises:
             Fenced: somebody else owns the operation now, or has ended it.
         """
+        await self._say_turns()
         self._begin(bytes_done, bytes_present)
         if fields.get("state") == "paused":
             self._is_over = True
@@ -110,6 +111,7 @@ class Ownership(Meter):
 
     async def end(self, state: Outcome, *, error: str = "", note: str = "") -> None:
         """Write the end. Returns once the log has it. Raises `Fenced`."""
+        await self._say_turns()
         left: dict[str, object] = {}
         if state == "cancelled":
             left = {"keep_partial": self.keep_partial, "bytes_kept": self.bytes_kept}
@@ -132,8 +134,7 @@ class Ownership(Meter):
                     async with asyncio.timeout_at(self._due()):
                         await self._woken.wait()
                 self._woken.clear()
-                while self._turns:
-                    await self._write(partial(self._current, **self._turns.popleft()), retry=True)
+                await self._say_turns()
                 if self._loop.time() >= self._due():
                     self._next_tick = self._loop.time() + self._interval
                     with self._counting:
@@ -141,6 +142,11 @@ class Ownership(Meter):
                     await self._write(self._ticked, retry=False)
         except Fenced:
             self.halt("fence")
+
+    async def _say_turns(self) -> None:
+        """Tell which files became whole and how the phase turned, in that order, before whatever is told next."""
+        while self._turns:
+            await self._write(partial(self._current, **self._turns.popleft()), retry=True)
 
     def _due(self) -> float:
         """Return when the next word is due: news, a sign of life, or that the work is stalled."""
