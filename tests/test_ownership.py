@@ -279,6 +279,30 @@ async def test_a_log_that_tells_of_more_bytes_than_there_are_gets_a_new_attempt(
     assert (held.attempt, held.bytes_done) == (2, 8)
 
 
+async def test_a_word_that_is_cancelled_between_two_tries_does_not_count_as_said(bus: Bus) -> None:
+    """The next one must find out by itself that somebody took us for dead: a new attempt, no word of equal rank."""
+    ownership, recorder = await owning(bus)
+    await say(bus, operations.stalled(ownership.record, "taken for dead", 9.0))
+    looked, tried_again, append = asyncio.Event(), asyncio.Event(), recorder.append
+
+    async def hanging(subject: str, payload: bytes, *, expected: int | None = None) -> int:
+        if expected == ownership.sequence and not looked.is_set():
+            looked.set()
+            return await append(subject, payload, expected=expected)  # refused
+        tried_again.set()
+        return await asyncio.Event().wait()  # type: ignore[return-value]  # never
+
+    recorder.append = hanging  # type: ignore[method-assign]
+    writing = asyncio.create_task(ownership.change(phase="transferring"))
+    await tried_again.wait()
+    writing.cancel()
+    await asyncio.wait([writing])
+    recorder.append = append  # type: ignore[method-assign]
+    await ownership.change(phase="verifying")
+    assert await standing(bus) == ownership.record
+    assert (ownership.record.attempt, ownership.record.state, ownership.record.phase) == (2, "running", "verifying")
+
+
 @pytest.mark.parametrize("state", ["paused", "stalled"])
 async def test_what_waits_to_be_said_behind_the_last_word_is_not_said(bus: Bus, state: str) -> None:
     """A tick that waits while a pause is written must not show the operation as running again (law L3)."""
@@ -289,6 +313,23 @@ async def test_what_waits_to_be_said_behind_the_last_word_is_not_said(bus: Bus, 
     ownership.advance(5)
     await ownership.run()
     assert [record.state for record in recorder.records] == [state]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_what_the_work_came_to_is_told_before_what_comes_next(bus: Bus, ends: bool) -> None:
+    """No phase comes back after the next one has begun, whenever the ticker gets its turn."""
+    ownership, recorder = await owning(bus)
+    ownership.enter(1, "a.bin")
+    ownership.check(5, 5)
+    ownership.advance(5)
+    ownership.complete(1, "a.bin")
+    await (ownership.end("succeeded") if ends else ownership.change(phase="publishing"))
+    told = [(record.phase, record.file_name, record.state) for record in recorder.records]
+    last = ("transferring", "a.bin", "succeeded") if ends else ("publishing", "a.bin", "running")
+    assert told == [
+        ("verifying", "a.bin", "running"), ("transferring", "a.bin", "running"), ("transferring", "a.bin", "running"),
+        last,
+    ]  # fmt: skip
 
 
 async def test_only_a_later_word_of_another_takes_the_operation_away(bus: Bus) -> None:

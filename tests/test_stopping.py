@@ -248,6 +248,21 @@ def large(model: str) -> Manifest:
     return Manifest(model=model, files=(file,), single=True)
 
 
+async def test_what_a_cancel_has_kept_another_one_frees(member: Member, commands: Commands) -> None:
+    with holder("transferring") as url:
+        await begun(member, url=url)
+        await shown(member, phase="transferring")
+        await eventually(lambda: record_of(member).bytes_done > 2000)
+        kept = await stopped(commands, "cancel", keep_partial=True)
+    assert member.node.store.partials()
+    assert await stopped(commands, "cancel", keep_partial=True) == kept, "what holds already is left as it is"
+    freed = await stopped(commands, "cancel")
+    assert (freed.state, freed.attempt, freed.keep_partial, freed.bytes_kept) == ("cancelled", kept.attempt, False, 0)
+    assert freed.updated_at == kept.updated_at
+    await eventually(lambda: not member.node.store.partials())
+    assert await stopped(commands, "cancel") == freed
+
+
 def lay_out_unverified(models: Path, manifest: Manifest) -> None:
     """Let all of a model have arrived, and nothing of it be verified."""
     folder = models / ".stagecast" / f"partial-{manifest.digest[:16]}-{manifest.model}"

@@ -82,13 +82,13 @@ class Commands:
                 record, sequence = await self._standing(operation, verb)
                 if sequence is None:
                     return record, self._tracker.revision
-                if operations.is_fulfilled(record, verb):
+                if operations.is_fulfilled(record, verb, keep_partial=keep_partial):
                     slot = self._tracker.fold.slots.get(record.id)
                     if slot is not None and slot.record == record:  # the log itself may have come back without it
                         return record, Revision(self._tracker.revision.identity, slot.sequence)
                     revision = await self._tracker.place(sequence) if sequence else self._tracker.revision
                     return await self._seen(record, revision), revision
-                operations.check_allowed(record, verb)
+                operations.commanded(record, verb, 0.0, keep_partial=keep_partial)  # raises where it is not allowed
                 may_be_done = self._tracker.bus.is_connected
                 command = Command(verb=verb, id=record.id, keep_partial=keep_partial)
                 written = await self._ask_owner(record, command) or await self._write(record, command)
@@ -204,7 +204,8 @@ class Commands:
             return CommandReply(error="the owner has no part in this")
         ownership.halt("cancel" if command.verb == "cancel" else "pause", keep_partial=command.keep_partial)
         await ownership.released.wait()
-        if not operations.is_fulfilled(ownership.record, "cancel" if command.verb == "cancel" else "pause"):
+        verb: Verb = "cancel" if command.verb == "cancel" else "pause"
+        if not operations.is_fulfilled(ownership.record, verb, keep_partial=command.keep_partial):
             return CommandReply(error="it came too late")
         return CommandReply(sequence=ownership.sequence)
 

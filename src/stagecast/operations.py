@@ -178,7 +178,9 @@ def commanded(held: Record, verb: Verb, now: float, *, keep_partial: bool = Fals
     Raises:
         WrongState: the operation's state forbids the verb.
     """
-    check_allowed(held, verb)
+    if verb == "cancel" and held.state == "cancelled" and held.keep_partial and not keep_partial:
+        return succeeding(held, held.updated_at, keep_partial=False, bytes_kept=0)
+    _check_allowed(held, verb)
     if verb == "cancel":
         return _cancelled(held, now, keep_partial=keep_partial)
     if verb == "dismiss":
@@ -192,7 +194,7 @@ def commanded(held: Record, verb: Verb, now: float, *, keep_partial: bool = Fals
     )  # fmt: skip
 
 
-def check_allowed(held: Record, verb: Verb) -> None:
+def _check_allowed(held: Record, verb: Verb) -> None:
     """Raise `WrongState` if the operation's state forbids the verb."""
     if held.state not in _ALLOWED[verb] or held.dismissed:
         raise WrongState(held.id, held.state, verb)
@@ -200,10 +202,13 @@ def check_allowed(held: Record, verb: Verb) -> None:
         raise WrongState(held.id, f"{held.phase if held.phase == 'publishing' else 'deleting'}, past stopping", verb)
 
 
-def is_fulfilled(held: Record, verb: Verb) -> bool:
-    """Tell whether what ``verb`` is to bring about holds already, so that giving it again changes nothing."""
+def is_fulfilled(held: Record, verb: Verb, *, keep_partial: bool = True) -> bool:
+    """Tell whether what ``verb`` is to bring about holds already, so that giving it again changes nothing.
+
+    A cancel that is to keep nothing does not while the one before it has kept something.
+    """
     if verb == "cancel":
-        return held.state == "cancelled"
+        return held.state == "cancelled" and (keep_partial or not held.keep_partial)
     if verb == "pause":
         return held.state == "paused"
     if verb == "dismiss":

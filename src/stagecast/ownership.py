@@ -92,6 +92,7 @@ class Ownership(Meter):
         Raises:
             Fenced: somebody else owns the operation now, or has ended it.
         """
+        await self._say_turns()
         self._begin(bytes_done, bytes_present)
         if fields.get("state") == "paused":
             self._is_over = True
@@ -110,6 +111,7 @@ class Ownership(Meter):
 
     async def end(self, state: Outcome, *, error: str = "", note: str = "") -> None:
         """Write the end. Returns once the log has it. Raises `Fenced`."""
+        await self._say_turns()
         left: dict[str, object] = {}
         if state == "cancelled":
             left = {"keep_partial": self.keep_partial, "bytes_kept": self.bytes_kept}
@@ -132,8 +134,7 @@ class Ownership(Meter):
                     async with asyncio.timeout_at(self._due()):
                         await self._woken.wait()
                 self._woken.clear()
-                while self._turns:
-                    await self._write(partial(self._current, **self._turns.popleft()), retry=True)
+                await self._say_turns()
                 if self._loop.time() >= self._due():
                     self._next_tick = self._loop.time() + self._interval
                     with self._counting:
@@ -141,6 +142,11 @@ class Ownership(Meter):
                     await self._write(self._ticked, retry=False)
         except Fenced:
             self.halt("fence")
+
+    async def _say_turns(self) -> None:
+        """Tell which files became whole and how the phase turned, in that order, before whatever is told next."""
+        while self._turns:
+            await self._write(partial(self._current, **self._turns.popleft()), retry=True)
 
     def _due(self) -> float:
         """Return when the next word is due: news, a sign of life, or that the work is stalled."""
@@ -203,33 +209,39 @@ class Ownership(Meter):
             if record is None:
                 return
             self._said_at = self._loop.time()
+            at = self.sequence
             while record is not None:
                 self._wanted = record
                 try:
                     subject = subjects.operation(record)
-                    self.sequence = await self._log.append(subject, broadcast.encode(record), expected=self.sequence)
+                    at = await self._log.append(subject, broadcast.encode(record), expected=at)
                     break
                 except AppendConflict:
-                    record = await self._resolve(record)
+                    record, at = await self._resolve(record)
                 except BusUnavailable:
                     if not retry and record.attempt == self.record.attempt:
                         return
                     await asyncio.sleep(RETRY_INTERVAL)
-            self.record = self._wanted
+            # Both at once: whoever is cancelled before has written nothing, and the next word finds that out anew.
+            self.record, self.sequence = self._wanted, at
             if self._wrote is not None:
                 self._wrote(self.record)
 
-    async def _resolve(self, wanted: Record) -> Record | None:
-        """Find out who wrote on our subject; return what to write over it, None if ``wanted`` stands there already.
+    async def _resolve(self, wanted: Record) -> tuple[Record | None, int]:
+        """Find out who wrote on our subject; return what to write over it, and where it stands.
 
-        Raises `Fenced` where the operation was claimed, ended or paused by somebody else. Then the sequence that we
-        go by stays the old one, so that whatever is tried later is refused as well.
+        That is None if ``wanted`` stands there already. Raises `Fenced` where the operation was claimed, ended or
+        paused by somebody else. Then the sequence that we go by stays the old one, so that whatever is tried later is
+        refused as well.
         """
         standing = await self._standing(subjects.operation(wanted))
         held = standing_record(standing)
         if held is not None and held != wanted and _fences(held, wanted):
             raise Fenced(wanted.id, wanted.attempt)
-        self.sequence = standing.sequence if standing else 0
+        return self._over(held, wanted), standing.sequence if standing else 0
+
+    def _over(self, held: Record | None, wanted: Record) -> Record | None:
+        """Return what to write over the word that stands there."""
         if held == wanted:
             return None
         if held is None or held.attempt < wanted.attempt:
