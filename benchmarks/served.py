@@ -71,7 +71,7 @@ class Beside:
                     await send({"type": "http.response.body", "body": self.frame, "more_body": True})
 
         for handler in (constant, unchanged, bare):
-            gate._app.register(handler)  # type: ignore[attr-defined]  # the application behind the gate
+            gate._app._app.register(handler)  # type: ignore[attr-defined]  # the application behind gate and segments
         return gate
 
     async def watch(self, identifier: str) -> None:
