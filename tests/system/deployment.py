@@ -42,12 +42,13 @@ def processes_of(data: Path) -> set[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process runs."""
+    """Tell whether a process runs, any thread of it: until the last one has ended its sockets are open."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
     except OSError:
         return False
-    return state not in "ZX"
+    return state not in "ZX" or threads > 1
 
 
 def lay_out_random(folder: Path, sizes: Mapping[str, int]) -> dict[str, bytes]:
