@@ -18,9 +18,9 @@ demo: $(STAMP)
 up: $(STAMP)
 	$(BIN)/stagecast up
 
-# Real processes mind the time and mostly wait; the simulation minds nothing and takes all that there is.
+# Real processes mind the time, so nothing runs beside them; the simulation minds nothing and takes all that there is.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --ignore=tests/simulation
+	$(BIN)/python -m pytest -q --ignore=tests/simulation
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/simulation
 
 simulate: $(STAMP)
