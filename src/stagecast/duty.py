@@ -46,7 +46,9 @@ class Duty:
     async def running(self) -> AsyncGenerator[Duty, None]:
         """Perform for as long as the block lasts; what is under way then is left to another process."""
         self._tracker.hearers.append(self._hear)
-        beginning = asyncio.create_task(self._begin())
+        if self._tracker.caught_up.is_set():
+            self._look()  # before anything more can be heard, or that would be looked at twice
+        beginning = asyncio.create_task(self._begin(self._tracker.caught_up.is_set()))
         try:
             yield self
         finally:
@@ -73,8 +75,12 @@ class Duty:
         if following is not None:
             self.take(following)
 
-    async def _begin(self) -> None:
+    async def _begin(self, has_looked: bool) -> None:  # noqa: FBT001  # the one thing it has to know
         await self._tracker.caught_up.wait()
+        if not has_looked:
+            self._look()
+
+    def _look(self) -> None:
         for slot in list(self._tracker.fold.slots.values()):
             self._hear(slot.record)
 
