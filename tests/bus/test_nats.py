@@ -8,6 +8,9 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from nats.errors import TimeoutError as NatsTimeout
+from nats.js import JetStreamContext
+from nats.js.api import AccountInfo
 
 from stagecast.bus import Anew, CaughtUp, Heard, Lost
 from stagecast.bus.nats import NatsBus, connect
@@ -176,3 +179,32 @@ async def test_a_server_without_jetstream_is_said_plainly(tmp_path: Path) -> Non
                 pass
     finally:
         server.stop(kill=True)
+
+
+async def test_a_server_that_is_slow_with_its_streams_is_asked_again(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, answered = [NatsTimeout(), TimeoutError(), ConnectionResetError()], JetStreamContext.account_info
+
+    async def late(context: JetStreamContext) -> AccountInfo:
+        if answers:
+            raise answers.pop()
+        return await answered(context)
+
+    monkeypatch.setattr(JetStreamContext, "account_info", late)
+    async with connect(nats_server.url, "one") as bus:
+        assert await bus.log.append(ONE, b"1")
+    assert answers == []
+
+
+async def test_a_server_whose_streams_never_answer_is_said_plainly(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_: JetStreamContext) -> AccountInfo:
+        raise NatsTimeout
+
+    monkeypatch.setattr(JetStreamContext, "account_info", never)
+    monkeypatch.setattr("stagecast.bus.nats.STREAMS_PATIENCE", 0.2)
+    with pytest.raises(BusUnavailable, match=r"has not answered for its streams in 0\.2 s"):
+        async with connect(nats_server.url, "one"):
+            pass

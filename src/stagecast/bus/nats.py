@@ -42,6 +42,8 @@ _logger = logging.getLogger(__name__)
 HEARTBEAT: Final = 0.5
 """Seconds between the server's signs of life on a quiet log; after three missed ones the consumer is made anew."""
 REQUEST_TIMEOUT: Final = 2.0
+STREAMS_PATIENCE: Final = 30.0
+"""Seconds for which a server that is there may leave its streams unanswered at the start: its disk may be slow."""
 OLDEST_SERVER: Final = (2, 10)
 _WRONG_LAST_SEQUENCE: Final = 10071
 _MADE_ALREADY: Final = 10058
@@ -256,7 +258,7 @@ async def connect(
     ``bounds`` are the history's from now on, for everybody; None leaves them as they are.
 
     Raises:
-        BusUnavailable: no server answered within ``patience`` seconds.
+        BusUnavailable: no server answered within ``patience`` seconds, or its streams not within `STREAMS_PATIENCE`.
         BusUnsuitable: JetStream is off, the server is too old, or another stream has our subjects.
     """
     bus: NatsBus | None = None
@@ -270,13 +272,8 @@ async def connect(
 
     client = await _dial(url, patience, name=name, disconnected_cb=changed, reconnected_cb=changed, error_cb=complain)
     try:
-        await _check(client, url)
         bus = NatsBus(client, bounds)
-        try:
-            await bus.log.ensure()
-            await bus.history.ensure()
-        except APIError as error:
-            raise BusUnsuitable(url, f"its streams cannot be made: {error.description}") from error
+        await _prepare(client, bus, url)
         yield bus
     finally:
         with contextlib.suppress(*_Gone):
@@ -309,14 +306,37 @@ async def _dial(url: str, patience: float, **options: object) -> Client:
     return client
 
 
+async def _prepare(client: Client, bus: NatsBus, url: str) -> None:
+    """Have the server's streams ready, however slow its disk is; what asks too early is asked again."""
+    deadline, is_ready = asyncio.get_running_loop().time() + STREAMS_PATIENCE, False
+    while not is_ready:
+        try:
+            await _check(client, url)
+            await _make_streams(bus, url)
+            is_ready = True
+        except _Gone as error:
+            if asyncio.get_running_loop().time() > deadline:
+                why = f"NATS at {url} has not answered for its streams in {STREAMS_PATIENCE:g} s"
+                raise BusUnavailable(f"{why}: {_describe(error)}") from error
+            await asyncio.sleep(0.1)
+
+
 async def _check(client: Client, url: str) -> None:
     version = client.connected_server_version
     if (version.major, version.minor) < OLDEST_SERVER:
         raise BusUnsuitable(url, f"it is version {version}; 2.10 or newer is needed")
     try:
         await client.jetstream(timeout=REQUEST_TIMEOUT).account_info()
-    except _Gone as error:
+    except (APIError, NoRespondersError) as error:
         raise BusUnsuitable(url, f"JetStream is not on ({_describe(error)}); start nats-server with -js") from error
+
+
+async def _make_streams(bus: NatsBus, url: str) -> None:
+    try:
+        await bus.log.ensure()
+        await bus.history.ensure()
+    except APIError as error:
+        raise BusUnsuitable(url, f"its streams cannot be made: {error.description}") from error
 
 
 def _configured(inbox: str, held: int) -> ConsumerConfig:
