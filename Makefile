@@ -18,9 +18,9 @@ demo: $(STAMP)
 up: $(STAMP)
 	$(BIN)/stagecast up
 
-# Real processes mind the time, so nothing runs beside them; the simulation minds nothing and takes all that there is.
+# Two at a time: most of them wait for processes. The simulation minds no time and takes all that there is, so it runs alone.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q --ignore=tests/simulation
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore=tests/simulation
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/simulation
 
 simulate: $(STAMP)
