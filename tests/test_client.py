@@ -99,14 +99,26 @@ async def test_patience_ends(replica: ReplicaStandIn) -> None:
     assert (refused.value.status, refused.value.code) == (503, "replica_behind")
 
 
-async def test_a_post_is_repeated_only_if_nothing_was_done(replica: ReplicaStandIn, client: Client) -> None:
-    replica.script.extend([refusing(503, "replica_behind"), answering(row(state="cancelled"))])
-    assert (await client.command("staging:m@worker-1", "cancel")).state == "cancelled"
+async def test_what_may_be_done_twice_is_repeated_where_the_connection_broke(
+    replica: ReplicaStandIn, client: Client
+) -> None:
+    for fault in (refusing(503, "replica_behind"), breaking_off, answering("no JSON of ours", 502)):
+        replica.script.extend([fault, answering(row(state="cancelled"))])
+        assert (await client.command("staging:m@worker-1", "cancel")).state == "cancelled"
+    assert replica.requests[0].raw_path == "/api/operations/staging:m@worker-1/cancel"
+    replica.script.extend([breaking_off, answering({"operations": [row()], "revision": "a-1"})])
+    assert len(await client.stage("m")) == 1
+
+
+async def test_what_must_not_be_done_twice_is_repeated_only_if_nothing_was_done(
+    replica: ReplicaStandIn, client: Client
+) -> None:
+    replica.script.extend([refusing(503, "replica_behind"), answering({"data": []})])
+    assert await client.embeddings("m", ["text"]) == []
     replica.script.append(breaking_off)
     with pytest.raises(Unanswered, match="see with `stagecast ops` whether it took it up"):
-        await client.command("staging:m@worker-1", "cancel")
+        await client.embeddings("m", ["text"])
     assert len(replica.requests) == 3
-    assert replica.requests[0].raw_path == "/api/operations/staging:m@worker-1/cancel"
 
 
 async def test_nobody_there_is_said_plainly() -> None:

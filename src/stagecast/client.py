@@ -59,7 +59,7 @@ class Unreachable(StagecastError):
 
 
 class Unanswered(StagecastError):
-    """The connection broke under a request that must not be sent twice."""
+    """The connection broke under a request of which nobody can tell what a second one would do."""
 
     code = "unanswered"
     status = 502
@@ -142,7 +142,8 @@ class Client:
         ``keep_partial``: a cancel leaves on the disk what has arrived, for the next time.
         """
         body = {"keep_partial": True} if keep_partial else None
-        return _read(await self.request("POST", f"/api/operations/{_part(operation)}/{verb}", body=body), Row)
+        path = f"/api/operations/{_part(operation)}/{verb}"
+        return _read(await self.request("POST", path, body=body, is_idempotent=True), Row)
 
     async def models(self) -> list[answers.Model]:
         """Return the models that anybody holds."""
@@ -151,20 +152,21 @@ class Client:
     async def stage(self, model: str, nodes: Sequence[str] = ()) -> list[Row]:
         """Begin to stage a model onto ``nodes``, or onto every worker; return the operations."""
         body = {"nodes": list(nodes) or "all", "dry_run": False}
-        answer = await self.request("POST", f"/api/models/{_part(model)}/stage", body=body)
+        answer = await self.request("POST", f"/api/models/{_part(model)}/stage", body=body, is_idempotent=True)
         return _read(answer, answers.Operations).operations
 
     async def plan(self, model: str, nodes: Sequence[str] = ()) -> answers.Plan:
         """Return what `stage` would move, and whether it fits."""
         body = {"nodes": list(nodes) or "all", "dry_run": True}
-        answer = await self.request("POST", f"/api/models/{_part(model)}/stage", body=body)
+        answer = await self.request("POST", f"/api/models/{_part(model)}/stage", body=body, is_idempotent=True)
         return _read(answer, answers.Planned).plan
 
     async def install(self, ref: str, *, gallery: str = "", name: str = "", sha256: str = "") -> Row:
         """Begin to install a gallery's entry, a URL or a path; return the operation."""
         given = {"ref": ref, "gallery": gallery, "name": name, "sha256": sha256}
         body = {key: value for key, value in given.items() if value}
-        return _read(await self.request("POST", "/api/models/install", body=body), answers.Operations).operations[0]
+        answer = await self.request("POST", "/api/models/install", body=body, is_idempotent=True)
+        return _read(answer, answers.Operations).operations[0]
 
     async def remove(self, model: str, node: str = "") -> list[answers.RemovedFiles]:
         """Remove a model's files from ``node``, or everywhere; return when they are gone."""
@@ -173,7 +175,8 @@ class Client:
 
     async def load(self, model: str, node: str = "") -> None:
         """Ask for a model to be loaded, without waiting."""
-        await self.request("POST", f"/api/models/{_part(model)}/load", body={"node": node} if node else {})
+        body = {"node": node} if node else {}
+        await self.request("POST", f"/api/models/{_part(model)}/load", body=body, is_idempotent=True)
 
     async def nodes(self) -> list[answers.Node]:
         """Return the processes of the cluster."""
@@ -181,11 +184,11 @@ class Client:
 
     async def drain(self, node: str) -> None:
         """Take a worker out of service: nothing new goes there."""
-        await self.request("POST", f"/api/nodes/{_part(node)}/drain")
+        await self.request("POST", f"/api/nodes/{_part(node)}/drain", is_idempotent=True)
 
     async def resume(self, node: str) -> None:
         """Take a drained worker back into service."""
-        await self.request("POST", f"/api/nodes/{_part(node)}/resume")
+        await self.request("POST", f"/api/nodes/{_part(node)}/resume", is_idempotent=True)
 
     async def embeddings(self, model: str, inputs: Sequence[str]) -> list[list[float]]:
         """Return one vector per text."""
@@ -193,19 +196,26 @@ class Client:
         return [vector.embedding for vector in _read(answer, answers.Vectors).data]
 
     async def request(
-        self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: object = None
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        is_idempotent: bool = False,
     ) -> Answer:
-        """Return the answer to a request.
+        """Return the answer to a request. One that ``is_idempotent``, as a GET is, may be sent again unanswered.
 
         Raises:
             ApiError: it was refused.
+            Unanswered: the connection broke, and it may have been taken up.
             Unreachable: nobody answered in time.
         """
         url = _url(self.url, path, query)
         loop = asyncio.get_running_loop()
         deadline, delay = loop.time() + self._patience, _FIRST_DELAY
         while True:
-            outcome = await self._attempt(method, url, body)
+            outcome = await self._attempt(method, url, body, is_idempotent=is_idempotent or method == "GET")
             if isinstance(outcome, Answer):
                 return outcome
             if not outcome.may_repeat or loop.time() + delay > deadline:
@@ -259,20 +269,20 @@ class Client:
             raise RuntimeError("use the client in `async with`")
         return self._session
 
-    async def _attempt(self, method: str, url: URL, body: object) -> Answer | Failure:
+    async def _attempt(self, method: str, url: URL, body: object, *, is_idempotent: bool) -> Answer | Failure:
         try:
             answer = await self._once(method, url, body)
         except aiohttp.ClientConnectorError as error:
             return Failure(Unreachable(self.url, error.os_error.strerror or str(error)), may_repeat=True)
         except (aiohttp.ClientError, TimeoutError) as error:
             why = str(error) or type(error).__name__
-            if method == "GET":
+            if is_idempotent:
                 return Failure(Unreachable(self.url, why), may_repeat=True)
             return Failure(Unanswered(self.url, why), may_repeat=False)
         if answer.status < 400:
             return answer
         refusal = _refusal(answer)
-        return Failure(refusal, may_repeat=_may_repeat(method, refusal))
+        return Failure(refusal, may_repeat=_may_repeat(refusal, is_idempotent=is_idempotent))
 
     async def _once(self, method: str, url: URL, body: object) -> Answer:
         headers = {"Stagecast-Min-Revision": self.revision} if self.revision else {}
@@ -330,8 +340,8 @@ def _refusal(answer: Answer) -> ApiError:
     return ApiError(answer.status, fault.code or "", fault.message)
 
 
-def _may_repeat(method: str, refusal: ApiError) -> bool:
+def _may_repeat(refusal: ApiError, *, is_idempotent: bool) -> bool:
     if refusal.code in _NOT_TAKEN:
         return True
     # Without a code it is no replica's word but the balancer's: the replica died under the request.
-    return method == "GET" and refusal.status in _GATEWAY and not refusal.code
+    return is_idempotent and refusal.status in _GATEWAY and not refusal.code
