@@ -49,7 +49,8 @@ class Announcer:
             finally:
                 if self._standing != self._wanted:
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self.settled(), LAST_WORDS)
+                        async with asyncio.timeout(LAST_WORDS):
+                            await self.settled()
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
 

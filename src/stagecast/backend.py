@@ -92,7 +92,8 @@ class Backend:
         code = await self._process.wait() if self._process else 0
         # What it said last may still be in the pipe; a child that it left behind may hold that open.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._output.closed.wait(), 1.0)
+            async with asyncio.timeout(1.0):
+                await self._output.closed.wait()
         return code
 
     async def ended(self) -> str:
@@ -124,7 +125,8 @@ class Backend:
         try:
             _signal(process.pid, signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), GRACE)
+                async with asyncio.timeout(GRACE):
+                    await process.wait()
         finally:
             _signal(process.pid, signal.SIGKILL)
             await process.wait()

@@ -128,7 +128,8 @@ class Child:
         try:
             process.terminate()
             with suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), self._program.grace)
+                async with asyncio.timeout(self._program.grace):
+                    await process.wait()
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

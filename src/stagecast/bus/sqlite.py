@@ -167,7 +167,8 @@ class _Pen:
     async def _recover(self) -> None:
         while not self._closing.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), PROBE_INTERVAL)
+                async with asyncio.timeout(PROBE_INTERVAL):
+                    await self._closing.wait()
             with suppress(sqlite3.Error):
                 await _in_thread(self._thread, self._database.probe)
                 self.fault = ""
