@@ -33,7 +33,8 @@ LADDER: Final = (
                 "address disk durable journal records publication adoption partial draft_file draft store leash recipes"
             ),
             "CONTROL": (
-                "bus bus.memory bus.whole bus.database bus.sqlite bus.streams bus.consumer bus.questions bus.nats"
+                "bus bus.memory bus.whole bus.database bus.sqlite bus.streams bus.connection bus.consumer "
+                "bus.questions bus.nats"
             ),
         },
     ),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from nats.aio.msg import Msg
 
 from stagecast.bus import CaughtUp
-from stagecast.bus.consumer import Consumer, position
+from stagecast.bus.consumer import GULP, Consumer, position
 from stagecast.messages import Entry
 
 
@@ -49,7 +50,7 @@ def taken(consumer: Consumer) -> list[int | CaughtUp]:
 async def test_a_burst_is_taken_in_order_in_one_go_and_its_end_is_told() -> None:
     consumer = Consumer(0, 3)
     for sequence in (1, 2, 3, 4):
-        await consumer.hear(delivery(sequence, sequence))
+        consumer.hear(delivery(sequence, sequence))
     assert taken(consumer) == [1, 2, 3, CaughtUp(3), 4]
     assert not consumer.is_spent
 
@@ -57,7 +58,7 @@ async def test_a_burst_is_taken_in_order_in_one_go_and_its_end_is_told() -> None
 async def test_what_was_overwritten_on_the_way_is_waited_for_before_anything_is_passed_on() -> None:
     consumer = Consumer(0, 7)
     for in_consumer, sequence in enumerate((3, 5, 7, 8), 1):
-        await consumer.hear(delivery(sequence, in_consumer))
+        consumer.hear(delivery(sequence, in_consumer))
     assert taken(consumer) == []
     assert consumer.is_torn
     consumer.bridge(8)
@@ -71,9 +72,9 @@ async def test_who_has_everything_is_caught_up_before_anything_comes() -> None:
 
 async def test_the_last_word_of_a_subject_may_have_moved_beyond_where_the_log_stood() -> None:
     consumer = Consumer(0, 7)
-    await consumer.hear(delivery(3, 1))
+    consumer.hear(delivery(3, 1))
     assert taken(consumer) == [], "what stood up to 7 may be on its way with a higher number"
-    await consumer.hear(status(Status="100", Nats_Last_Consumer="1"))
+    consumer.hear(status(Status="100", Nats_Last_Consumer="1"))
     assert taken(consumer) == [3, CaughtUp(7)], "the server has nothing more"
 
 
@@ -87,10 +88,10 @@ async def test_the_last_word_of_a_subject_may_have_moved_beyond_where_the_log_st
 )
 async def test_what_is_missing_ends_it(breach: Callable[[], Msg]) -> None:
     consumer = Consumer(0, 0)
-    await consumer.hear(delivery(1, 1))
-    await consumer.hear(status(Status="100", Nats_Last_Consumer="1"))
-    await consumer.hear(breach())
-    await consumer.hear(delivery(9, 2))
+    consumer.hear(delivery(1, 1))
+    consumer.hear(status(Status="100", Nats_Last_Consumer="1"))
+    consumer.hear(breach())
+    consumer.hear(delivery(9, 2))
     assert taken(consumer) == [CaughtUp(0), 1]
     assert consumer.is_spent
     await consumer.come()
@@ -98,9 +99,9 @@ async def test_what_is_missing_ends_it(breach: Callable[[], Msg]) -> None:
 
 async def test_flow_control_is_answered_once_what_came_before_it_is_taken() -> None:
     consumer, asked = Consumer(0, 0), question()
-    await consumer.hear(delivery(1, 1))
-    await consumer.hear(asked)
-    await consumer.hear(delivery(2, 2))
+    consumer.hear(delivery(1, 1))
+    consumer.hear(asked)
+    consumer.hear(delivery(2, 2))
     assert asked.answers == []
     assert taken(consumer) == [CaughtUp(0), 1, 2]
     consumer.end()
@@ -113,7 +114,7 @@ async def test_a_changed_connection_ends_it_after_what_has_come() -> None:
     taken(consumer)
     waiting = asyncio.create_task(consumer.come())
     await asyncio.sleep(0)
-    await consumer.hear(delivery(1, 1))
+    consumer.hear(delivery(1, 1))
     consumer.end()
     await waiting
     assert not consumer.is_spent
@@ -134,7 +135,7 @@ async def test_who_hears_something_waits_on() -> None:
     with consumer.watched(3600.0):
         waiting = asyncio.create_task(consumer.come())
         await asyncio.sleep(0)
-        await consumer.hear(status(Status="100", Nats_Last_Consumer="0"))
+        consumer.hear(status(Status="100", Nats_Last_Consumer="0"))
         await waiting
         assert taken(consumer) == []
     assert not consumer.is_spent
@@ -146,58 +147,107 @@ def test_a_place_is_read_from_both_forms_of_a_delivery() -> None:
     assert position(short) == position(long) == (12, 3, 1764000000.5)
 
 
-class Clock:
-    """Time that a test moves by hand."""
+class Loop:
+    """Time that a test moves by hand, and what is to be called then."""
 
-    now = 0.0
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.later: list[tuple[float, Callable[[], None]]] = []
+        self.create_future = asyncio.get_running_loop().create_future
 
     def time(self) -> float:
         return self.now
 
+    def call_later(self, delay: float, call: Callable[[], None]) -> None:
+        self.later.append((self.now + delay, call))
 
-def heard_at_once(consumer: Consumer, message: Msg) -> bool:
-    """Let the client call with a message; tell whether it could go on without waiting."""
-    calling = consumer.hear(message)
-    try:
-        calling.send(None)
-    except StopIteration:
-        return True
-    calling.close()
-    return False
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+        due = [call for at, call in self.later if at <= self.now]
+        self.later = [each for each in self.later if each[0] > self.now]
+        for call in due:
+            call()
 
 
-async def test_messages_on_each_others_heels_are_collected_and_single_ones_are_not() -> None:
-    consumer, clock, at_once = Consumer(0, 0), Clock(), []
-    consumer._loop = clock  # type: ignore[assignment]
-    consumer._heard = 0.0
-    for number in range(1, 100):
-        clock.now += 0.0001
-        at_once.append(heard_at_once(consumer, delivery(number, number)))
-    assert at_once == sorted(at_once, reverse=True), "a burst is none yet at its beginning"
-    assert (at_once[0], at_once[-1]) == (True, False)
-    assert taken(consumer) == [CaughtUp(0), *range(1, 100)]
-    for number in range(100, 110):
-        clock.now += 10.0
-        at_once.append(heard_at_once(consumer, delivery(number, number)))
-    assert at_once[-1]
+class Fed:
+    """A consumer in a time of its own, how long it let its connection rest, and what was taken at each waking."""
+
+    def __init__(self, target: int = 0) -> None:
+        self.loop, self.rests = Loop(), list[float]()
+        self.consumer = Consumer(0, target, self.rests.append)
+        self.consumer._loop = self.loop  # type: ignore[assignment]
+        self.consumer._heard = 0.0
+        self.gulps: list[list[int | CaughtUp]] = [taken(self.consumer)]
+
+    async def take(self) -> None:
+        while True:
+            await self.consumer.come()
+            self.gulps.append(taken(self.consumer))
+
+    async def hear(self, message: Msg, after: float) -> None:
+        """Let a message come, and whoever is woken by it run."""
+        self.loop.pass_by(after)
+        self.consumer.hear(message)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    @contextlib.asynccontextmanager
+    async def taking(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.take())
+        await asyncio.sleep(0)
+        yield
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_messages_on_each_others_heels_are_taken_in_gulps_and_single_ones_are_not() -> None:
+    fed = Fed()
+    async with fed.taking():
+        for number in range(1, 201):
+            await fed.hear(delivery(number, number), 0.001)
+        assert fed.gulps[1:3] == [[1], [2]], "a burst is none yet at its beginning"
+        assert [len(gulp) for gulp in fed.gulps[-5:]] == [10] * 5
+        assert fed.rests == [GULP] * len(fed.rests)
+        assert len(fed.rests) >= 10
+        for number in range(201, 211):
+            await fed.hear(delivery(number, number), 1.0)
+        assert fed.gulps[-5:] == [[number] for number in range(206, 211)]
+        rests = len(fed.rests)
+        await fed.hear(delivery(211, 211), 1.0)
+        assert len(fed.rests) == rests
+    assert [each for gulp in fed.gulps for each in gulp] == [CaughtUp(0), *range(1, 212)]
 
 
 async def test_nothing_waits_for_others_where_the_server_has_more() -> None:
-    consumer = Consumer(0, 200)
-    assert all(heard_at_once(consumer, delivery(number, number, pending=1)) for number in range(1, 150))
+    fed = Fed(200)
+    async with fed.taking():
+        for number in range(1, 150):
+            await fed.hear(delivery(number, number, pending=1), 0.0001)
+    assert fed.rests == []
+    assert fed.loop.later == []
 
 
-async def test_who_takes_is_woken_at_the_end_of_what_the_client_has() -> None:
-    consumer, left = Consumer(0, 0), 2
-    consumer.pending = lambda: left
-    taken(consumer)
-    waiting = asyncio.create_task(consumer.come())
+async def test_what_was_heard_in_one_turn_is_taken_in_one_go() -> None:
+    fed = Fed()
+    async with fed.taking():
+        for number in (1, 2):
+            fed.consumer.hear(delivery(number, number))
+        await fed.hear(delivery(3, 3), 0.0)
+    assert fed.gulps == [[CaughtUp(0)], [1, 2, 3]]
+
+
+async def test_an_end_is_told_also_while_a_gulp_is_collected() -> None:
+    fed = Fed()
+    for number in range(1, 100):
+        fed.loop.pass_by(0.0001)
+        fed.consumer.hear(delivery(number, number))
+    assert taken(fed.consumer) == list(range(1, 100))
+    waiting = asyncio.create_task(fed.consumer.come())
     await asyncio.sleep(0)
-    for left in (2, 1):
-        await consumer.hear(delivery(3 - left, 3 - left))
+    fed.consumer.hear(delivery(100, 100))
     await asyncio.sleep(0)
     assert not waiting.done()
-    left = 0
-    await consumer.hear(delivery(3, 3))
+    fed.consumer.end()
     await waiting
-    assert taken(consumer) == [1, 2, 3]
+    assert taken(fed.consumer) == [100]
+    assert fed.consumer.is_spent

@@ -1,4 +1,4 @@
-"""The narrow part of nats-py's client that `stagecast.bus.nats` uses, for one simulated process.
+"""The narrow part of our connection to NATS that `stagecast.bus.nats` uses, for one simulated process.
 
 As with the real client a silent cut is noticed by missing pongs, 4 to 6 s late, and what was sent while there was no
 connection goes out with the next one.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from nats.errors import ConnectionClosedError, FlushTimeoutError, NoRespondersError
@@ -64,11 +65,6 @@ class Subscription:
         self._client.forget(self)
         self._waiting.clear()
 
-    @property
-    def pending_msgs(self) -> int:
-        """How many messages have come that the callback was not called with yet."""
-        return len(self._waiting)
-
     def put(self, message: Msg) -> None:
         """Queue a message for the callback."""
         self._waiting.append(message)
@@ -99,8 +95,24 @@ class Subscription:
             waited.add_done_callback(lambda _: self._drive(taking))
 
 
+class Ear(Subscription):
+    """A client's interest in a subject that is called with each message as it arrives, in the turn of the arrival."""
+
+    def __init__(self, client: Client, subject: str, hear: Callable[[Msg], None]) -> None:
+        super().__init__(client, subject, _unheard)
+        self._hear = hear
+
+    def put(self, message: Msg) -> None:
+        """Pass a message on."""
+        self._hear(message)
+
+
+async def _unheard(message: Msg) -> None:
+    raise AssertionError(f"{message.subject} was queued")
+
+
 class Client:
-    """What `nats.aio.client.Client` is to `NatsBus`, for one process."""
+    """What `stagecast.bus.connection.Connection` is to `NatsBus`, for one process."""
 
     def __init__(self, server: Server, process: Process, changed: Callable[[], None] = lambda: None) -> None:
         self.number = next(server.numbers)
@@ -269,13 +281,32 @@ class Client:
         """Send, or keep for the next connection."""
         self._send("pub", subject, payload, reply, None)
 
-    async def subscribe(self, subject: str, *, cb: Callback, **_limits: int) -> Subscription:
+    async def subscribe(self, subject: str, *, cb: Callback) -> Subscription:
         """Hear a subject, through every loss of the connection."""
         subscription = Subscription(self, subject, cb)
-        self._subscriptions.setdefault(subject, []).append(subscription)
-        if self._line is not None:
-            self._line.up("sub", subject)
+        self._add(subscription)
         return subscription
+
+    @asynccontextmanager
+    async def hearing(self, subject: str, hear: Callable[[Msg], None]) -> AsyncIterator[None]:
+        """Hear a subject within the block, each message as it arrives."""
+        ear = Ear(self, subject, hear)
+        self._add(ear)
+        try:
+            yield
+        finally:
+            with suppress(ConnectionClosedError):
+                await ear.unsubscribe()
+
+    def rest(self, seconds: float) -> None:
+        """Let what comes wait in the network for so long, unless somebody waits for an answer."""
+        if self._line is not None and not self._asked:
+            self._line.hold(seconds)
+
+    def _add(self, subscription: Subscription) -> None:
+        self._subscriptions.setdefault(subscription.subject, []).append(subscription)
+        if self._line is not None:
+            self._line.up("sub", subscription.subject)
 
     def forget(self, subscription: Subscription) -> None:
         """Hear a subject no more."""

@@ -61,6 +61,10 @@ class Line:
         self._down_until = max(self._down_until, self.server.delay())
         self.client.process.post_at(self._down_until, self.client.hear, self, *message)
 
+    def hold(self, seconds: float) -> None:
+        """Let the client read what comes from now on no earlier than in so many seconds."""
+        self._down_until = max(self._down_until, self.server.loop.time() + seconds)
+
     def cut(self) -> None:
         """Let nothing through; what is sent stays in the network."""
         self.is_cut = True

@@ -1,4 +1,4 @@
-"""A consumer: what one JetStream consumer delivers, on its way from the client's callback to the task that takes it.
+"""A consumer: what one JetStream consumer delivers, on its way from the connection to the task that takes it.
 
 A burst is taken without giving way in between: only when nothing is left does the taker wait, and it is woken once for
 whatever comes then. Where messages come on each other's heels for long, they are taken in gulps: to wake for each costs
@@ -16,13 +16,14 @@ from typing import Final
 from nats.aio.msg import Msg
 
 from stagecast.bus import CaughtUp
+from stagecast.bus.connection import DELIVERY
 from stagecast.bus.whole import Whole
 from stagecast.messages import Entry
 
 BUSY: Final = 0.002
 """Seconds between two messages, on average, below which they are taken in gulps."""
 GULP: Final = 0.01
-"""Seconds for which the client collects messages then, after each gulp."""
+"""Seconds for which messages are let come then, after each gulp."""
 _LULL: Final = 0.02
 _LAST: Final = ".0"
 """How a delivery's reply subject ends where nothing more is pending: who has all that there is."""
@@ -32,11 +33,12 @@ _WEIGHT: Final = 1 / 16
 class Consumer:
     """Deliveries in order, up to the first gap. Those up to ``target`` stood in the log when it was made."""
 
-    def __init__(self, held: int, target: int) -> None:
+    def __init__(self, held: int, target: int, rest: Callable[[float], None] = lambda _: None) -> None:
+        """``rest`` lets the connection read nothing for so many seconds, where it can."""
         self.is_spent = False
         """Nothing more can be had: a delivery is missing, or the connection has changed."""
-        self.pending: Callable[[], int] = lambda: 0
-        """How many messages the client has already and will call for in this turn of the loop."""
+        self._rest = rest
+        self._is_resting = False
         self._loop = asyncio.get_running_loop()
         self._heard = self._loop.time()
         self._gap = _LULL
@@ -47,18 +49,19 @@ class Consumer:
         self._delivered = 0
         self._whole = Whole(held, target)
 
-    async def hear(self, message: Msg) -> None:
-        """Take a message in; the client's callback."""
+    def hear(self, message: Msg) -> None:
+        """Take a message in, as the connection reads it."""
         self._arrived.append(message)
         now = self._loop.time()
         self._gap += (min(now - self._heard, _LULL) - self._gap) * _WEIGHT
         self._heard = now
-        if self.pending():
+        if self._is_resting:
             return
         self._wake()
         if self._gap < BUSY and message.reply.endswith(_LAST):
-            # Meanwhile the client only collects; it calls once more for all that has come.
-            await asyncio.sleep(GULP)
+            self._is_resting = True
+            self._loop.call_later(GULP, self._go_on)
+            self._rest(GULP)
 
     def end(self) -> None:
         """Be spent once everything that has come is taken."""
@@ -72,7 +75,7 @@ class Consumer:
         """
         while not self._whole.ready and self._arrived and not (self.is_spent or self.is_torn):
             message = self._arrived.popleft()
-            if message.reply.startswith("$JS.ACK."):
+            if message.reply.startswith(DELIVERY):
                 self._deliver(message)
             else:
                 self._heed(message)
@@ -119,6 +122,11 @@ class Consumer:
             yield
         finally:
             self._timer.cancel()
+
+    def _go_on(self) -> None:
+        self._is_resting = False
+        if self._arrived:
+            self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

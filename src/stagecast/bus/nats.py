@@ -15,7 +15,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
@@ -30,6 +29,7 @@ from nats.js.api import (
 from nats.js.errors import APIError, NotFoundError
 
 from stagecast.bus import Anew, Answer, Heard, Lost, streams
+from stagecast.bus.connection import Connection
 from stagecast.bus.consumer import Consumer
 from stagecast.bus.questions import Questions, cancellable
 from stagecast.errors import AppendConflict, BusUnavailable, BusUnsuitable, NobodyListens
@@ -56,7 +56,12 @@ class NatsLog:
     """One JetStream stream that keeps the last word on every subject."""
 
     def __init__(
-        self, client: Client, config: StreamConfig, bounds: Bounds | None = None, *, chance: random.Random | None = None
+        self,
+        client: Connection,
+        config: StreamConfig,
+        bounds: Bounds | None = None,
+        *,
+        chance: random.Random | None = None,
     ) -> None:
         self._client = client
         self._bounds = bounds
@@ -166,26 +171,23 @@ class NatsLog:
     @asynccontextmanager
     async def _consuming(self, held: int, target: int) -> AsyncIterator[Consumer]:
         """Yield what takes deliveries after ``held``, up to where it cannot be trusted any more."""
-        consumer, inbox = Consumer(held, target), self._client.new_inbox()
-        subscription = await self._client.subscribe(
-            inbox, cb=consumer.hear, pending_msgs_limit=-1, pending_bytes_limit=-1
-        )
-        consumer.pending = lambda: subscription.pending_msgs
-        self._consumers.add(consumer)
-        try:
-            await self._questions.answered(self._stream.add_consumer(self._name, _configured(inbox, held)))
-            with consumer.watched(3 * HEARTBEAT):
-                yield consumer
-        finally:
-            self._consumers.discard(consumer)
-            with contextlib.suppress(*_Gone):
-                await subscription.unsubscribe()
+        consumer, inbox = Consumer(held, target, self._client.rest), self._client.new_inbox()
+        async with self._client.hearing(inbox, consumer.hear):
+            self._consumers.add(consumer)
+            try:
+                await self._questions.answered(self._stream.add_consumer(self._name, _configured(inbox, held)))
+                with consumer.watched(3 * HEARTBEAT):
+                    yield consumer
+            finally:
+                self._consumers.discard(consumer)
 
 
 class NatsBus:
     """A connection to NATS. Made by `connect`."""
 
-    def __init__(self, client: Client, bounds: Bounds | None = None, *, chance: random.Random | None = None) -> None:
+    def __init__(
+        self, client: Connection, bounds: Bounds | None = None, *, chance: random.Random | None = None
+    ) -> None:
         self._client = client
         self.log = NatsLog(client, streams.LOG, chance=chance)
         self.history = NatsLog(client, streams.bounded(streams.HISTORY, bounds or Bounds()), bounds, chance=chance)
@@ -283,8 +285,8 @@ async def connect(
             await client.close()
 
 
-async def _dial(url: str, patience: float, **options: object) -> Client:
-    client = Client()
+async def _dial(url: str, patience: float, **options: object) -> Connection:
+    client = Connection()
     try:
         async with asyncio.timeout(patience):
             await client.connect(
@@ -306,7 +308,7 @@ async def _dial(url: str, patience: float, **options: object) -> Client:
     return client
 
 
-async def _prepare(client: Client, bus: NatsBus, url: str) -> None:
+async def _prepare(client: Connection, bus: NatsBus, url: str) -> None:
     """Have the server's streams ready, however slow its disk is; what asks too early is asked again."""
     deadline, is_ready = asyncio.get_running_loop().time() + STREAMS_PATIENCE, False
     while not is_ready:
@@ -321,7 +323,7 @@ async def _prepare(client: Client, bus: NatsBus, url: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def _check(client: Client, url: str) -> None:
+async def _check(client: Connection, url: str) -> None:
     version = client.connected_server_version
     if (version.major, version.minor) < OLDEST_SERVER:
         raise BusUnsuitable(url, f"it is version {version}; 2.10 or newer is needed")

@@ -1,0 +1,240 @@
+"""The shorter ways of our connection are really taken, and lead where nats-py's own ways lead."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.transport import TcpTransport
+from nats.errors import NoRespondersError
+from nats.errors import TimeoutError as NatsTimeoutError
+
+from stagecast.bus import Entry
+from stagecast.bus.connection import DELIVERY, Connection
+from stagecast.bus.consumer import Consumer
+from stagecast.bus.nats import connect
+from tests.conftest import NatsServer, eventually
+
+SUBJECT = "plain.subject"
+RELIED_ON = {
+    "_process_msg": "6cff75947e97717a",
+    "_process_headers": "fe656f61147df989",
+    "_flush_pending": "317c8d7ef54b90b7",
+    "_flusher": "43957ffb357d6d94",
+    "_init_request_sub": "14571cd9117edb1c",
+    "_request_new_style": "78cc35ce5ad4f811",
+    "_request_sub_callback": "7ad5daaddfac2668",
+}
+
+
+@asynccontextmanager
+async def connected(server: NatsServer, errors: list[Exception] | None = None) -> AsyncIterator[Connection]:
+    connection = Connection()
+
+    async def complain(error: Exception) -> None:
+        assert errors is not None, error
+        errors.append(error)
+
+    await connection.connect(server.url, error_cb=complain)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def wire(connection: Connection) -> asyncio.Transport:
+    found = connection._wire()
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(RELIED_ON))
+def test_what_our_ways_replace_in_nats_py_is_what_they_were_written_against(name: str) -> None:
+    """Another version of the library: compare these methods with those of 2.16, mend `Connection`, note them here."""
+    source = inspect.getsource(getattr(Client, name))
+    assert hashlib.sha256(source.encode()).hexdigest()[:16] == RELIED_ON[name]
+    assert "_io_writer" in inspect.getsource(TcpTransport)
+
+
+async def test_a_log_is_heard_where_it_is_read_and_without_its_headers(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[tuple[Msg, bool]] = []
+    hear = Consumer.hear
+
+    def noted(self: Consumer, message: Msg) -> None:
+        assert isinstance(bus._client, Connection)
+        heard.append((message, asyncio.current_task() is bus._client._reading_task))
+        hear(self, message)
+
+    monkeypatch.setattr(Consumer, "hear", noted)
+    async with connect(nats_server.url, "one") as bus, aclosing(bus.log.follow()) as follower:
+        sequence = await bus.log.append("staging.one.progress", b"1", expected=0)
+        async for each in follower:
+            if isinstance(each, Entry):
+                break
+        assert each.sequence == sequence
+        asking = asyncio.create_task(anext(follower))
+        await eventually(lambda: len(heard) > 1)
+        asking.cancel()
+        await asyncio.wait([asking])
+    assert [was_read for _, was_read in heard] == [True] * len(heard)
+    delivery, beat = heard[0][0], heard[1][0]
+    assert (delivery.reply.startswith(DELIVERY), delivery.headers) == (True, None)
+    assert beat.headers is not None
+    assert (beat.headers["Status"], beat.headers["Nats-Last-Consumer"]) == ("100", "1")
+
+
+async def test_what_cannot_be_taken_is_complained_of_and_the_next_is_heard(nats_server: NatsServer) -> None:
+    errors: list[Exception] = []
+    heard: list[bytes] = []
+
+    def hear(message: Msg) -> None:
+        heard.append(message.data)
+        if message.data == b"bad":
+            raise ValueError(message.data)
+
+    async with connected(nats_server, errors) as connection, connection.hearing(SUBJECT, hear):
+        for data in (b"bad", b"good"):
+            await connection.publish(SUBJECT, data)
+        await eventually(lambda: len(heard) == 2)
+    assert heard == [b"bad", b"good"]
+    assert [type(each) for each in errors] == [ValueError]
+
+
+async def test_after_the_block_nothing_is_heard(nats_server: NatsServer) -> None:
+    heard: list[bytes] = []
+    async with connected(nats_server) as connection:
+        async with connection.hearing(SUBJECT, lambda message: heard.append(message.data)):
+            await connection.publish(SUBJECT, b"1")
+            await eventually(lambda: heard)
+        with pytest.raises(NoRespondersError):
+            await connection.request(SUBJECT, b"2", timeout=5)
+        assert connection._hearers == {}
+    assert heard == [b"1"]
+
+
+async def test_a_message_leaves_in_the_turn_in_which_it_is_published(nats_server: NatsServer) -> None:
+    async with connected(nats_server) as connection:
+        publishing = connection.publish(SUBJECT, b"1")
+        with pytest.raises(StopIteration):
+            publishing.send(None)
+        assert connection._pending == []
+        assert connection._flush_queue is not None
+        assert connection._flush_queue.empty()
+
+
+async def test_where_something_waits_to_be_written_the_client_s_flusher_takes_over(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[bytes] = []
+    async with (
+        connected(nats_server) as other,
+        other.hearing(SUBJECT, lambda message: heard.append(message.data)),
+        connected(nats_server) as connection,
+    ):
+        await other.flush()
+        with monkeypatch.context() as patch:
+            patch.setattr(wire(connection), "get_write_buffer_size", lambda: 1, raising=False)
+            await connection.publish(SUBJECT, b"1")
+            await connection.publish(SUBJECT, b"2")
+            assert len(connection._pending) == 2
+        await connection.publish(SUBJECT, b"3")
+        await eventually(lambda: len(heard) == 3)
+    assert heard == [b"1", b"2", b"3"], "in order, whichever way they went"
+
+
+async def test_who_rests_reads_nothing_until_then_and_loses_nothing(nats_server: NatsServer) -> None:
+    heard: list[bytes] = []
+    async with (
+        connected(nats_server) as other,
+        connected(nats_server) as connection,
+        connection.hearing(SUBJECT, lambda message: heard.append(message.data)),
+    ):
+        await connection.flush()
+        connection.rest(0.05)
+        assert not wire(connection).is_reading()
+        for number in range(10):
+            await other.publish(SUBJECT, str(number).encode())
+        await other.flush()
+        connection.rest(3600.0)
+        await eventually(lambda: len(heard) == 10)
+        assert wire(connection).is_reading()
+    assert heard == [str(number).encode() for number in range(10)]
+
+
+async def test_an_answer_waits_for_no_rest(nats_server: NatsServer) -> None:
+    asked = asyncio.Event()
+    async with connected(nats_server) as other, connected(nats_server) as connection:
+
+        async def answer(message: Msg) -> None:
+            asked.set()
+            connection.rest(3600.0)
+            await message.respond(b"yes")
+
+        await other.subscribe(SUBJECT, cb=answer)
+        await other.flush()
+        connection.rest(3600.0)
+        assert not wire(connection).is_reading()
+        reply = await connection.request(SUBJECT, b"?", timeout=30)
+        assert reply.data == b"yes"
+        assert asked.is_set()
+        assert wire(connection).is_reading()
+
+
+async def test_a_rest_ends_with_the_connection_that_it_was_on(nats_server: NatsServer) -> None:
+    errors: list[Exception] = []
+    async with connected(nats_server, errors) as connection:
+        connection.options["reconnect_time_wait"] = 0.01
+        before = wire(connection)
+        connection.rest(0.05)
+        nats_server.stop(kill=True)
+        nats_server.start()
+        await eventually(lambda: connection._wire() is not before and connection.is_connected)
+        await connection.flush()
+        connection.rest(0.01)
+        assert not wire(connection).is_reading()
+        await eventually(lambda: wire(connection).is_reading())
+
+
+async def test_a_question_ends_without_an_answer_as_with_the_client_s_own(nats_server: NatsServer) -> None:
+    async with connected(nats_server) as connection:
+
+        async def be_silent(_: Msg) -> None:
+            pass
+
+        await connection.subscribe(SUBJECT, cb=be_silent)
+        with pytest.raises(NatsTimeoutError):
+            await connection.request(SUBJECT, b"?", timeout=0.01)
+        asking = asyncio.create_task(connection.request(SUBJECT, b"?", timeout=3600))
+        await eventually(lambda: connection._resp_map)
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert asking.cancelled()
+        assert connection._resp_map == {}
+
+
+async def test_answers_find_their_questions_also_over_a_new_connection(nats_server: NatsServer) -> None:
+    errors: list[Exception] = []
+    async with connected(nats_server, errors) as connection:
+
+        async def echo(message: Msg) -> None:
+            await message.respond(message.data)
+
+        async def ask(number: int) -> bytes:
+            return (await connection.request(SUBJECT, str(number).encode(), timeout=30)).data
+
+        connection.options["reconnect_time_wait"] = 0.01
+        await connection.subscribe(SUBJECT, cb=echo)
+        assert await asyncio.gather(*map(ask, range(50))) == [str(number).encode() for number in range(50)]
+        before = wire(connection)
+        nats_server.stop()
+        nats_server.start()
+        await eventually(lambda: connection._wire() is not before and connection.is_connected)
+        assert await ask(50) == b"50"
