@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from stagecast import leases
+from stagecast.bus import consumer
 from stagecast.bus.nats import REQUEST_TIMEOUT
 from tests.simulation.browser import Browser
 from tests.simulation.cluster import Cluster
@@ -58,7 +59,8 @@ class Run:
         """Run to the quiet end, or to the first violation."""
         loop, schedule = self.cluster.loop, self.schedule
         outcome = Outcome(schedule)
-        before, leases.PATIENCE = leases.PATIENCE, schedule.patience  # type: ignore[misc]
+        before = leases.PATIENCE, consumer.BUSY
+        leases.PATIENCE, consumer.BUSY = schedule.patience, schedule.busy  # type: ignore[misc]
         try:
             self._begin()
             loop.run(lambda: False, schedule.until)
@@ -71,7 +73,7 @@ class Run:
         except Violation as violation:
             outcome.violation = str(violation)
         finally:
-            leases.PATIENCE = before  # type: ignore[misc]
+            leases.PATIENCE, consumer.BUSY = before  # type: ignore[misc]
             self._tell(outcome)
             loop.destroy()
         return outcome

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from stagecast.bus import consumer
 from tests.simulation.network import Noise
 
 OPERATIONS: Final = ("stage", "install", "cancel", "pause", "resume", "retry", "dismiss")
@@ -61,6 +62,8 @@ class Schedule:
     """A node that does not come back before everything has ended."""
     patience: float = 120.0
     clients: int = 1
+    busy: float = consumer.BUSY
+    """Seconds between two messages, on average, below which followers take the log in gulps and rest in between."""
 
     def without(self, happening: Happening) -> Schedule:
         """Return the same run with one happening less."""
@@ -127,6 +130,7 @@ def drawn(seed: int, theme: str = "") -> Schedule:
         away=draft.away,
         patience=15.0,
         clients=chance.choice((1, 1, 2)),
+        busy=chance.choice((consumer.BUSY, consumer.BUSY, 1.0)),
     )
 
 

@@ -164,6 +164,33 @@ def test_deliveries_that_are_dropped_or_repeated_or_late_are_made_good(noise: No
     assert dict(bench.entries()) == {f"staging.{number % 20}.progress": str(number).encode() for number in range(60)}
 
 
+@pytest.mark.parametrize("noise", [Noise(), Noise(drop_delivery=0.02), Noise(repeat_delivery=0.1), Noise(lag=0.1)])
+def test_a_busy_log_is_followed_with_rests_and_nothing_is_lost(noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, rests, rest = Bench(5, noise), list[float](), Client.rest
+
+    def noted(client: Client, seconds: float) -> None:
+        rests.append(seconds)
+        rest(client, seconds)
+
+    monkeypatch.setattr(Client, "rest", noted)
+
+    async def write(number: int) -> None:
+        other = await bench.bus()
+        for turn in range(40):
+            await other.log.append(f"staging.{number}.progress", str(turn).encode())
+
+    async def work() -> None:
+        asyncio.get_running_loop().create_task(bench.follow(await bench.bus()))
+        writing = [bench.loop.process(f"writer {number}").spawn(write(number)) for number in range(8)]
+        await until(lambda: all(each.done() for each in writing))
+        await until(lambda: dict(bench.entries()) == {f"staging.{number}.progress": b"39" for number in range(8)})
+
+    bench.run(work)
+    assert rests
+    sequences = [each.sequence for each in bench.heard if isinstance(each, Entry)]
+    assert sequences == sorted(set(sequences))
+
+
 def test_an_answer_that_is_lost_leaves_the_message_there() -> None:
     bench = Bench()
 
