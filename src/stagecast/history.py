@@ -73,7 +73,8 @@ class History:
         return self._past.find(operation)
 
     def _hear(self, record: Record) -> None:
-        self._take(record, self._now())
+        if operations.is_ended(record):
+            self._take(record, self._now())
 
     def _take(self, record: Record, written: float) -> None:
         """Let an end be known, and be due in the second log unless it stands there."""

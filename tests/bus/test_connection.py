@@ -201,6 +201,9 @@ async def test_a_rest_ends_with_the_connection_that_it_was_on(nats_server: NatsS
         connection.rest(0.01)
         assert not wire(connection).is_reading()
         await eventually(lambda: wire(connection).is_reading())
+        wire(connection).close()
+        connection.rest(0.01)
+        assert connection._resting is None
 
 
 async def test_a_question_ends_without_an_answer_as_with_the_client_s_own(nats_server: NatsServer) -> None:

@@ -59,7 +59,7 @@ class Connection(Client):
     def rest(self, seconds: float) -> None:
         """Leave what comes in the kernel for so long, to be read in one go; not while somebody waits for an answer."""
         wire = self._wire()
-        if wire is not None and self._resting is None and not self._resp_map:
+        if wire is not None and not wire.is_closing() and self._resting is None and not self._resp_map:
             wire.pause_reading()
             self._resting = asyncio.get_running_loop().call_later(seconds, self._go_on, wire)
 
