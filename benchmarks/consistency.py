@@ -1,6 +1,6 @@
 """What consistency costs: each figure beside its peer, both measured in this run, on this machine, with real processes.
 
-    python benchmarks/consistency.py [--markdown FILE]
+    python benchmarks/consistency.py [--only latency following ...] [--times 5] [--markdown FILE]
 
 It takes about two minutes, starts its own nats-server and its own replicas, and leaves nothing behind. Read the ratios:
 what else the machine does moves both sides.
@@ -131,10 +131,13 @@ def main() -> int:
     """Measure everything, print each line as it comes, and write the table if that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--markdown", type=Path, help="write the table into this file, too")
+    names = {measure.__name__.strip("_"): measure for measure in FIGURES}
+    parser.add_argument("--only", nargs="+", choices=names, default=list(names), help="some of the figures")
+    parser.add_argument("--times", type=int, default=1, help="measure everything so often, by turns")
     options = parser.parse_args()
     machine, figures = _machine(), []
     print(f"{machine}\n{_line(HEAD)}")
-    for measure in FIGURES:
+    for measure in options.times * [names[name] for name in options.only]:
         with nats_server() as url:
             for figure in measure(url):
                 figures.append(figure)
