@@ -78,6 +78,18 @@ async def test_staging_is_queued_for_each_node_and_not_twice(here: Alone) -> Non
     assert (await here.ended("staging:owl@here"))["state"] == "succeeded"
 
 
+async def test_a_call_for_many_tells_of_those_that_were_under_way_before_it(here: Alone) -> None:
+    for name in ("early", "later"):
+        await here.worker(name)
+    [first] = (await here.post("/api/models/owl/stage", {"nodes": ["later"]})).json["operations"]
+    answer = (await here.post("/api/models/owl/stage", {"nodes": ["early", "later"]})).json
+    new, running = answer["operations"]
+    assert (new["id"], running) == ("staging:owl@early", first)
+    assert [node["node_name"] for node in new["nodes"]] == ["early", "later"]
+    listed = await here.get("/api/operations", params={"min_revision": answer["revision"]})
+    assert new in listed.json["operations"], "the list says the same"
+
+
 async def test_a_plan_says_what_it_would_take_and_does_nothing(here: Alone) -> None:
     await here.worker("roomy", disk_free=10**6)
     await here.worker("narrow", disk_free=SIZE - 1)

@@ -114,23 +114,32 @@ class Replica:
         return chosen
 
     async def stage(self, model: str, nodes: list[str], cause: str) -> tuple[list[Record], Revision]:
-        """Queue a staging for each node; the workers do the rest. Stagings under way are returned as they stand."""
+        """Queue a staging for each node; the workers do the rest. Stagings under way are returned as they stand.
+
+        Those keep the call that began them; what is queued here tells of them beside it.
+        """
         holdings = self.holdings(model)
         size = max(holding.size for holding in holdings)
         digest = newest_digest(holdings)
         parameters = {"digest": digest} if digest else {}
         files = max(holding.files for holding in holdings)
-        call = self.tracker.new_id()
-        opened = [
-            await self.tracker.open(
+        call, beside = self.tracker.new_id(), list[str]()
+        opened: dict[str, tuple[Record, Revision]] = {}
+        # Those that are under way come first, so that all the others can tell of them.
+        for node in sorted(nodes, key=lambda node: not self._is_under_way(model, node)):
+            opened[node] = record, _ = await self.tracker.open(
                 "staging", model, node, cause=cause, parameters=parameters, bytes_total=size, total_files=files,
-                call=call,
-            )
-            for node in nodes
-        ]  # fmt: skip
-        revision = max((revision for _, revision in opened), key=lambda revision: revision.sequence)
+                call=call, beside=tuple(beside),
+            )  # fmt: skip
+            if record.call != call:
+                beside.append(record.job)
+        revision = max((revision for _, revision in opened.values()), key=lambda revision: revision.sequence)
         await self.tracker.reached(revision, 2.0)
-        return [self.fold.record(record.id) or record for record, _ in opened], revision
+        return [self.fold.record(opened[node][0].id) or opened[node][0] for node in nodes], revision
+
+    def _is_under_way(self, model: str, node: str) -> bool:
+        held = self.fold.record(operations.operation_id("staging", model, node))
+        return held is not None and not operations.is_ended(held)
 
     def plan(self, model: str, nodes: list[str]) -> list[Plan]:
         """Return what staging would take, without doing it."""
