@@ -23,7 +23,7 @@ LADDER: Final = (
         "pure",
         {
             "FILES": "pieces",
-            "CONTROL": "server_clock subjects operations broadcast fold rows leases past placement event_stream",
+            "CONTROL": "server_clock subjects operations broadcast fold rows leases turns past placement event_stream",
         },
     ),
     (
