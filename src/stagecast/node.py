@@ -46,11 +46,19 @@ class Node:
         self._digests: dict[str, str] = {}
         self._adopting = asyncio.Lock()
         self._stop = threading.Event()
+        self._counting = threading.Lock()
+        self.bytes_received = 0
+        """Bytes of files that holders sent here since the start, also in vain."""
 
     @property
     def bytes_sent(self) -> int:
         """Bytes of files that were served to others since the start."""
         return self._server.bytes_sent if self._server else 0
+
+    def receive(self, count: int) -> None:
+        """Count bytes of files that came; from any thread."""
+        with self._counting:
+            self.bytes_received += count
 
     @asynccontextmanager
     async def running(self, host: str, port: int, token: str, advertise: str) -> AsyncGenerator[Node, None]:

@@ -133,7 +133,7 @@ class Worker:
                 ownership.stop, pull, manifest, arriving, lambda: self._holders(manifest.model, manifest.digest),
                 token=self._token, limit=self._limit, advance=ownership.advance,
                 checked=partial(ownership.check, total=written),
-                waiting=partial(ownership.wait, then=_UNLESS_A_BYTE_COMES),
+                waiting=partial(ownership.wait, then=_UNLESS_A_BYTE_COMES), received=self._node.receive,
                 entered=lambda index: ownership.enter(index + 1, manifest.files[index].path),
                 completed=lambda index: ownership.complete(index + 1, manifest.files[index].path),
                 stop=ownership.stop,

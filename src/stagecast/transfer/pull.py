@@ -35,6 +35,7 @@ def pull(
     completed: Callable[[int], None] = lambda _: None,
     checked: Callable[[int], None] | None = None,
     waiting: Callable[[Hindrance], None] = lambda _: None,
+    received: Callable[[int], None] = lambda _: None,
     stop: threading.Event,
     patience: float = PATIENCE,
     stall: float = STALL,
@@ -50,7 +51,7 @@ def pull(
     ``checked`` gets, in the place of ``advance``, bytes that were here before the call and were only hashed again.
     ``waiting`` gets, about ten times a second while no byte comes, what the streams wait for: ``network`` while they
     connect or are refused, ``source`` while a holder that took the connection says nothing, ``target disk`` while that
-    takes no bytes.
+    takes no bytes. ``received`` gets all bytes that came off the wire, also in vain, and however the pull ends.
 
     Raises:
         HoldersFailed: for ``patience`` seconds nobody gave a byte; a holder counts as failed after ``stall`` seconds
@@ -69,10 +70,11 @@ def pull(
     try:
         for thread in threads:
             thread.start()
-        ledger.supervise(holders, Told(advance, checked or advance, entered, completed, waiting), stop)
+        ledger.supervise(holders, Told(advance, checked or advance, entered, completed, waiting, received), stop)
     finally:
         ledger.halted.set()
         for thread in threads:
             if thread.ident is not None:
                 thread.join()
+        received(ledger.arrived())
     return ledger.result(time.monotonic() - began)
