@@ -79,12 +79,12 @@ class Series:
     def verified_twice(self) -> int:
         """Bytes that moved twice though they were verified, in the occurrences in which that was measured.
 
-        Less than a piece in one occurrence is what lay in the kernels' buffers; a piece that moves again costs all of
-        it.
+        Less than three quarters of a piece in one occurrence is what lay in the kernels' buffers; a piece that moves
+        again costs all of it, of which the count may miss as much as those hold.
         """
         moved = [outcome.moved_twice or 0 for outcome in self.outcomes]
         again = sum(outcome.verified_twice or 0 for outcome in self.outcomes)
-        return sum(twice for twice in moved if twice >= self.piece) + again
+        return sum(twice for twice in moved if twice >= self.piece * 3 // 4) + again
 
     @property
     def unmeasured(self) -> int:

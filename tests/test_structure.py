@@ -23,7 +23,10 @@ LADDER: Final = (
         "pure",
         {
             "FILES": "pieces",
-            "CONTROL": "server_clock subjects operations broadcast fold rows leases turns past placement event_stream",
+            "CONTROL": (
+                "server_clock subjects operations broadcast fold rows leases turns leftovers past placement "
+                "event_stream"
+            ),
         },
     ),
     (

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, Literal
 
-from stagecast import subjects
+from stagecast import installation, subjects
 from stagecast.announcer import Announcer
 from stagecast.duty import Duty
 from stagecast.errors import Interrupted, StagecastError, Unknown
@@ -205,11 +205,15 @@ class Node:
     async def _delete(self, ownership: Ownership) -> None:
         model = ownership.record.model
         async with self._adopting:
-            try:
-                freed = await asyncio.to_thread(self.store.remove, model)
-            except Unknown:
-                freed = 0
+            freed = await asyncio.to_thread(self._free, model)
             self._say_gone(model)
         await self._announcer.settled()
         self._announce()
         await ownership.change(bytes_total=freed, bytes_done=freed)
+
+    def _free(self, model: str) -> int:
+        """Delete a model, and what was kept of one that never was whole; return how many bytes that was."""
+        freed = self.store.discard_partials(model) + installation.discard(self.store, model)
+        with suppress(Unknown):
+            freed += self.store.remove(model)
+        return freed

@@ -163,7 +163,7 @@ async def remove(
     node: Annotated[str, Parameter(help="Only there. [default: everywhere]")] = "",
     reach: Reach = Reach(),  # noqa: B008  # frozen
 ) -> int:
-    """Remove a model's files, and wait until they are gone."""
+    """Remove a model's files, and what was kept of some that never were all there; wait until they are gone."""
     async with _client(reach) as client:
         display.console().print(display.removed(await client.remove(model, node)))
     return 0

@@ -164,6 +164,34 @@ async def test_deleting_takes_the_files_and_the_wish(here: Alone, tmp_path_facto
     assert here.peer.fold.placements["doomed"].nodes == ()
 
 
+async def test_what_a_cancel_kept_counts_in_a_plan_and_goes_with_the_model(
+    here: Alone, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = tmp_path_factory.mktemp("source") / "partly"
+    source.write_bytes(WEIGHTS)
+    installed = (await here.post("/api/models/install", {"ref": str(source)})).json["operations"][0]
+    assert (await here.ended(installed["id"]))["state"] == "succeeded"
+    await here.worker("keeps")
+    digest = here.peer.fold.holdings["here", "partly"].digest
+    kept = {"state": "cancelled", "keep_partial": True, "bytes_kept": 48, "parameters": {"digest": digest}}
+    await here.running("staging", "partly", "keeps", **kept)
+    answer = await here.post("/api/models/partly/stage", {"nodes": ["keeps"], "dry_run": True})
+    [plan] = answer.json["plan"]["nodes"]
+    assert (plan["present"], plan["to_move"]) == (48, len(WEIGHTS) - 48)
+    removing = asyncio.create_task(here.ask("DELETE", "/api/models/partly"))
+    name = "deletion:partly@keeps"
+    await here.peer.until(lambda: (found := here.peer.fold.record(name)) is not None and found.state == "queued")
+    record = here.peer.fold.record(name)
+    assert record is not None
+    async with here.peer.own(record) as ownership:
+        assert ownership is not None
+        await ownership.change(bytes_total=48, bytes_done=48)
+    assert (await removing).json["removed"] == [
+        {"node": "here", "bytes": len(WEIGHTS)}, {"node": "keeps", "bytes": 48},
+    ]  # fmt: skip
+    await here.worker("keeps", left=True)
+
+
 async def test_what_to_install_has_to_be_said(here: Alone) -> None:
     said = 'say what to install: "ref" or "url", or "gallery" with "name"'
     for body in ({}, {"name": "x"}, {"gallery": "file:///index.yaml"}):

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from stagecast import operations, placement, subjects
+from stagecast import leftovers, operations, placement, subjects
 from stagecast.commands import Commands
 from stagecast.errors import AppendConflict, BadInput, StagecastError, TransferFailed, Unknown, WrongState
 from stagecast.fold import Fold
@@ -150,7 +150,8 @@ class Replica:
         plans = []
         for name in nodes:
             held = by_node.get(name)
-            present = size if held and held.digest == digest else 0
+            kept = min(size, leftovers.arrived(self.fold, model, name, digest))
+            present = size if held and held.digest == digest else kept
             free = self.fold.nodes[name].disk_free
             plans.append(
                 Plan(
@@ -172,8 +173,10 @@ class Replica:
         return msgspec.UNSET
 
     async def delete(self, model: str, node: str | None) -> list[Record]:
-        """Delete a model where it is and return the deletions once they have ended."""
-        holders = [holding.node for holding in self.holdings(model)]
+        """Delete a model where it is, if only in part, and return the deletions once they have ended."""
+        rests = [name for name in leftovers.abandoned(self.fold, model) if self.presence.is_node_alive(name)]
+        copies = self.fold.copies(model) if rests else self.holdings(model)
+        holders = sorted({holding.node for holding in copies} | set(rests))
         if node is not None and node not in holders:
             raise Unknown(f"copy of {model} on node", node, holders)
         wanted = [name for name in holders if node in {None, name}]

@@ -60,13 +60,15 @@ class Told:
     entered: Callable[[int], None]
     completed: Callable[[int], None]
     waiting: Callable[[Hindrance], None]
-    received: Callable[[int], None]
 
 
 class Ledger:
     """The state of one pull; safe to share between threads. Its lock is held for moments only."""
 
-    def __init__(self, manifest: Manifest, partial: Partial, patience: float) -> None:
+    def __init__(
+        self, manifest: Manifest, partial: Partial, patience: float, heard: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._heard = heard
         self.manifest = manifest
         self.partial = partial
         self.halted = threading.Event()
@@ -88,7 +90,6 @@ class Ledger:
         self._moving: set[int] = set()
         self._entered = -1
         self._received: Counter[str] = Counter()
-        self._arrived = 0
         self._verified = 0
         self._waits = Waits()
 
@@ -138,13 +139,7 @@ class Ledger:
         """Count bytes off the wire."""
         with self._changed:
             self._received[holder.name] += count
-            self._arrived += count
-
-    def arrived(self) -> int:
-        """Return how many bytes came off the wire since this was last asked."""
-        with self._changed:
-            count, self._arrived = self._arrived, 0
-        return count
+        self._heard(count)
 
     def reached(self, piece: Piece, position: int, holder: Holder | None = None) -> None:
         """Note that the piece's bytes up to ``position`` are on the disk, and hashed."""
@@ -200,8 +195,6 @@ class Ledger:
         return Pulled(sum(received.values()), self._verified, received, seconds, self._waits)
 
     def _report(self, tell: Told) -> None:
-        if arrived := self.arrived():
-            tell.received(arrived)
         with self._changed:
             news, self._news = self._news, 0
             # What was checked while bytes came waits, so that the caller does not hear of two phases in turn.

@@ -51,7 +51,8 @@ def pull(
     ``checked`` gets, in the place of ``advance``, bytes that were here before the call and were only hashed again.
     ``waiting`` gets, about ten times a second while no byte comes, what the streams wait for: ``network`` while they
     connect or are refused, ``source`` while a holder that took the connection says nothing, ``target disk`` while that
-    takes no bytes. ``received`` gets all bytes that came off the wire, also in vain, and however the pull ends.
+    takes no bytes. ``received`` gets all bytes that came off the wire, also in vain; it alone is called in the
+    streams' threads, at once.
 
     Raises:
         HoldersFailed: for ``patience`` seconds nobody gave a byte; a holder counts as failed after ``stall`` seconds
@@ -62,7 +63,7 @@ def pull(
         PieceCorrupt: every holder served a piece wrong.
     """
     began = time.monotonic()
-    ledger = Ledger(manifest, partial, patience)
+    ledger = Ledger(manifest, partial, patience, received)
     threads = [
         threading.Thread(target=Stream(ledger, token, streams, limit, stall).run, name="stagecast-pull", daemon=True)
         for _ in range(min(streams, len(partial.missing())))
@@ -70,11 +71,10 @@ def pull(
     try:
         for thread in threads:
             thread.start()
-        ledger.supervise(holders, Told(advance, checked or advance, entered, completed, waiting, received), stop)
+        ledger.supervise(holders, Told(advance, checked or advance, entered, completed, waiting), stop)
     finally:
         ledger.halted.set()
         for thread in threads:
             if thread.ident is not None:
                 thread.join()
-        received(ledger.arrived())
     return ledger.result(time.monotonic() - began)
