@@ -76,6 +76,23 @@ def test_ops_prints_a_table(replica: ReplicaStandIn, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "nothing is under way\n"
 
 
+@pytest.mark.parametrize("width", [200, 80, 40])
+def test_ops_never_cuts_an_id(
+    replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(display, "_PIPE_WIDTH", width)
+    name = "staging:bartowski-Meta-Llama-3.1-8B-Instruct-GGUF@rack-17-worker-2"
+    rows = [row(id=name, bytesPerSecond=7e6, etaSeconds=61.0, message="a long way to go"), row(state="queued")]
+    replica.script.append(answering({"operations": rows, "revision": "a-1"}))
+    assert main(["ops"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= width
+    assert name in ("".join(shown.split()) if width == 40 else shown), "a terminal that is too narrow breaks the line"
+    for fact in ("transferring", "40 %", "400 B of 1.0 kB", "7.0 MB/s", "1 min 1 s", "a long way to go", "queued"):
+        assert fact in " ".join(shown.split())
+    assert shown.startswith("operation") == (width == 200), "a table where it fits"
+
+
 def test_ops_json_is_what_the_api_sent_byte_for_byte(
     replica: ReplicaStandIn, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -86,7 +103,7 @@ def test_ops_json_is_what_the_api_sent_byte_for_byte(
 
     replica.script.append(answer)  # type: ignore[arg-type]
     assert main(["ops", "--json"]) == 0
-    assert capfdbinary.readouterr().out == BODY.encode()
+    assert capfdbinary.readouterr().out == BODY.encode() + b"\n"
 
 
 def test_stage_says_where_to(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,7 +265,7 @@ def test_the_history_as_json_is_what_the_api_returns(
 
     replica.script.append(answer)  # type: ignore[arg-type]
     assert main(["history", "--json"]) == 0
-    assert capfdbinary.readouterr() == (BODY.encode(), b"")
+    assert capfdbinary.readouterr() == (BODY.encode() + b"\n", b"")
 
 
 def test_a_refusal_is_one_line(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
