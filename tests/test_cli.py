@@ -274,6 +274,25 @@ def test_a_refusal_is_one_line(replica: ReplicaStandIn, capsys: pytest.CaptureFi
     assert capsys.readouterr().err == "error: no model 'x' is known; known: m\n"
 
 
+def test_who_has_no_key_is_told_how_to_give_it(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    replica.script.append(refusing(401, "unauthorized", "unauthorized"))
+    assert main(["ops"]) == 1
+    said = "unauthorized: the key is missing or another one; give it by STAGECAST_API_KEY, or with --api-key"
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_what_is_followed_into_a_pipe_says_why_it_does_not_move(
+    replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replica.routes["POST /api/models/install"] = answering(STARTED, 202)
+    stalled = row(state="stalled", phase="planning", message="Installing m: stalled (not a byte from the source)")
+    events = [event("snapshot", STARTED), event("operation", stalled), event("operation", row(state="succeeded"))]
+    replica.streams.put_nowait(streaming(*events, ends=False))
+    assert main(["install", "m", "--gallery", "http://g/index.yaml", "--follow"]) == 0
+    said = "staging:m@worker-1: stalled (planning), 40 %; Installing m: stalled (not a byte from the source)"
+    assert said in capsys.readouterr().out
+
+
 def test_nobody_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stagecast.remote._PATIENCE", 0.1)
     assert main(["ops", "--url", f"http://127.0.0.1:{free_port()}"]) == 1
@@ -288,7 +307,8 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         ("ops --nonsense", "nonsense"),
         ("up --rate-limit fast", "write it like 20MB/s"),
         ("up --replicas 0", "at least 1"),
-        ("worker", "--nats"),
+        ("worker", "say where NATS is, with --nats URL or STAGECAST_NATS"),
+        ("ops --url 127.0.0.1:8080", "write it with its scheme, like http://127.0.0.1:8080"),
         ("worker --nats nats://x --label gpu", "KEY=VALUE"),
         ("history --state nonsense", "nonsense"),
         ("serve --history-count 0", "at least 1"),
@@ -357,6 +377,16 @@ def test_worker_is_told_by_the_environment(ran: _Ran, monkeypatch: pytest.Monkey
 def test_the_defaults_are_those_of_the_settings(ran: _Ran) -> None:
     assert main(["serve"]) == 0
     assert ran.settings == ReplicaSettings()
+
+
+def test_the_nodes_own_name_is_not_what_a_model_is_called(
+    replica: ReplicaStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica.routes["POST /api/models/install"] = answering(STARTED, 202)
+    monkeypatch.setenv("STAGECAST_NAME", "rack-1")
+    assert main(["install", "http://host/m.gguf"]) == 0
+    assert main(["install", "http://host/m.gguf", "--name", "mine"]) == 0
+    assert replica.bodies == [{"ref": "http://host/m.gguf"}, {"ref": "http://host/m.gguf", "name": "mine"}]
 
 
 def test_what_a_command_acts_on_is_never_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

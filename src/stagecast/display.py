@@ -228,7 +228,8 @@ async def follow(words: AsyncIterable[Row], start: Iterable[Row]) -> list[Row]:
     if not screen.is_terminal:
         async for row in words:
             if _step(row) != _step(held.get(row.job_id)):
-                screen.print(f"{row.id}: {row.state} ({row.phase}), {row.progress} %")
+                why = f"; {row.message}" if row.state == "stalled" else ""
+                screen.print(f"{row.id}: {row.state} ({row.phase}), {row.progress} %{why}")
             held[row.job_id] = row
         return list(held.values())
     with Live(bars(held.values()), console=screen, refresh_per_second=10) as live:

@@ -138,7 +138,9 @@ async def install(
     /,
     *,
     gallery: Annotated[str, Parameter(help="URL or path of the gallery's index.")] = "",
-    name: Annotated[str, Parameter(help="What to call the model. [default: what it is called there]")] = "",
+    name: Annotated[
+        str, Parameter(help="What to call the model. [default: what it is called there]", show_env_var=False)
+    ] = "",
     sha256: Annotated[str, Parameter(help="What the file's SHA-256 must be, where REF is one file.")] = "",
     follow: Follow = False,
     reach: Reach = Reach(),  # noqa: B008  # frozen

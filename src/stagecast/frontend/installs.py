@@ -13,19 +13,22 @@ from typing import Final
 from stagecast import gallery, installation
 from stagecast.draft import draft_bytes
 from stagecast.duty import Duty
-from stagecast.errors import BadInput, Interrupted, Unknown
+from stagecast.errors import BadInput, DigestMismatch, Interrupted, Unknown
 from stagecast.frontend.replica import Replica
 from stagecast.gallery import Source
 from stagecast.installation import PATIENCE
 from stagecast.messages import Hindrance, Record
 from stagecast.ownership import Ownership
 from stagecast.revision import Revision
+from stagecast.stream import STALL
 from stagecast.transfer import RateLimit
 from stagecast.work import in_thread
 
 _UNLESS_A_BYTE_COMES: Final = f"it asks again, and fails after {PATIENCE:.0f} s without one"
 
 _POLL: Final = 0.1
+_PATIENCE: Final = 6.0
+"""Seconds without a byte of an index for which somebody waits for the answer to a request."""
 
 
 class Installs:
@@ -45,7 +48,7 @@ class Installs:
             Unknown: the index has no such entry.
         """
         parameters = {"reference": reference, "gallery": index, "name": name, "sha256": sha256}
-        source = await asyncio.to_thread(self._resolve, parameters, threading.Event())
+        source = await asyncio.to_thread(self._resolve, parameters, threading.Event(), stall=_PATIENCE)
         record, revision = await self._tracker.open(
             "installation", source.model, cause="api", parameters=parameters, claim=True
         )
@@ -63,6 +66,8 @@ class Installs:
     async def _install(self, ownership: Ownership) -> None:
         try:
             await self._bring(ownership)
+        except DigestMismatch as error:
+            raise (error.given() if ownership.record.parameters.get("sha256") else error) from None
         except (asyncio.CancelledError, Interrupted):
             if ownership.stopped_by == "cancel":
                 await asyncio.shield(self._leave(ownership))
@@ -109,18 +114,20 @@ class Installs:
         await self._replica.node.settled()
 
     def _resolve(
-        self, parameters: dict[str, str], stop: threading.Event, waiting: Callable[[Hindrance], None] = lambda _: None
-    ) -> Source:
+        self, parameters: dict[str, str], stop: threading.Event, waiting: Callable[[Hindrance], None] = lambda _: None,
+        stall: float = STALL,
+    ) -> Source:  # fmt: skip
         """Return what is meant, from the index that was named, else from the first configured one that has it."""
         reference, name, sha256 = parameters["reference"], parameters["name"], parameters["sha256"]
         is_address = "://" in reference or reference.startswith("/")
         if not is_address and not parameters["gallery"] and not self._replica.galleries:
             raise BadInput(f"{reference!r} is neither a URL nor an absolute path, and no gallery is named that has it")
         indexes = [parameters["gallery"]] if parameters["gallery"] else list(self._replica.galleries)
+        found = partial(gallery.resolve, reference, name=name, sha256=sha256, stop=stop, stall=stall, waiting=waiting)
         for index in indexes[:-1]:
             with suppress(Unknown):
-                return gallery.resolve(reference, index, name, sha256, stop=stop, waiting=waiting)
-        return gallery.resolve(reference, indexes[-1] if indexes else "", name, sha256, stop=stop, waiting=waiting)
+                return found(index)
+        return found(indexes[-1] if indexes else "")
 
 
 def until_decided(ownership: Ownership, loop: asyncio.AbstractEventLoop) -> None:
