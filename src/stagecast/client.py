@@ -18,6 +18,7 @@ import msgspec
 from yarl import URL
 
 from stagecast import answers, revision
+from stagecast.balancer import NO_REPLICA
 from stagecast.errors import BadInput, StagecastError
 from stagecast.event_stream import EventParser, StreamEvent
 from stagecast.messages import Verb
@@ -351,5 +352,5 @@ def _refusal(answer: Answer) -> ApiError:
 def _may_repeat(refusal: ApiError, *, is_idempotent: bool) -> bool:
     if refusal.code in _NOT_TAKEN:
         return True
-    # Without a code it is no replica's word but the balancer's: the replica died under the request.
-    return is_idempotent and refusal.status in _GATEWAY and not refusal.code
+    # Without a code it is no replica's word but a balancer's: the replica died under the request. Ours has one.
+    return is_idempotent and refusal.status in _GATEWAY and refusal.code in {"", NO_REPLICA}
