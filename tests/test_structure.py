@@ -49,7 +49,7 @@ LADDER: Final = (
             ),
             "CONTROL": (
                 "changes meter archive ownership restatement mending tracker presence history commands announcer "
-                "duty view feed participant operation"
+                "duty remains view feed participant operation"
             ),
         },
     ),

@@ -19,6 +19,7 @@ from stagecast.gallery import Source
 from stagecast.installation import PATIENCE
 from stagecast.messages import Hindrance, Record
 from stagecast.ownership import Ownership
+from stagecast.remains import Remains
 from stagecast.revision import Revision
 from stagecast.stream import STALL
 from stagecast.transfer import RateLimit
@@ -38,7 +39,9 @@ class Installs:
         self._limit = RateLimit(rate_limit) if rate_limit else None
         self._replica = replica
         self._tracker = replica.tracker
-        self._duty = Duty(replica.tracker, "installation", self._install, clear=self._clear)
+        store = replica.node.store
+        self._remains = Remains(partial(draft_bytes, store.models), partial(installation.discard, store))
+        self._duty = Duty(replica.tracker, "installation", self._install, clear=self._remains.clear)
 
     async def start(self, reference: str, index: str, name: str, sha256: str) -> tuple[Record, Revision]:
         """Resolve what is meant and begin to install it; return the operation as it stands.
@@ -65,28 +68,10 @@ class Installs:
 
     async def _install(self, ownership: Ownership) -> None:
         try:
-            await self._bring(ownership)
+            async with self._remains.of(ownership):
+                await self._bring(ownership)
         except DigestMismatch as error:
             raise (error.given() if ownership.record.parameters.get("sha256") else error) from None
-        except (asyncio.CancelledError, Interrupted):
-            if ownership.stopped_by == "cancel":
-                await asyncio.shield(self._leave(ownership))
-            raise
-
-    async def _leave(self, ownership: Ownership) -> None:
-        store, model = self._replica.node.store, ownership.record.model
-        if ownership.keep_partial:
-            ownership.bytes_kept = await asyncio.to_thread(draft_bytes, store.models, model)
-        else:
-            await asyncio.to_thread(installation.discard, store, model)
-
-    async def _clear(self, record: Record) -> None:
-        """Free what stands of an installation that was cancelled while nobody worked on it.
-
-        Replicas may share one folder: whoever is first frees it, and what another one works on stays.
-        """
-        if not record.keep_partial:
-            await asyncio.to_thread(installation.discard, self._replica.node.store, record.model)
 
     async def _bring(self, ownership: Ownership) -> None:
         store = self._replica.node.store
