@@ -24,7 +24,7 @@ from chaos.faults import FAULTS, Fault
 from chaos.load import FILE, Begun
 from chaos.network import Network, NoNetwork, network
 from chaos.rig import NothingMoves, Rig, rig
-from chaos.series import Outcome, Series, told
+from chaos.series import Outcome, Series
 from stagecast import operations
 
 QUICK: Final = ("replica-kill", "nats-restart")
@@ -126,21 +126,21 @@ async def _series(made: Rig, fault: Fault, times: int, settled: set[str]) -> Ser
 
 
 async def occurrence(made: Rig, fault: Fault) -> Outcome:
-    """Let a fault happen once; what it had begun has ended before the next, so that what was served is its own."""
+    """Let a fault happen once; what it had begun has ended before the next, so that what has arrived is its own."""
     begun = len(made.load.begun)
-    await made.served.look()
+    await made.arrivals.look()
     async with made.load.running():
         await made.pause(0.5, 2.0)
         try:
             outcome = await fault.happen(made)
         except NothingMoves as error:
             outcome = Outcome(not_run=error.message)
-    served, mine = await made.served.look(), made.load.begun[begun:]
-    if served is None or any(one.end is None for one in mine):
-        return replace(outcome, served_twice=None)
-    twice = served - sum(_moved(one) for one in mine)
-    made.note("served", beyond=twice, short=made.served.short)
-    return replace(outcome, served_twice=told(twice, made.served.short, FILE))
+    arrived, mine = await made.arrivals.look(), made.load.begun[begun:]
+    if arrived is None or any(one.end is None for one in mine):
+        return replace(outcome, moved_twice=None)
+    twice = arrived - sum(_moved(one) for one in mine)
+    made.note("arrived", beyond=twice)
+    return replace(outcome, moved_twice=twice)
 
 
 def _moved(begun: Begun) -> int:

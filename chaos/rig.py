@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from chaos.arrivals import Arrivals
 from chaos.judge import Judge
 from chaos.load import RATE, Load, answered, lay_out
 from chaos.network import Network
 from chaos.polling import BROWSER, PAGE, Readers
 from chaos.polling import RATE as POLLS
 from chaos.resumption import verified_on_disk
-from chaos.served import Served
 from chaos.timeline import Step, Timeline, first, is_settled, seconds_to_stalled, seconds_to_takeover
 from chaos.witness import Witness, witness
 from stagecast import operations
@@ -59,7 +59,7 @@ class Rig:
     witness: Witness
     load: Load
     client: Client
-    served: Served
+    arrivals: Arrivals
     random: random.Random
     events: list[dict[str, Any]]
     began: float
@@ -265,7 +265,7 @@ class Rig:
         return found.time - since if found else None
 
     def _counted(self, name: str) -> AbstractAsyncContextManager[None]:
-        return self.served.ending(name) if name != NATS else nullcontext()
+        return self.arrivals.ending(name) if name != NATS else nullcontext()
 
     def _steps(self, row: Row, since: float) -> list[Step]:
         return self.timeline.since(row.job_id, since)
@@ -305,7 +305,7 @@ class Rig:
         for name in self.replicas:
             self._visit(name)
         self._stack.push_async_callback(self._close, tasks)
-        await self.served.look()
+        await self.arrivals.look()
 
     async def _close(self, tasks: list[asyncio.Task[None]]) -> None:
         ending = [*tasks, *self._visitors.values()]
@@ -331,7 +331,7 @@ async def rig(data: Path, network: Network | None, seed: random.Random) -> Async
         running = await stack.enter_async_context(cluster(settings, say, network))
         seen = await stack.enter_async_context(witness(running.nats_url, judge))
         client = await stack.enter_async_context(Client(running.url, api_key=key))
-        served = await stack.enter_async_context(Served(running, network).open())
+        arrivals = await stack.enter_async_context(Arrivals(running, network).open())
         nodes = [child.name for child in running.workers]
 
         def note(what: str, **facts: Any) -> None:
@@ -340,7 +340,7 @@ async def rig(data: Path, network: Network | None, seed: random.Random) -> Async
         load = Load(client, models, nodes, note)
         made = Rig(
             cluster=running, network=network, judge=judge, timeline=timeline, readers=Readers(judge, timeline),
-            witness=seen, load=load, client=client, served=served, random=seed, events=events, began=began,
+            witness=seen, load=load, client=client, arrivals=arrivals, random=seed, events=events, began=began,
             _stack=stack,
         )  # fmt: skip
         await made.open()

@@ -13,8 +13,8 @@ class Outcome:
     """What was measured of one occurrence, in seconds and bytes; None where there was nothing to measure.
 
     ``takeover`` counts from when somebody could take over: the stall, or the return of the only node that can.
-    ``served_twice``: bytes that were served beyond what the stagings of this occurrence needed; ``twice`` the same of
-    an installation; ``verified_twice``: what this occurrence's own measurement says of verified bytes.
+    ``moved_twice``: bytes that workers received beyond what the stagings of this occurrence needed; ``twice`` the same
+    of an installation; ``verified_twice``: what this occurrence's own measurement says of verified bytes.
     ``not_run``: why there was nothing to break, empty where it happened.
     """
 
@@ -23,15 +23,10 @@ class Outcome:
     agreement: float | None = None
     should_stall: bool = False
     should_resume: bool = False
-    served_twice: int | None = 0
+    moved_twice: int | None = 0
     twice: int = 0
     verified_twice: int | None = 0
     not_run: str = ""
-
-
-def told(twice: int, short: int, piece: int) -> int | None:
-    """Return a count of bytes that may be ``short`` of some, None where a whole piece could hide in those."""
-    return None if twice < piece <= twice + short else twice
 
 
 @dataclass
@@ -78,23 +73,23 @@ class Series:
     @property
     def bytes_twice(self) -> int:
         """Bytes that moved twice, in stagings and installations."""
-        return sum(outcome.twice + (outcome.served_twice or 0) for outcome in self.outcomes)
+        return sum(outcome.twice + (outcome.moved_twice or 0) for outcome in self.outcomes)
 
     @property
     def verified_twice(self) -> int:
         """Bytes that moved twice though they were verified, in the occurrences in which that was measured.
 
-        Less than a piece in one occurrence is what lay in the kernels' buffers; a piece that moves again costs all of
-        it.
+        Less than three quarters of a piece in one occurrence is what lay in the kernels' buffers; a piece that moves
+        again costs all of it, of which the count may miss as much as those hold.
         """
-        served = [outcome.served_twice or 0 for outcome in self.outcomes]
+        moved = [outcome.moved_twice or 0 for outcome in self.outcomes]
         again = sum(outcome.verified_twice or 0 for outcome in self.outcomes)
-        return sum(twice for twice in served if twice >= self.piece) + again
+        return sum(twice for twice in moved if twice >= self.piece * 3 // 4) + again
 
     @property
     def unmeasured(self) -> int:
         """In how many occurrences it was not measured what moved twice."""
-        return sum(outcome.served_twice is None or outcome.verified_twice is None for outcome in self.outcomes)
+        return sum(outcome.moved_twice is None or outcome.verified_twice is None for outcome in self.outcomes)
 
     def longest(self, which: str) -> float | None:
         """Return the longest of one of the outcomes' times."""

@@ -53,9 +53,8 @@ def goals(series: Sequence[Series]) -> list[tuple[str, bool | None, str]]:
 NOTES: Final = (
     "To takeover or resume: from the stall, for what any process can do; for a staging from the return of its node, "
     "the only one that can, or of that node's network.\n"
-    "Bytes moved twice: what was served beyond the models' sizes; of a holder that ended, up to 1 MiB for each of its "
-    "connections was not counted, and where a whole piece could hide in that it is a dash. Verified twice: "
-    "whole pieces among them, in one occurrence.\n"
+    "Bytes moved twice: what the workers received beyond the models' sizes. Verified twice: whole pieces among them, "
+    "in one occurrence.\n"
     "-: nothing to measure, or not measured."
 )
 

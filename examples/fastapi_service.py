@@ -14,7 +14,7 @@ from fastapi import FastAPI, Response
 import stagecast
 
 progress = stagecast.Service(nats=os.environ.get("NATS_URL"))
-app = FastAPI(lifespan=progress.lifespan)
+app = FastAPI(lifespan=progress.lifespan, exception_handlers={stagecast.StagecastError: progress.refuse})
 app.mount("/jobs", progress.app)
 
 

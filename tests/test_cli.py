@@ -76,6 +76,23 @@ def test_ops_prints_a_table(replica: ReplicaStandIn, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "nothing is under way\n"
 
 
+@pytest.mark.parametrize("width", [200, 80, 40])
+def test_ops_never_cuts_an_id(
+    replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(display, "_PIPE_WIDTH", width)
+    name = "staging:bartowski-Meta-Llama-3.1-8B-Instruct-GGUF@rack-17-worker-2"
+    rows = [row(id=name, bytesPerSecond=7e6, etaSeconds=61.0, message="a long way to go"), row(state="queued")]
+    replica.script.append(answering({"operations": rows, "revision": "a-1"}))
+    assert main(["ops"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= width
+    assert name in ("".join(shown.split()) if width == 40 else shown), "a terminal that is too narrow breaks the line"
+    for fact in ("transferring", "40 %", "400 B of 1.0 kB", "7.0 MB/s", "1 min 1 s", "a long way to go", "queued"):
+        assert fact in " ".join(shown.split())
+    assert shown.startswith("operation") == (width == 200), "a table where it fits"
+
+
 def test_ops_json_is_what_the_api_sent_byte_for_byte(
     replica: ReplicaStandIn, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -86,7 +103,7 @@ def test_ops_json_is_what_the_api_sent_byte_for_byte(
 
     replica.script.append(answer)  # type: ignore[arg-type]
     assert main(["ops", "--json"]) == 0
-    assert capfdbinary.readouterr().out == BODY.encode()
+    assert capfdbinary.readouterr().out == BODY.encode() + b"\n"
 
 
 def test_stage_says_where_to(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,13 +265,32 @@ def test_the_history_as_json_is_what_the_api_returns(
 
     replica.script.append(answer)  # type: ignore[arg-type]
     assert main(["history", "--json"]) == 0
-    assert capfdbinary.readouterr() == (BODY.encode(), b"")
+    assert capfdbinary.readouterr() == (BODY.encode() + b"\n", b"")
 
 
 def test_a_refusal_is_one_line(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
     replica.script.append(refusing(404, "not_found", "no model 'x' is known; known: m"))
     assert main(["stage", "x", "--all"]) == 1
     assert capsys.readouterr().err == "error: no model 'x' is known; known: m\n"
+
+
+def test_who_has_no_key_is_told_how_to_give_it(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    replica.script.append(refusing(401, "unauthorized", "unauthorized"))
+    assert main(["ops"]) == 1
+    said = "unauthorized: the key is missing or another one; give it by STAGECAST_API_KEY, or with --api-key"
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_what_is_followed_into_a_pipe_says_why_it_does_not_move(
+    replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replica.routes["POST /api/models/install"] = answering(STARTED, 202)
+    stalled = row(state="stalled", phase="planning", message="Installing m: stalled (not a byte from the source)")
+    events = [event("snapshot", STARTED), event("operation", stalled), event("operation", row(state="succeeded"))]
+    replica.streams.put_nowait(streaming(*events, ends=False))
+    assert main(["install", "m", "--gallery", "http://g/index.yaml", "--follow"]) == 0
+    said = "staging:m@worker-1: stalled (planning), 40 %; Installing m: stalled (not a byte from the source)"
+    assert said in capsys.readouterr().out
 
 
 def test_nobody_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +307,8 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         ("ops --nonsense", "nonsense"),
         ("up --rate-limit fast", "write it like 20MB/s"),
         ("up --replicas 0", "at least 1"),
-        ("worker", "--nats"),
+        ("worker", "say where NATS is, with --nats URL or STAGECAST_NATS"),
+        ("ops --url 127.0.0.1:8080", "write it with its scheme, like http://127.0.0.1:8080"),
         ("worker --nats nats://x --label gpu", "KEY=VALUE"),
         ("history --state nonsense", "nonsense"),
         ("serve --history-count 0", "at least 1"),
@@ -340,6 +377,16 @@ def test_worker_is_told_by_the_environment(ran: _Ran, monkeypatch: pytest.Monkey
 def test_the_defaults_are_those_of_the_settings(ran: _Ran) -> None:
     assert main(["serve"]) == 0
     assert ran.settings == ReplicaSettings()
+
+
+def test_the_nodes_own_name_is_not_what_a_model_is_called(
+    replica: ReplicaStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica.routes["POST /api/models/install"] = answering(STARTED, 202)
+    monkeypatch.setenv("STAGECAST_NAME", "rack-1")
+    assert main(["install", "http://host/m.gguf"]) == 0
+    assert main(["install", "http://host/m.gguf", "--name", "mine"]) == 0
+    assert replica.bodies == [{"ref": "http://host/m.gguf"}, {"ref": "http://host/m.gguf", "name": "mine"}]
 
 
 def test_what_a_command_acts_on_is_never_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,8 +81,8 @@ async def test_a_long_poll_asks_for_what_comes_after(replica: ReplicaStandIn, cl
 
 @pytest.mark.parametrize(
     "fault",
-    [refusing(503, "replica_behind"), breaking_off, answering("no JSON of ours", 502)],
-    ids=["behind", "broken off", "bad gateway"],
+    [refusing(503, "replica_behind"), breaking_off, answering("no JSON of ours", 502), refusing(503, "no_replica")],
+    ids=["behind", "broken off", "bad gateway", "our balancer's own"],
 )
 async def test_a_get_is_repeated(replica: ReplicaStandIn, client: Client, fault: object) -> None:
     replica.script.extend([fault, fault, answering(LIST)])  # type: ignore[list-item]

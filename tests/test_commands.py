@@ -275,6 +275,27 @@ async def test_a_cancel_of_the_gallery_ends_once_what_nobody_owns(peers: Peers, 
     assert one.revision.sequence == at.sequence + 1
 
 
+@pytest.mark.parametrize("is_obeyed", [True, False])
+async def test_a_cancel_of_the_gallery_is_honoured_though_an_owner_that_died_just_now_is_not_stalled_yet(
+    peers: Peers, monkeypatch: pytest.MonkeyPatch, is_obeyed: bool
+) -> None:
+    """Who judges waits for the owner to obey, which a living one does, and only then ends it over its head."""
+    monkeypatch.setattr(module, "OWNER_TIMEOUT", 30.0 if is_obeyed else 0.1)
+    one, owner = await peers.tracker("one"), await peers.tracker("owner")
+    record, at = await owner.open("installation", "m", cause="asked", claim=True)
+    await one.reached(at)
+    async with Commands(one, judges=True).running() as judging:
+        await one.bus.publish("gallery.any.cancel", msgspec.json.encode(GalleryCancel(id=record.job)))
+        await eventually(lambda: judging._tasks)
+        if is_obeyed:
+            await owner.write(operations.ended(record, "cancelled", 2.0), at.sequence)
+        await eventually(lambda: not judging._tasks)
+    held = one.fold.record(record.id)
+    assert held is not None
+    assert held.state == "cancelled"
+    assert one.revision.sequence == at.sequence + 1
+
+
 @pytest.mark.parametrize(("judges", "claim"), [(False, False), (True, True)])
 async def test_a_cancel_of_the_gallery_is_not_passed_on_by_who_does_not_judge_nor_to_who_hears_it(
     peers: Peers, judges: bool, claim: bool

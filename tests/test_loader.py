@@ -69,7 +69,9 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
         yield stack
 
 
-async def loading(stack: AsyncExitStack, folder: Path, mode: str = "serve", failure: str = "") -> Loading:
+async def loading(
+    stack: AsyncExitStack, folder: Path, mode: str = "serve", failure: str = "", nodes: Nodes | None = None
+) -> Loading:
     """Start a loader whose one recipe is the test's model server in that mode."""
     staged = []
 
@@ -78,7 +80,7 @@ async def loading(stack: AsyncExitStack, folder: Path, mode: str = "serve", fail
         if failure:
             raise TransferFailed(failure)
 
-    member = await stack.enter_async_context(Nodes(folder).node("w", CONTENTS))
+    member = await stack.enter_async_context((nodes or Nodes(folder)).node("w", CONTENTS))
     await member.until_held("owl", "cat")
     recipes = [server_recipe(folder, mode)]
     loader = Loader(member.node, member.tracker, member.announcer, recipes, stage, logs=folder / "logs")
@@ -162,6 +164,27 @@ async def test_one_that_never_loads_is_given_up_at_once_and_tried_again_for_a_ne
     again = await here.until("failed", generation=2)
     assert again.error.startswith("server ended with exit code 1")
     assert here.staged == [("owl", "placement")] * 2
+
+
+async def test_what_has_failed_stays_so_after_a_restart_until_somebody_asks_anew(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path)
+    async with AsyncExitStack() as stack:
+        here = await loading(stack, tmp_path, "crash", nodes=nodes)
+        await here.wish("w")
+        failed = await here.until("failed")
+        await eventually(lambda: here.loading_is("failed"))
+    async with AsyncExitStack() as stack:
+        there = await loading(stack, tmp_path, nodes=nodes)
+        process = there.member.tracker.process
+        await eventually(lambda: (said := there.instance()) is not None and said.process == process != failed.process)
+        again = there.instance()
+        assert again is not None
+        assert (again.state, again.error, there.staged) == ("failed", failed.error, [])
+        await there.wish("w", model="cat")
+        await there.until("ready", model="cat")
+        assert there.staged == [("cat", "placement")], "a wish that comes meanwhile changes nothing of that"
+        await there.wish("w", generation=2)
+        await there.until("ready", generation=2)
 
 
 async def test_a_model_that_cannot_be_had_fails_with_the_staging_s_cause(stack: AsyncExitStack, tmp_path: Path) -> None:

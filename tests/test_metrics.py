@@ -42,7 +42,7 @@ async def test_it_tells_what_the_process_knows(tmp_path: Path) -> None:
         assert ("stagecast_operations", "staging", "succeeded") not in after
         assert after["stagecast_malformed_events_total",] == 1
         assert after["stagecast_owned_operations",] == 1
-        assert after["stagecast_file_bytes_sent_total",] == 0
+        assert after["stagecast_file_bytes_sent_total",] == after["stagecast_file_bytes_received_total",] == 0
         member.tracker.is_degraded = True
         assert read(metrics)["stagecast_degraded",] == 1
 

@@ -8,10 +8,11 @@ import pytest
 
 from stagecast import subjects
 from stagecast.messages import Holding, NodeRecord
+from stagecast.pieces import pieces_of
 from stagecast.transfer import Holder, fetch_manifest
 from tests.conftest import eventually
 from tests.nodes import Member, Nodes
-from tests.sample import lay_out
+from tests.sample import lay_out, manifest_of
 
 CONTENTS = {"owl/a.bin": b"a" * 3000, "owl/b.json": b"{}", "single": b"weights"}
 
@@ -125,6 +126,19 @@ async def test_a_deletion_takes_the_files_and_tells_what_was_freed(nodes: Nodes)
         assert not (member.models / "owl").exists()
         assert (member.models / "single").exists()
         assert member.held == {"owl": "gone", "single": "held"}, "gone before the deletion ended"
+
+
+async def test_a_deletion_frees_what_had_arrived_in_part_too(nodes: Nodes) -> None:
+    async with nodes.node("n", CONTENTS) as member:
+        await member.until_held("owl", "single")
+        newer = manifest_of("owl", {"config.json": b"newer"})
+        [piece] = pieces_of(newer)
+        with member.node.store.partial(newer) as partial:
+            partial.write(piece, 0, memoryview(b"new"))
+        record, _ = await member.tracker.open("deletion", "owl", "n", cause="test")
+        await eventually(lambda: state_of(member, record.id) == "succeeded")
+        assert member.tracker.fold.record(record.id).bytes_done == 3002 + 3  # type: ignore[union-attr]
+        assert member.node.store.partials() == []
 
 
 async def test_deleting_what_is_not_there_frees_nothing_and_ends(nodes: Nodes) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from stagecast import rows, subjects
+from stagecast import rows, subjects, turns
 from stagecast.bus.memory import MemoryBus
 from stagecast.fold import FOREIGN_LIFETIME, Mirror
 from stagecast.history import History
@@ -329,3 +329,28 @@ async def test_a_judge_that_performs_a_kind_says_that_it_is_taken_over(peers: Pe
     await judge.sweep(clock.now, 0.0)
     await eventually(lambda: (held := one.fold.record(record.id)) is not None and held.state == "stalled")
     assert one.fold.record(record.id).note == "its owner owner does not answer; another process takes it over"  # type: ignore[union-attr]
+
+
+async def test_what_is_queued_for_the_living_gets_a_sign_of_life_once_though_two_judge(peers: Peers) -> None:
+    one, two = await peers.tracker("one"), await peers.tracker("two")
+    clock = Clock()
+    judges = [judging(each, clock) for each in (one, two)]
+    for judge in judges:
+        judge.leases.look(clock.now)
+        judge.leases.renew("n/1", clock.now)
+    node = NodeRecord(name="n", kind="worker", process="n/1")
+    await one.say(subjects.node("n"), msgspec.json.encode(node))
+    _, revision = await one.open("staging", "m", "n", cause="asked")
+    await asyncio.gather(one.reached(revision), two.reached(revision))
+    queued_at = one.fold.slots[ID].time
+    clock.now += LIFETIME
+    for judge in judges:
+        judge.leases.renew("n/1", clock.now)
+        await judge.sweep(clock.now, queued_at + turns.SILENCE - 0.1)
+    assert one.revision == revision, "it has not been silent for long"
+    await asyncio.gather(*(judge.sweep(clock.now, queued_at + turns.SILENCE) for judge in judges))
+    await one.until(lambda: one.revision != revision)
+    await agree(one, two)
+    assert one.revision.sequence == revision.sequence + 1
+    [row] = rows.listed(two.fold)
+    assert (row.state, row.message) == ("queued", "Staging m on n: queued (waits for n; the next)")

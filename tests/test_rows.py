@@ -214,12 +214,49 @@ def test_what_has_ended_is_told_once_however_its_call_goes_on() -> None:
     assert [row.id for _, row in rows.changed(fold, 2)] == ["staging:m@a"]
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["", "c", "d"])), min_size=1, max_size=12))
-def test_the_roll_up_does_not_depend_on_how_the_fold_came_to_be(said: list[tuple[str, str]]) -> None:
-    records = [part(node, call=call, attempt=attempt) for attempt, (node, call) in enumerate(said, 1)]
+def test_what_was_under_way_before_a_call_is_among_its_parts_and_keeps_its_own() -> None:
+    running, late = part("a", call="", bytes_done=67), part("b", beside=("a",))
+    moved = msgspec.structs.replace(running, seq=1, bytes_done=100)
+    for said in ((running, late, moved), (late, running, moved)):
+        fold = a_call(*said)
+        found = nodes_of(fold, late)
+        assert found is not None
+        assert [(node["node_name"], node["bytes_sent"]) for node in found] == [("a", 100), ("b", 0)]
+        assert nodes_of(fold, moved) is None
+        assert [(at, row.id) for at, row in rows.changed(fold, 2)] == [(2, "staging:m@b"), (3, "staging:m@a")]
+        assert [row.id for _, row in rows.changed(fold, 3)] == []
+
+
+def test_a_new_run_in_its_place_is_no_part_of_the_call() -> None:
+    running, late = part("a", call="", bytes_done=67), part("b", beside=("a",))
+    anew = msgspec.structs.replace(running, attempt=2, job="anew", bytes_done=0)
+    fold = a_call(running, late, anew)
+    assert nodes_of(fold, late) is None
+    assert [(at, row.id) for at, row in rows.changed(fold, 2)] == [(2, "staging:m@b"), (3, "staging:m@a")]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(["", "c", "d"]), st.lists(st.integers(1, 12), max_size=2)),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_the_roll_up_does_not_depend_on_how_the_fold_came_to_be(said: list[tuple[str, str, list[int]]]) -> None:
+    records = [
+        part(node, job=f"j{attempt}", call=call, attempt=attempt, beside=tuple(f"j{job}" for job in jobs if call))
+        for attempt, (node, call, jobs) in enumerate(said, 1)
+    ]
     whole = a_call(*records)
     late = a_call(*(slot.record for slot in whole.slots.values()))
     assert msgspec.json.encode(rows.listed(whole)) == msgspec.json.encode(rows.listed(late))
+    assert whole._besides == late._besides
+    view: dict[str, bytes] = {}
+    fold = Fold()
+    for sequence, record in enumerate(records, 1):
+        fold.apply(Entry(subjects.operation(record), sequence, broadcast.encode(record), 1.7e9))
+        view |= {row.id: msgspec.json.encode(row) for _, row in rows.changed(fold, sequence - 1)}
+        assert view == {row.id: msgspec.json.encode(row) for row in rows.listed(fold)}, "who is told sees the same"
 
 
 def test_a_stalled_row_says_since_when_on_what_and_what_follows() -> None:

@@ -23,7 +23,10 @@ LADDER: Final = (
         "pure",
         {
             "FILES": "pieces",
-            "CONTROL": "server_clock subjects operations broadcast fold rows leases past placement event_stream",
+            "CONTROL": (
+                "server_clock subjects operations broadcast fold rows leases turns leftovers past placement "
+                "event_stream"
+            ),
         },
     ),
     (
@@ -47,7 +50,7 @@ LADDER: Final = (
             ),
             "CONTROL": (
                 "changes meter archive ownership restatement mending tracker presence history commands announcer "
-                "duty view feed participant operation"
+                "duty remains view feed participant operation"
             ),
         },
     ),

@@ -54,7 +54,7 @@ def test_what_is_kept_encoded_is_what_encoding_anew_gives(script: list[tuple[str
             listed = OperationList(
                 operations=rows.listed(fold), revision=str(fold.revision), degraded=stand.is_degraded
             )
-            assert view.body == msgspec.json.encode(listed)
+            assert view.body == msgspec.json.encode(listed) + b"\n"
         for after in range(fold.revision.sequence + 1) if do == "look" else ():
             told = [(at, msgspec.json.encode(row)) for at, row in rows.changed(fold, after)]
             assert view.changed(after) == told

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Final
 
 ADMIN_SOCKET: Final = "caddy.sock"
 """Where Caddy takes a new configuration, relative to its working folder: a socket that only its user can open."""
 
+NO_REPLICA: Final = "no_replica"
+"""The word of the balancer itself: it found no replica that answers."""
+
 _RETRIED: Final = "method('GET') && ({rp.is_transport_error} == true || path('/api/*') && {rp.status_code} == 503)"
+_MESSAGE: Final = "no replica answers, or each is behind what you have seen; ask again"
+_OPENAI: Final = {"error": {"message": _MESSAGE, "type": "server_error", "param": None, "code": NO_REPLICA}}
+_OURS: Final = {"error": {"code": NO_REPLICA, "message": _MESSAGE}}
 _TEMPLATE = """\
 {{
 	admin "unix/{admin}|0600"
@@ -57,6 +64,14 @@ http://:{port} {{
 	reverse_proxy {{
 		import balanced
 	}}
+	# Where no replica answers, what the balancer says itself reads like a replica's word (WIRE section 3).
+	handle_errors {{
+		header Content-Type application/json
+		header Retry-After 1
+		@openai path /v1/*
+		respond @openai `{openai}` {{err.status_code}}
+		respond `{ours}` {{err.status_code}}
+	}}
 }}
 """
 
@@ -67,5 +82,11 @@ def caddyfile(port: int, upstreams: Sequence[str], *, health: str = "/readyz") -
     ``health`` is what an upstream that may get requests answers with a status below 400.
     """
     return _TEMPLATE.format(
-        admin=ADMIN_SOCKET, retried=_RETRIED, port=port, upstreams=" ".join(upstreams), health=health
+        admin=ADMIN_SOCKET,
+        retried=_RETRIED,
+        port=port,
+        upstreams=" ".join(upstreams),
+        health=health,
+        openai=json.dumps(_OPENAI),
+        ours=json.dumps(_OURS),
     )

@@ -110,13 +110,15 @@ async def serve(
 @app.command
 async def worker(
     *,
-    nats: Annotated[str, Parameter(help="URL of NATS.")],
+    nats: Annotated[str, Parameter(help="URL of NATS; it must be given.")] = "",
     node: NodeOptions = NodeOptions(),  # noqa: B008  # frozen
     labels: Labels = (),
 ) -> int:
     """Run one worker: it stores models and runs their backends."""
     from stagecast.composition import run_worker
 
+    if not nats:
+        raise remote.UsageError("say where NATS is, with --nats URL or STAGECAST_NATS, like nats://127.0.0.1:4222")
     _log_to_stderr()
     return await _until_terminated(run_worker(node.worker(nats=nats, labels=labels)))
 

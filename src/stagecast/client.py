@@ -18,7 +18,8 @@ import msgspec
 from yarl import URL
 
 from stagecast import answers, revision
-from stagecast.errors import StagecastError
+from stagecast.balancer import NO_REPLICA
+from stagecast.errors import BadInput, StagecastError
 from stagecast.event_stream import EventParser, StreamEvent
 from stagecast.messages import Verb
 from stagecast.rows import Row
@@ -34,6 +35,7 @@ _FIRST_DELAY: Final = 0.05
 _LONGEST_DELAY: Final = 1.0
 _NOT_TAKEN: Final = frozenset({"replica_behind", "not_ready"})
 """Refusals after which nothing was done, so that even what changes something may be asked again."""
+_NO_KEY: Final = ": the key is missing or another one; give it by STAGECAST_API_KEY, or with --api-key"
 _GATEWAY: Final = frozenset({502, 503, 504})
 
 T = TypeVar("T")
@@ -88,11 +90,16 @@ class Client:
 
     ``patience`` is how many seconds a request that failed on the way is repeated for; 0 asks once. ``revision`` is
     what an earlier client of the same cluster has seen: no answer will be older than that.
+
+    Raises:
+        BadInput: ``url`` does not begin with ``http://`` or ``https://``.
     """
 
     def __init__(
         self, url: str = DEFAULT_URL, *, api_key: str = "", patience: float = PATIENCE, revision: str = ""
     ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise BadInput(f"{url!r} is no address of a replica; write it with its scheme, like {DEFAULT_URL}")
         self.url = url.rstrip("/")
         self.revision = revision
         """The highest that a replica has answered with."""
@@ -337,11 +344,13 @@ def _refusal(answer: Answer) -> ApiError:
         fault = msgspec.json.decode(answer.body, type=answers.Refusal).error
     except msgspec.DecodeError:
         fault = answers.Fault(message=f"the answer was {answer.status} {answer.body[:200].decode(errors='replace')}")
-    return ApiError(answer.status, fault.code or "", fault.message)
+    # The server says nothing else to whom it does not know; here it can be said what is missing.
+    message = fault.message + _NO_KEY if answer.status == 401 else fault.message
+    return ApiError(answer.status, fault.code or "", message)
 
 
 def _may_repeat(refusal: ApiError, *, is_idempotent: bool) -> bool:
     if refusal.code in _NOT_TAKEN:
         return True
-    # Without a code it is no replica's word but the balancer's: the replica died under the request.
-    return is_idempotent and refusal.status in _GATEWAY and not refusal.code
+    # Without a code it is no replica's word but a balancer's: the replica died under the request. Ours has one.
+    return is_idempotent and refusal.status in _GATEWAY and refusal.code in {"", NO_REPLICA}

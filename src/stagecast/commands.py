@@ -216,18 +216,28 @@ class Commands:
             for ownership in owned:
                 ownership.halt("cancel")
             record = self._tracker.fold.record(wanted)
-            is_nobodys = record is not None and not operations.is_ended(record) and not _is_in_hand(record)
-            if self._judges and is_nobodys and not owned:
-                task = asyncio.create_task(self._pass_on_cancel(wanted), name=f"cancel of {wanted}")
+            is_elsewhere = record is not None and not (_is_in_hand(record) and record.owner == self._tracker.process)
+            if self._judges and record is not None and is_elsewhere and not operations.is_ended(record):
+                task = asyncio.create_task(self._pass_on_cancel(record), name=f"cancel of {wanted}")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _pass_on_cancel(self, operation: str) -> None:
-        """Cancel what has no owner to hear of it. All who judge do; the log takes it once."""
+    async def _pass_on_cancel(self, record: Record) -> None:
+        """Cancel what has no owner that obeys. All who judge do; the log takes it once.
+
+        A living owner hears of it, too. One that has died a moment ago is still taken for alive: it gets its time.
+        """
+
+        def is_over() -> bool:
+            held = self._tracker.fold.record(record.job)
+            return held is None or operations.is_ended(held)
+
+        if _is_in_hand(record) and await self._tracker.until(is_over, OWNER_TIMEOUT):
+            return
         try:
-            await self.give(operation, "cancel")
+            await self.give(record.job, "cancel")
         except StagecastError as error:
-            _logger.info("a gallery's cancel of %s: %s", operation, error.message)
+            _logger.info("a gallery's cancel of %s: %s", record.id, error.message)
 
 
 def _is_in_hand(record: Record) -> bool:

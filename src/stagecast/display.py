@@ -26,6 +26,9 @@ from stagecast.rows import Row
 _PIPE_WIDTH: Final = 200
 """Columns where the output is no terminal: nothing is to be cut there."""
 
+_OPERATIONS: Final = ("operation", "state", "progress", "bytes", "rate", "left")
+_MESSAGE: Final = 20
+"""Columns that a message needs beside the rest of its line."""
 _HISTORY: Final = ("when", "what", "node", "outcome", "took", "moved", "rate", "cause")
 
 _STYLES: Final[dict[State, str]] = {
@@ -44,20 +47,49 @@ def console() -> Console:
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
 
 
-def operations(rows: Sequence[Row]) -> RenderableType:
-    """Draw operations, one a line, a failed one with its cause beneath."""
+def operations(rows: Sequence[Row], width: int = _PIPE_WIDTH) -> RenderableType:
+    """Draw operations, one a line, or two where ``width`` has no room for that: an id is never cut."""
     if not rows:
         return Text("nothing is under way", style="dim")
-    table = _table("operation", "state", "progress", "bytes", "rate", "left", "message")
-    for row in _grouped(rows):
-        if isinstance(row, Heading):
-            table.add_row(Text(row.text, style="bold"), "", f"{row.percentage:.0f} %", row.amount)
-            continue
-        state = Text(_standing(row), style=_STYLES[row.state])
-        message = row.error if isinstance(row.error, str) else row.message
-        name = f"  {row.id}" if _is_part(row) else row.id
-        table.add_row(name, state, f"{row.progress} %", _bytes(row), _rate(row), _left(row), message)
+    drawn = [_drawn(row) for row in _grouped(rows)]
+    columns = [[head, *(row.cells[place] for row in drawn)] for place, head in enumerate(_OPERATIONS)]
+    if sum(max(map(cell_len, column)) + 2 for column in columns) + _MESSAGE > width:
+        return Group(*(line for row in drawn for line in _folded(row)))
+    table = _table(*_OPERATIONS, "message")
+    for column in table.columns[:-1]:
+        column.no_wrap = True
+    table.columns[-1].overflow = "fold"
+    for row in drawn:
+        name, state, *rest = row.cells
+        table.add_row(Text(name, row.name_style), Text(state, row.style), *rest, row.message)
     return table
+
+
+class Drawn(NamedTuple):
+    """What a line says of an operation, or of a call: what `_OPERATIONS` heads, and a message."""
+
+    cells: tuple[str, ...]
+    message: str = ""
+    style: str = ""
+    name_style: str = ""
+
+
+def _drawn(row: Row | Heading) -> Drawn:
+    if isinstance(row, Heading):
+        return Drawn((row.text, "", f"{row.percentage:.0f} %", row.amount, "", ""), name_style="bold")
+    message = row.error if isinstance(row.error, str) else row.message
+    name = f"  {row.id}" if _is_part(row) else row.id
+    cells = (name, _standing(row), f"{row.progress} %", _bytes(row), _rate(row), _left(row))
+    return Drawn(cells, message, _STYLES[row.state])
+
+
+def _folded(row: Drawn) -> list[RenderableType]:
+    """Return a line with the operation's name alone, broken only where it is longer than the screen, and the rest."""
+    name, state, *rest = row.cells
+    facts = [fact for fact in rest if fact]
+    how = Text.assemble((state, row.style), " " if state else "", ", ".join(facts))
+    lines: list[RenderableType] = [Text(name, row.name_style, overflow="fold"), Padding(how, (0, 0, 0, 4))]
+    return [*lines, Padding(Text(row.message), (0, 0, 0, 4))] if row.message else lines
 
 
 def history(rows: Sequence[Row], width: int = _PIPE_WIDTH) -> RenderableType:
@@ -148,6 +180,7 @@ def removed(found: Sequence[answers.RemovedFiles]) -> RenderableType:
 def bars(rows: Iterable[Row]) -> RenderableType:
     """Draw operations with a bar each."""
     table = Table.grid(padding=(0, 2))
+    table.add_column(overflow="fold")
     for row in rows:
         style = _STYLES[row.state]
         bar = ProgressBar(total=100, completed=row.progress, width=24, complete_style=style, finished_style=style)
@@ -195,7 +228,8 @@ async def follow(words: AsyncIterable[Row], start: Iterable[Row]) -> list[Row]:
     if not screen.is_terminal:
         async for row in words:
             if _step(row) != _step(held.get(row.job_id)):
-                screen.print(f"{row.id}: {row.state} ({row.phase}), {row.progress} %")
+                why = f"; {row.message}" if row.state == "stalled" else ""
+                screen.print(f"{row.id}: {row.state} ({row.phase}), {row.progress} %{why}")
             held[row.job_id] = row
         return list(held.values())
     with Live(bars(held.values()), console=screen, refresh_per_second=10) as live:

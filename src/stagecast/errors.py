@@ -210,11 +210,16 @@ class DigestMismatch(TransferFailed):
 
     code = "digest_mismatch"
 
-    def __init__(self, file: str, expected: str, found: str) -> None:
-        super().__init__(
-            f"{file} has SHA-256 {found}, but {expected} was published; the source serves another file: "
-            "check the gallery's entry, then retry"
-        )
+    def __init__(
+        self, file: str, expected: str, found: str, said: str = "was published",
+        what: str = "check the gallery's entry, then retry",
+    ) -> None:  # fmt: skip
+        super().__init__(f"{file} has SHA-256 {found}, but {expected} {said}; the source serves another file: {what}")
+        self._facts = (file, expected, found)
+
+    def given(self) -> DigestMismatch:
+        """Return the same where whoever asked for the file said what it must be."""
+        return DigestMismatch(*self._facts, "was given", "check that SHA-256 and the address, then install it anew")
 
 
 class Interrupted(StagecastError):

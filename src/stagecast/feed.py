@@ -71,7 +71,7 @@ class Feed:
         """Return the frame that tells the whole list."""
         self._look_at_now()
         if not self._snapshot:
-            self._snapshot = _frame("snapshot", self._view.body, self._tracker.revision)
+            self._snapshot = _frame("snapshot", self._view.body.rstrip(), self._tracker.revision)
         return self._snapshot
 
     def since(self, sequence: int) -> bytes:

@@ -95,6 +95,7 @@ class Fold:
     _jobs: dict[str, str] = field(default_factory=dict)
     _calls: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _calls_at: dict[str, int] = field(default_factory=dict)
+    _besides: dict[str, set[str]] = field(default_factory=dict)
     _subjects: dict[str, str] = field(default_factory=dict)
     _stagings: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _mirror_jobs: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -127,9 +128,16 @@ class Fold:
         return slot.record if slot else None
 
     def call(self, identifier: str) -> list[Slot]:
-        """Return the operations that one call asked for, by node: what changes one of them changes all their rows."""
-        found = [self.slots[name] for name in self._calls.get(identifier, ())]
-        return sorted(found, key=lambda slot: (slot.record.node, slot.record.id))
+        """Return the operations that one call asked for, by node: what changes one of them changes all their rows.
+
+        Those that were under way before the call, and have another one of their own, are among them.
+        """
+        found = {name: self.slots[name] for name in self._calls.get(identifier, ())}
+        for job in {job for slot in found.values() for job in slot.record.beside}:
+            name = self._jobs.get(job, "")
+            if name in self.slots:
+                found[name] = self.slots[name]
+        return sorted(found.values(), key=lambda slot: (slot.record.node, slot.record.id))
 
     def mirror(self, operation: str) -> Mirror | None:
         """Return a foreign operation by its id or its job."""
@@ -250,23 +258,37 @@ class Fold:
             self._live[record.id] = slot
         if held is None or not _is_same_run(held.record, record):
             self._name(record, held.record if held else None)
-        if held is not None and held.record.call not in {"", record.call}:
-            self._touch(held.record.call, slot.sequence)
-        if record.call:
-            self._touch(record.call, slot.sequence)
+        touched = {record.call: None, **dict.fromkeys(self._besides.get(record.job, ()))}
+        if held is not None:
+            touched |= {held.record.call: None, **dict.fromkeys(self._besides.get(held.record.job, ()))}
+        for call in touched:
+            if call:
+                self._touch(call, slot.sequence)
 
     def _name(self, record: Record, held: Record | None) -> None:
         """Let an operation be found by its job, its subject and its model."""
         if held is not None and self._jobs.get(held.job) == record.id:
             del self._jobs[held.job]
         if held is not None and held.call:
-            self._calls[held.call].discard(record.id)
+            self._leave_call(held)
         if record.call:
             self._calls[record.call].add(record.id)
+            for job in record.beside:
+                self._besides.setdefault(job, set()).add(record.call)
         self._jobs[record.job] = record.id
         self._subjects[subjects.operation(record)] = record.id
         if record.kind == "staging":
             self._stagings[record.model].add(record.id)
+
+    def _leave_call(self, held: Record) -> None:
+        """Take a run out of its call, and from those beside it what only this run has told of them."""
+        self._calls[held.call].discard(held.id)
+        told = {job for name in self._calls[held.call] for job in self.slots[name].record.beside}
+        for job in set(held.beside) - told:
+            calls = self._besides[job]
+            calls.discard(held.call)
+            if not calls:
+                del self._besides[job]
 
     def _touch(self, call: str, sequence: int) -> None:
         """Note that the parts of a call have changed; forget the call once it has none."""

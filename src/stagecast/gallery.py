@@ -21,7 +21,7 @@ from stagecast.adoption import survey
 from stagecast.errors import BadInput, Unknown
 from stagecast.manifest import check_name, check_path
 from stagecast.messages import Hindrance
-from stagecast.stream import read
+from stagecast.stream import STALL, read
 
 INDEX_LIMIT: Final = 64 * 1024 * 1024
 """Bytes that an index may have; LocalAI's own has about one million."""
@@ -56,9 +56,9 @@ class Source:
 
 def resolve(
     ref: str, gallery: str = "", name: str = "", sha256: str = "", *, stop: threading.Event | None = None,
-    waiting: Callable[[Hindrance], None] = lambda _: None,
+    stall: float = STALL, waiting: Callable[[Hindrance], None] = lambda _: None,
 ) -> Source:  # fmt: skip
-    """Return what ``ref`` means; blocks while an index is fetched.
+    """Return what ``ref`` means; blocks while an index is fetched, ``stall`` seconds without a byte at most.
 
     ``ref`` is the name of an entry of the index at ``gallery`` (a URL or a path), or a URL of one file, or the path
     of a file or folder. ``name`` is what the model shall be called; ``sha256`` is checked where ``ref`` is one file.
@@ -72,7 +72,7 @@ def resolve(
     """
     if gallery and "://" not in ref and not ref.startswith("/"):
         base = address(gallery)
-        data = read(base, INDEX_LIMIT, stop=stop or threading.Event(), waiting=waiting)
+        data = read(base, INDEX_LIMIT, stop=stop or threading.Event(), stall=stall, waiting=waiting)
         source = _entry_source(parse_index(data, shown(base)), ref, base, name)
     else:
         source = _plain_source(ref, name)

@@ -116,9 +116,9 @@ def unattended(fold: Fold, performed: frozenset[Kind], wall: float) -> Iterator[
         record = slot.record
         if record.state != "queued" or record.kind in MODEL_KINDS:
             continue
-        note = "" if record.kind in performed else f"no living process performs {record.kind}; it waits for one"
-        if note != record.note:
-            yield slot, operations.succeeding(record, wall, note=note)
+        lonely, is_performed = f"no living process performs {record.kind}; it waits for one", record.kind in performed
+        if (record.note == lonely) is is_performed:
+            yield slot, operations.succeeding(record, wall, note="" if is_performed else lonely)
 
 
 def responsible(fold: Fold, record: Record) -> str:

@@ -78,9 +78,19 @@ class Loader:
                 await asyncio.gather(task, return_exceptions=True)
                 del self._tasks[model]
                 self._report(model, "gone")
-        elif task is None or (task.done() and self._generations[model] != placement.generation):
+        elif self._generations.get(model) != placement.generation and (task is None or task.done()):
             self._generations[model] = placement.generation
-            self._begin(model)
+            failed = self._failed_before(model, placement)
+            if failed is None:
+                self._begin(model)
+            else:
+                self._report(model, "failed", error=failed.error)
+
+    def _failed_before(self, model: str, placement: Placement) -> Instance | None:
+        """Return what an earlier process of this node said of a wish that it tried in vain: it is not tried again."""
+        said = self._tracker.fold.instances.get((self._node.name, model))
+        is_answer = said is not None and (said.state, said.generation) == ("failed", placement.generation)
+        return said if is_answer and said and said.process != self._tracker.process else None
 
     def _begin(self, model: str) -> None:
         task = self._tasks[model] = asyncio.create_task(self._keep(model), name=f"backend of {model}")

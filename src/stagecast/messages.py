@@ -56,6 +56,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     has claimed the operation. ``file_index`` counts from 1.
 
     ``job`` stays through every attempt of one run; ``call`` is shared by all operations that one request asked for.
+    ``beside`` are jobs that the request asked for, too, but that were under way already, each with a call of its own.
     ``begun_by`` is the command that began this attempt anew. ``bytes_present`` were on the disk when the attempt
     began, so ``bytes_done - bytes_present`` have moved in it. A cancel says by ``keep_partial`` whether it leaves what
     has arrived, and by ``bytes_kept`` how much that is. While it is stalled, ``waits_on`` says for what, and
@@ -86,6 +87,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parameters: dict[str, str] = {}
     dismissed: bool = False
     call: str = ""
+    beside: tuple[str, ...] = ()
     begun_by: Literal["", "resume", "retry"] = ""
     claimed_at: float = 0.0
     bytes_present: int = 0

@@ -30,6 +30,8 @@ class NodeCollector(Collector):
         yield _gauge("stagecast_log_sequence", "Sequence of the last folded message", tracker.revision.sequence)
         yield _gauge("stagecast_owned_operations", "Operations that this process owns", len(tracker.owned))
         yield _counter("stagecast_file_bytes_sent", "Bytes of files served to others", self._node.bytes_sent)
+        received = "Bytes of files that holders sent here, also in vain"
+        yield _counter("stagecast_file_bytes_received", received, self._node.bytes_received)
         listed = GaugeMetricFamily("stagecast_operations", "Operations that have not ended", labels=["kind", "state"])
         for (kind, state), count in Counter((each.kind, each.state) for each in tracker.fold.live()).items():
             listed.add_metric([kind, state], count)

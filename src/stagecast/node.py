@@ -6,10 +6,10 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, Literal
 
-from stagecast import subjects
+from stagecast import installation, subjects
 from stagecast.announcer import Announcer
 from stagecast.duty import Duty
 from stagecast.errors import Interrupted, StagecastError, Unknown
@@ -46,11 +46,19 @@ class Node:
         self._digests: dict[str, str] = {}
         self._adopting = asyncio.Lock()
         self._stop = threading.Event()
+        self._counting = threading.Lock()
+        self.bytes_received = 0
+        """Bytes of files that holders sent here since the start, also in vain."""
 
     @property
     def bytes_sent(self) -> int:
         """Bytes of files that were served to others since the start."""
         return self._server.bytes_sent if self._server else 0
+
+    def receive(self, count: int) -> None:
+        """Count bytes of files that came; from any thread."""
+        with self._counting:
+            self.bytes_received += count
 
     @asynccontextmanager
     async def running(self, host: str, port: int, token: str, advertise: str) -> AsyncGenerator[Node, None]:
@@ -197,11 +205,15 @@ class Node:
     async def _delete(self, ownership: Ownership) -> None:
         model = ownership.record.model
         async with self._adopting:
-            try:
-                freed = await asyncio.to_thread(self.store.remove, model)
-            except Unknown:
-                freed = 0
+            freed = await asyncio.to_thread(self._free, model)
             self._say_gone(model)
         await self._announcer.settled()
         self._announce()
         await ownership.change(bytes_total=freed, bytes_done=freed)
+
+    def _free(self, model: str) -> int:
+        """Delete a model, and what was kept of one that never was whole; return how many bytes that was."""
+        freed = self.store.discard_partials(model) + installation.discard(self.store, model)
+        with suppress(Unknown):
+            freed += self.store.remove(model)
+        return freed

@@ -81,6 +81,7 @@ def opened(
     bytes_total: int = 0,
     total_files: int = 0,
     call: str = "",
+    beside: tuple[str, ...] = (),
 ) -> Record:
     """Return the record that queues a new run, above whatever is held of the same operation."""
     return Record(
@@ -97,6 +98,7 @@ def opened(
         updated_at=now,
         parameters=parameters or {},
         call=call,
+        beside=beside,
     )
 
 

@@ -28,11 +28,16 @@ if TYPE_CHECKING:
 
 
 class Environment(Env):
-    """Reads options from the environment, but nothing positional: what a command acts on is said where it is called."""
+    """Reads options from the environment, but not what a command acts on, which is said where it is called.
+
+    That is what is positional, and options that say so by ``show_env_var=False``.
+    """
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Give each option that was not on the command line what its variable says."""
-        options = type(arguments)(argument for argument in arguments if argument.index is None)
+        options = type(arguments)(
+            each for each in arguments if each.index is None and each.parameter.show_env_var is not False
+        )
         super().__call__(app, commands, options)
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from stagecast import leases, subjects
+from stagecast import leases, subjects, turns
 from stagecast.errors import AppendConflict, BusUnavailable
 from stagecast.fold import Mirror
 from stagecast.leases import Leases
@@ -77,14 +77,18 @@ class Presence:
             await self._beat(leaving=True)
 
     async def sweep(self, now: float, server_now: float) -> None:
-        """Publish what follows at ``now``: stalled and failed operations, expired mirrors (law L7, WIRE section 1)."""
+        """Publish what follows at ``now``: stalled and failed operations, expired mirrors (law L7, WIRE section 1).
+
+        So that what is queued shows a sign of life, too, it says what that waits for.
+        """
         fold, heard = self._tracker.fold, self.leases.performed(now)
         performed = frozenset(self._performs) | (heard or frozenset())
         for slot, record in list(leases.verdicts(fold, self.leases, now, self._clock(), performed)):
             with suppress(AppendConflict, BusUnavailable):
                 await self._tracker.write(record, slot.sequence)
         if heard is not None:
-            for slot, record in list(leases.unattended(fold, performed, self._clock())):
+            signs = turns.signs(fold, performed, server_now, self._clock(), SWEEP, self.is_alive)
+            for slot, record in [*leases.unattended(fold, performed, self._clock()), *signs]:
                 with suppress(AppendConflict, BusUnavailable):
                     await self._tracker.write(record, slot.sequence)
         for mirror in list(fold.expired(server_now)):

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 
 import msgspec
 from cyclopts import Parameter
+from rich.console import RenderableType
 from rich.live import Live
 
 from stagecast import answers, display, seen
@@ -75,7 +76,7 @@ async def ops(
         elif watch:
             await _watch(client, answer)
         else:
-            display.console().print(display.operations(_listed(answer).operations))
+            _show(_listed(answer).operations)
     return 0
 
 
@@ -84,7 +85,7 @@ def commanding(verb: Verb, does: str) -> Callable[..., Awaitable[int]]:
 
     async def command(operation: Id, /, *, reach: Reach = Reach()) -> int:  # noqa: B008  # frozen
         async with _client(reach) as client:
-            display.console().print(display.operations([await client.command(operation, verb)]))
+            _show([await client.command(operation, verb)])
         return 0
 
     command.__doc__ = does
@@ -102,7 +103,7 @@ async def cancel(
 ) -> int:
     """End an operation; what had arrived of a model that is not whole is removed, unless it is to be kept."""
     async with _client(reach) as client:
-        display.console().print(display.operations([await client.command(operation, "cancel", keep_partial=keep)]))
+        _show([await client.command(operation, "cancel", keep_partial=keep)])
     return 0
 
 
@@ -123,8 +124,7 @@ async def history(
     async with _client(reach) as client:
         answer = await client.history_as_sent(limit=limit, before=before, **sought)
     if json:
-        sys.stdout.buffer.write(answer.body)
-        sys.stdout.buffer.flush()
+        _print_body(answer.body)
         return 0
     page, screen = _listed(answer), display.console()
     screen.print(display.history(page.operations, screen.width))
@@ -138,7 +138,9 @@ async def install(
     /,
     *,
     gallery: Annotated[str, Parameter(help="URL or path of the gallery's index.")] = "",
-    name: Annotated[str, Parameter(help="What to call the model. [default: what it is called there]")] = "",
+    name: Annotated[
+        str, Parameter(help="What to call the model. [default: what it is called there]", show_env_var=False)
+    ] = "",
     sha256: Annotated[str, Parameter(help="What the file's SHA-256 must be, where REF is one file.")] = "",
     follow: Follow = False,
     reach: Reach = Reach(),  # noqa: B008  # frozen
@@ -163,7 +165,7 @@ async def remove(
     node: Annotated[str, Parameter(help="Only there. [default: everywhere]")] = "",
     reach: Reach = Reach(),  # noqa: B008  # frozen
 ) -> int:
-    """Remove a model's files, and wait until they are gone."""
+    """Remove a model's files, and what was kept of some that never were all there; wait until they are gone."""
     async with _client(reach) as client:
         display.console().print(display.removed(await client.remove(model, node)))
     return 0
@@ -216,7 +218,7 @@ async def _client(reach: Reach) -> AsyncGenerator[Client, None]:
 
 async def _begun(client: Client, rows: Sequence[Row], *, follow: bool) -> int:
     if not follow:
-        display.console().print(display.operations(rows))
+        _show(rows)
         return 0
     async with aclosing(follow_operations(client, rows)) as words:
         ended = await display.follow(words, rows)
@@ -228,18 +230,33 @@ async def _begun(client: Client, rows: Sequence[Row], *, follow: bool) -> int:
 
 async def _print_json(client: Client, answer: Answer, *, watch: bool) -> None:
     while True:
-        sys.stdout.buffer.write(answer.body + (b"\n" if watch else b""))
-        sys.stdout.buffer.flush()
+        _print_body(answer.body)
         if not watch:
             return
         answer = await _change(client, answer)
 
 
+def _print_body(body: bytes) -> None:
+    """Print what the API sent, byte for byte, as a line."""
+    sys.stdout.buffer.write(body.removesuffix(b"\n") + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _show(rows: Sequence[Row]) -> None:
+    screen = display.console()
+    screen.print(display.operations(rows, screen.width))
+
+
 async def _watch(client: Client, answer: Answer) -> None:
-    with Live(display.operations(_listed(answer).operations), console=display.console(), auto_refresh=False) as live:
+    screen = display.console()
+
+    def drawn(answer: Answer) -> RenderableType:
+        return display.operations(_listed(answer).operations, screen.width)
+
+    with Live(drawn(answer), console=screen, auto_refresh=False) as live:
         while True:
             answer = await _change(client, answer)
-            live.update(display.operations(_listed(answer).operations), refresh=True)
+            live.update(drawn(answer), refresh=True)
 
 
 async def _change(client: Client, answer: Answer) -> Answer:

@@ -264,7 +264,7 @@ def news(fold: Fold, after: int) -> list[tuple[int, Slot | Mirror]]:
 
 def beside(fold: Fold, after: int) -> list[Slot]:
     """Return the listed operations that did not change after ``after`` themselves, but others of their call did."""
-    slots = (slot for call in fold.calls_after(after) for slot in fold.call(call))
+    slots = (slot for call in fold.calls_after(after) for slot in fold.call(call) if slot.record.call == call)
     return [slot for slot in slots if slot.sequence <= after and operations.is_listed(slot.record)]
 
 

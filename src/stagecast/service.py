@@ -23,7 +23,7 @@ from stagecast import operations, rows
 from stagecast.bus import Bus
 from stagecast.bus.memory import MemoryBus
 from stagecast.duty import Duty, Perform
-from stagecast.errors import BadInput, Busy, NotReady, WrongState
+from stagecast.errors import BadInput, Busy, NotReady, StagecastError, WrongState
 from stagecast.manifest import check_name
 from stagecast.messages import Kind, Record, Verb
 from stagecast.operation import Operation, check_kind, check_work, whole
@@ -231,6 +231,22 @@ class Service:
         """
         self._is_served = True
         return self._serve
+
+    async def refuse(self, request: object, error: Exception) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+        """Return the answer to a request that raised a `StagecastError`: its status, its word and its message as JSON.
+
+        That is FastAPI's and Starlette's form: ``exception_handlers={stagecast.StagecastError: service.refuse}``.
+        """
+        from stagecast.frontend.refusals import refuse
+
+        del request
+        refusal = error if isinstance(error, StagecastError) else StagecastError(str(error))
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            del scope, receive
+            await refuse(refusal, "", send)
+
+        return answer
 
     @property
     def _running(self) -> Participant:

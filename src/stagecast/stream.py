@@ -176,11 +176,12 @@ def probe(
 
 
 def read(
-    uri: str, limit: int, *, stop: threading.Event, waiting: Callable[[Hindrance], None] = lambda _: None
-) -> bytes:
+    uri: str, limit: int, *, stop: threading.Event, stall: float = STALL,
+    waiting: Callable[[Hindrance], None] = lambda _: None,
+) -> bytes:  # fmt: skip
     """Return the whole small file. Raises what `Stream` raises, and `BadInput` if it is over ``limit`` bytes."""
     data = bytearray()
-    with Stream(uri, stop=stop, waiting=waiting) as stream:
+    with Stream(uri, stop=stop, stall=stall, waiting=waiting) as stream:
         for chunk in stream:
             data += chunk
             if len(data) > limit:

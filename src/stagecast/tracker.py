@@ -140,6 +140,7 @@ class Tracker:
     async def open(
         self, kind: Kind, model: str, node: str = "", *, cause: str, parameters: dict[str, str] | None = None,
         bytes_total: int = 0, total_files: int = 0, claim: bool = False, call: str = "",
+        beside: tuple[str, ...] = (),
     ) -> tuple[Record, Revision]:  # fmt: skip
         """Queue an operation, or return the one that is under way already. ``claim``: own it from the start."""
         identifier = operations.operation_id(kind, model, node)
@@ -151,7 +152,7 @@ class Tracker:
                 await archive.keep(self.bus.history, held)
             record = operations.opened(
                 held, kind=kind, model=model, node=node, job=self.new_id(), now=self._clock(), cause=cause, call=call,
-                parameters=parameters, bytes_total=bytes_total, total_files=total_files,
+                parameters=parameters, bytes_total=bytes_total, total_files=total_files, beside=beside,
             )  # fmt: skip
             if claim:
                 record = operations.claimed(record, self.process, self._clock())

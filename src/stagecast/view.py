@@ -56,7 +56,7 @@ class View:
 
     @property
     def body(self) -> bytes:
-        """The list as JSON."""
+        """The list as one line of JSON."""
         fold, is_degraded = self._tracker.fold, self._tracker.is_degraded
         if self._held is None or self._held[0] is not fold or self._held[1:] != (fold.revision, is_degraded):
             self._refresh()
@@ -70,7 +70,7 @@ class View:
         return [(at, self._row(source)) for at, source in rows.news(self._tracker.fold, after)]
 
     def _joined(self, revision: Revision, *, is_degraded: bool) -> bytes:
-        end = b'],"revision":%s,"degraded":%s}' % (_encode(str(revision)), _encode(is_degraded))
+        end = b'],"revision":%s,"degraded":%s}\n' % (_encode(str(revision)), _encode(is_degraded))
         if not self._encoded:
             return _BEGIN + end
         # One join copies the bytes once; its ends are made beforehand.

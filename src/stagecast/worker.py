@@ -17,13 +17,14 @@ import msgspec
 
 from stagecast import operations
 from stagecast.duty import Duty
-from stagecast.errors import Interrupted, StagecastError, TransferFailed
+from stagecast.errors import StagecastError, TransferFailed
 from stagecast.manifest import Manifest
 from stagecast.messages import Record
 from stagecast.node import Node
 from stagecast.ownership import Ownership
 from stagecast.partial import Partial
 from stagecast.presence import Presence
+from stagecast.remains import Remains
 from stagecast.tracker import Tracker
 from stagecast.transfer import Holder, RateLimit, fetch_manifest, pull
 from stagecast.transfer.pull import PATIENCE
@@ -43,7 +44,8 @@ class Worker:
         self._presence = presence
         self._token = token
         self._limit = RateLimit(rate_limit) if rate_limit else None
-        self._duty = Duty(tracker, "staging", self._stage, node=node.name, clear=self._clear)
+        self._remains = Remains(node.store.partial_bytes, node.store.discard_partials)
+        self._duty = Duty(tracker, "staging", self._stage, node=node.name, clear=self._remains.clear)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Worker, None]:
@@ -69,25 +71,9 @@ class Worker:
         held = self._tracker.fold.record(record.id)
         return held is not None and held.attempt >= record.attempt and operations.is_ended(held)
 
-    async def _clear(self, record: Record) -> None:
-        """Free what stands of a staging that was cancelled while nobody worked on it: paused, queued, stalled."""
-        if not record.keep_partial:
-            await asyncio.to_thread(self._node.store.discard_partials, record.model)
-
     async def _stage(self, ownership: Ownership) -> None:
-        try:
+        async with self._remains.of(ownership):
             await self._bring(ownership)
-        except (asyncio.CancelledError, Interrupted):
-            if ownership.stopped_by == "cancel":
-                await asyncio.shield(self._leave(ownership))
-            raise
-
-    async def _leave(self, ownership: Ownership) -> None:
-        store, model = self._node.store, ownership.record.model
-        if ownership.keep_partial:
-            ownership.bytes_kept = await asyncio.to_thread(store.partial_bytes, model)
-        else:
-            await asyncio.to_thread(store.discard_partials, model)
 
     async def _bring(self, ownership: Ownership) -> None:
         await ownership.change(phase="planning")
@@ -133,7 +119,7 @@ class Worker:
                 ownership.stop, pull, manifest, arriving, lambda: self._holders(manifest.model, manifest.digest),
                 token=self._token, limit=self._limit, advance=ownership.advance,
                 checked=partial(ownership.check, total=written),
-                waiting=partial(ownership.wait, then=_UNLESS_A_BYTE_COMES),
+                waiting=partial(ownership.wait, then=_UNLESS_A_BYTE_COMES), received=self._node.receive,
                 entered=lambda index: ownership.enter(index + 1, manifest.files[index].path),
                 completed=lambda index: ownership.complete(index + 1, manifest.files[index].path),
                 stop=ownership.stop,

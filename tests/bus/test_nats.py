@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -12,32 +10,15 @@ from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
 from nats.js.api import AccountInfo
 
-from stagecast.bus import Anew, CaughtUp, Heard, Lost
+from stagecast.bus import Anew, CaughtUp, Lost
 from stagecast.bus.nats import NatsBus, connect
 from stagecast.errors import AppendConflict, BusUnavailable, BusUnsuitable
 from stagecast.messages import Entry
 from stagecast.settings import Bounds
+from tests.bus.following import following
 from tests.conftest import NatsServer, eventually, free_port
 
 ONE, TWO = "staging.one.progress", "staging.two.progress"
-
-
-@asynccontextmanager
-async def following(bus: NatsBus) -> AsyncIterator[list[Heard]]:
-    heard: list[Heard] = []
-
-    async def follow() -> None:
-        async with aclosing(bus.log.follow()) as follower:
-            async for each in follower:
-                heard.append(each)
-
-    task = asyncio.create_task(follow())
-    try:
-        await eventually(lambda: heard and isinstance(heard[-1], CaughtUp))
-        yield heard
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 @pytest.mark.parametrize("kill", [False, True])

@@ -8,8 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +23,7 @@ from stagecast.history import History
 from stagecast.messages import Entry
 from stagecast.settings import Bounds
 from stagecast.tracker import Tracker
+from tests.bus.following import following
 from tests.conftest import eventually
 
 ONE, TWO = "staging.one.progress", "staging.two.progress"
@@ -43,24 +44,6 @@ async def write():
 
 asyncio.run(write())
 """
-
-
-@asynccontextmanager
-async def following(bus: SqliteBus) -> AsyncIterator[list[Heard]]:
-    heard: list[Heard] = []
-
-    async def follow() -> None:
-        async with aclosing(bus.log.follow()) as follower:
-            async for each in follower:
-                heard.append(each)
-
-    task = asyncio.create_task(follow())
-    try:
-        await eventually(lambda: heard and isinstance(heard[-1], CaughtUp))
-        yield heard
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def picture(path: Path, **options: Any) -> list[Heard]:

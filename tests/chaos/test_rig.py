@@ -18,7 +18,7 @@ from tests.chaos.answers import row
 
 def rig(timeline: Timeline, **parts: Any) -> Rig:
     given: dict[str, Any] = dict.fromkeys(
-        ("cluster", "network", "judge", "readers", "witness", "load", "client", "served", "_stack")
+        ("cluster", "network", "judge", "readers", "witness", "load", "client", "arrivals", "_stack")
     )
     return Rig(**given | parts, timeline=timeline, random=random.Random(1), events=[], began=0.0)
 
@@ -47,7 +47,7 @@ async def test_an_occurrence_without_anything_to_break_is_an_outcome_of_its_own(
     async def look() -> int:
         return 0
 
-    parts = {"load": SimpleNamespace(begun=[], running=nullcontext), "served": SimpleNamespace(look=look, short=0)}
+    parts = {"load": SimpleNamespace(begun=[], running=nullcontext), "arrivals": SimpleNamespace(look=look)}
     made = Idle(**vars(rig(Timeline(), **parts)))
     (fault,) = (fault for fault in FAULTS if fault.name == "worker-kill")
     outcome = await occurrence(made, fault)

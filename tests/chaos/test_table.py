@@ -24,7 +24,7 @@ GOOD = Outcome(stalled=9.9, takeover=9.9, agreement=1.9, should_stall=True, shou
 
 
 def test_a_series_in_which_all_was_well_meets_every_goal() -> None:
-    each = series(GOOD, *[Outcome(agreement=0.1, served_twice=PIECE - 1)] * 2)
+    each = series(GOOD, *[Outcome(agreement=0.1, moved_twice=PIECE * 3 // 4 - 1)] * 2)
     assert missed(each) == []
     assert "✗" not in verdict([each])
 
@@ -39,7 +39,7 @@ def test_a_series_in_which_all_was_well_meets_every_goal() -> None:
         (Outcome(agreement=2.1), "agreement within 2 s"),
         (Outcome(), "agreement within 2 s"),
         (Outcome(agreement=1, verified_twice=1), "0 verified bytes moved twice"),
-        (Outcome(agreement=1, served_twice=PIECE), "0 verified bytes moved twice"),
+        (Outcome(agreement=1, moved_twice=PIECE * 3 // 4), "0 verified bytes moved twice"),
     ],
 )
 def test_what_was_late_or_never_came_misses_its_goal(outcome: Outcome, goal: str) -> None:
@@ -69,13 +69,13 @@ def test_a_lost_outcome_a_denial_and_a_failure_miss_their_goals() -> None:
 
 
 def test_one_piece_that_moved_again_in_one_occurrence_of_many_is_found() -> None:
-    calm = [Outcome(agreement=1, served_twice=-5)] * 9
-    each = series(*calm, Outcome(agreement=1, served_twice=PIECE))
+    calm = [Outcome(agreement=1, moved_twice=-5)] * 9
+    each = series(*calm, Outcome(agreement=1, moved_twice=PIECE))
     assert each.verified_twice == PIECE
     assert missed(each) == ["0 verified bytes moved twice"]
 
 
-@pytest.mark.parametrize("which", ["served_twice", "verified_twice"])
+@pytest.mark.parametrize("which", ["moved_twice", "verified_twice"])
 def test_what_was_not_measured_is_neither_0_nor_met(which: str) -> None:
     each = series(GOOD, Outcome(agreement=1, **{which: None}))  # type: ignore[arg-type]
     assert [cell.strip() for cell in table([each]).splitlines()[2].split("|")[-3:-1]] == ["-", "-"]
@@ -84,7 +84,7 @@ def test_what_was_not_measured_is_neither_0_nor_met(which: str) -> None:
 
 
 def test_what_was_found_is_said_though_not_everything_was_measured() -> None:
-    each = series(Outcome(agreement=1, served_twice=None), Outcome(agreement=1, served_twice=PIECE))
+    each = series(Outcome(agreement=1, moved_twice=None), Outcome(agreement=1, moved_twice=PIECE))
     assert [cell.strip() for cell in table([each]).splitlines()[2].split("|")[-3:-1]] == ["1.0 kB", "1.0 kB"]
     assert "✗  0 verified bytes moved twice: worker-kill 1,000; not measured: worker-kill 1 of 2" in verdict([each])
 
@@ -112,7 +112,7 @@ def test_only_what_was_seen_during_a_fault_is_counted_for_it() -> None:
 
 
 def test_the_table_has_a_line_for_each_fault_with_the_longest_of_each_time() -> None:
-    each = series(GOOD, Outcome(stalled=3.0, agreement=0.5, served_twice=-5))
+    each = series(GOOD, Outcome(stalled=3.0, agreement=0.5, moved_twice=-5))
     lines = table([each, series()]).splitlines()
     assert len({len(line) for line in lines}) == 1
     cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]

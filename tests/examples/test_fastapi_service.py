@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
+from yarl import URL
 
 from stagecast import Client, Row
 from stagecast.following import follow
@@ -118,6 +119,18 @@ async def test_all_replicas_answer_the_same_bytes_and_any_of_them_cancels(
         async with Client(f"{child.url}/jobs") as client:
             client.revision = at
             assert (await client.operation(given["jobID"])).state == "cancelled"
+
+
+@pytest.mark.parametrize(("name", "frames"), [("film", "-1"), ("a%0Ab", "1"), ("film", "nonsense")])
+async def test_what_cannot_be_meant_is_refused_with_a_reason(
+    running: Any, http: aiohttp.ClientSession, name: str, frames: str
+) -> None:
+    async with http.post(URL(f"{running.url}/render/{name}?frames={frames}", encoded=True)) as response:
+        assert 400 <= response.status < 500
+        said = await response.json()
+    if frames != "nonsense":  # that one is FastAPI's own
+        assert said["error"]["code"] in {"bad_input", "invalid_name"}
+        assert said["error"]["message"]
 
 
 async def test_told_to_end_a_replica_does_so_though_a_stream_is_open_and_its_job_goes_on_at_once(

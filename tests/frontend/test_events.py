@@ -90,7 +90,7 @@ async def test_it_begins_with_who_speaks_and_a_snapshot_and_goes_on_with_each_ch
     await stream.greeting()
     snapshot = await stream.event()
     assert told(snapshot) == ("snapshot", {"staging:m@a": "running"}, str(first))
-    assert snapshot.data.encode() == View(tracker).body
+    assert snapshot.data.encode() + b"\n" == View(tracker).body
     second = await write(tracker, "b")
     assert told(await stream.event()) == ("operation", {"staging:m@b": "running"}, str(second))
     third = await write(tracker, "a", first.sequence, seq=1, state="succeeded")

@@ -16,6 +16,7 @@ import pytest_asyncio
 from stagecast import operations, ownership
 from stagecast.draft import Draft, draft_bytes
 from stagecast.errors import BusUnavailable, Interrupted
+from stagecast.frontend import installs
 from stagecast.frontend.installs import until_decided
 from stagecast.manifest import PIECE_SIZE
 from tests.alone import WEIGHTS, Alone, alone
@@ -98,7 +99,10 @@ async def test_a_failed_one_can_be_tried_again(stocked: Alone, tmp_path: Path) -
     parameters = {"reference": str(source), "gallery": "", "name": "", "sha256": "0" * 64}
     record, revision = await stocked.peer.open("installation", "flaky", cause="api", parameters=parameters)
     await stocked.peer.reached(revision)
-    assert (await stocked.ended("installation:flaky"))["state"] == "failed"
+    failed = await stocked.ended("installation:flaky")
+    assert failed["state"] == "failed"
+    assert f"but {'0' * 64} was given; the source serves another file: check that SHA-256" in failed["error"]
+    assert "gallery" not in failed["error"], "none was named"
     held, sequence = await stocked.peer.standing(record.id, "installation", "flaky", "")
     assert held is not None
     right = msgspec.structs.replace(held, parameters=parameters | {"sha256": ""}, seq=held.seq + 1)
@@ -135,6 +139,18 @@ def _serve(listener: socket.socket, said: bytes, stack: ExitStack) -> None:
             request = connection.recv(65536)
             with suppress(OSError):
                 connection.sendall(said.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if b"HEAD" in request[:4] else said)
+
+
+@pytest.mark.parametrize("where", ["connection", "head"])
+async def test_an_index_that_hangs_is_told_in_the_answer_within_seconds(
+    stocked: Alone, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(installs, "_PATIENCE", 0.3)
+    with mute(where) as url:
+        answer = await stocked.post("/api/models/install", {"gallery": url, "name": "owl"})
+    status, code, message = answer.error
+    assert (status, code) == (502, "holder_failed")
+    assert url in message
 
 
 async def begun(here: Alone, name: str, url: str) -> str:

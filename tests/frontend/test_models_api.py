@@ -78,6 +78,18 @@ async def test_staging_is_queued_for_each_node_and_not_twice(here: Alone) -> Non
     assert (await here.ended("staging:owl@here"))["state"] == "succeeded"
 
 
+async def test_a_call_for_many_tells_of_those_that_were_under_way_before_it(here: Alone) -> None:
+    for name in ("early", "later"):
+        await here.worker(name)
+    [first] = (await here.post("/api/models/owl/stage", {"nodes": ["later"]})).json["operations"]
+    answer = (await here.post("/api/models/owl/stage", {"nodes": ["early", "later"]})).json
+    new, running = answer["operations"]
+    assert (new["id"], running) == ("staging:owl@early", first)
+    assert [node["node_name"] for node in new["nodes"]] == ["early", "later"]
+    listed = await here.get("/api/operations", params={"min_revision": answer["revision"]})
+    assert new in listed.json["operations"], "the list says the same"
+
+
 async def test_a_plan_says_what_it_would_take_and_does_nothing(here: Alone) -> None:
     await here.worker("roomy", disk_free=10**6)
     await here.worker("narrow", disk_free=SIZE - 1)
@@ -150,6 +162,34 @@ async def test_deleting_takes_the_files_and_the_wish(here: Alone, tmp_path_facto
     assert (answer.status, answer.json["removed"]) == (200, [{"node": "here", "bytes": len(WEIGHTS)}])
     assert (await here.get("/api/models/doomed")).status == 404
     assert here.peer.fold.placements["doomed"].nodes == ()
+
+
+async def test_what_a_cancel_kept_counts_in_a_plan_and_goes_with_the_model(
+    here: Alone, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = tmp_path_factory.mktemp("source") / "partly"
+    source.write_bytes(WEIGHTS)
+    installed = (await here.post("/api/models/install", {"ref": str(source)})).json["operations"][0]
+    assert (await here.ended(installed["id"]))["state"] == "succeeded"
+    await here.worker("keeps")
+    digest = here.peer.fold.holdings["here", "partly"].digest
+    kept = {"state": "cancelled", "keep_partial": True, "bytes_kept": 48, "parameters": {"digest": digest}}
+    await here.running("staging", "partly", "keeps", **kept)
+    answer = await here.post("/api/models/partly/stage", {"nodes": ["keeps"], "dry_run": True})
+    [plan] = answer.json["plan"]["nodes"]
+    assert (plan["present"], plan["to_move"]) == (48, len(WEIGHTS) - 48)
+    removing = asyncio.create_task(here.ask("DELETE", "/api/models/partly"))
+    name = "deletion:partly@keeps"
+    await here.peer.until(lambda: (found := here.peer.fold.record(name)) is not None and found.state == "queued")
+    record = here.peer.fold.record(name)
+    assert record is not None
+    async with here.peer.own(record) as ownership:
+        assert ownership is not None
+        await ownership.change(bytes_total=48, bytes_done=48)
+    assert (await removing).json["removed"] == [
+        {"node": "here", "bytes": len(WEIGHTS)}, {"node": "keeps", "bytes": 48},
+    ]  # fmt: skip
+    await here.worker("keeps", left=True)
 
 
 async def test_what_to_install_has_to_be_said(here: Alone) -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import pytest
 from yarl import URL
 
+from stagecast.client import Client
 from stagecast.event_stream import EventParser
 from stagecast.frontend import gate, operations_api
 from stagecast.messages import GalleryCancel, GalleryEvent, GalleryStatus, StagingEvent, StagingStatus
@@ -21,6 +23,7 @@ async def test_the_list_has_a_tag_and_is_not_sent_twice(here: Alone) -> None:
     await here.running("staging", "listed", "there")
     answer = await here.get(LIST)
     assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
+    assert answer.body.endswith(b"}\n"), "a line, as it is printed"
     assert answer.headers["ETag"] == f'"{answer.json["revision"]}"'
     assert answer.headers["Stagecast-Revision"] == answer.json["revision"]
     again = await here.get(LIST, headers={"If-None-Match": answer.headers["ETag"]})
@@ -111,11 +114,13 @@ async def test_every_verb_by_id_and_by_job(here: Alone, by: str) -> None:
 
 
 @pytest.mark.parametrize(("run", "slash"), [("a", "/"), ("b", "%2F"), ("c", "%2f")])
-@pytest.mark.parametrize("name", ["org/x.v1", "org/cancel", "a/b/c/pause", "100%/a%2Fb", "stream/history"])
+@pytest.mark.parametrize(
+    "name", ["org/x.v1", "org/cancel", "a/b/c/pause", "100%/a%2Fb", "stream/history", "a//b", "https://host//x?y#z%"]
+)
 async def test_an_id_with_slashes_is_one_id_however_it_is_sent(here: Alone, name: str, run: str, slash: str) -> None:
     identifier = await here.running("render", run + name)
     outer = await here.running("render", run + name.rpartition("/")[0])
-    sent = identifier.replace("%", "%25").replace("/", slash)
+    sent = quote(identifier, safe="/:").replace("/", slash)
 
     async def asked(method: str, verb: str = "") -> tuple[int, Any]:
         async with here.http.request(method, URL(f"{here.url}{LIST}/{sent}{verb}", encoded=True)) as response:
@@ -128,7 +133,17 @@ async def test_an_id_with_slashes_is_one_id_however_it_is_sent(here: Alone, name
         assert (status, row["id"], row["state"]) == (200, identifier, state)
     status, answer = await asked("POST", "/explode")
     assert (status, answer["error"]["code"]) == (404, "not_found")
-    assert (await here.row(outer))["state"] == "running", "what it is named after has not heard of it"
+    assert (await here.row(quote(outer, safe="")))["state"] == "running", "what it is named after has not heard of it"
+
+
+@pytest.mark.parametrize("name", ["ends/", "ends//"])
+async def test_an_id_that_ends_in_a_slash_is_told_from_one_that_does_not(here: Alone, name: str) -> None:
+    outer, identifier = await here.running("render", "ends"), await here.running("render", name)
+    for sent, found in ((quote(identifier, safe=""), identifier), (outer, outer), (f"{outer}/", outer)):
+        async with here.http.get(URL(f"{here.url}{LIST}/{sent}", encoded=True)) as response:
+            assert (await response.json())["id"] == found
+    async with Client(here.url) as client:
+        assert (await client.command(identifier, "cancel")).id == identifier
 
 
 async def test_an_id_that_ends_in_a_verb_is_not_taken_apart(here: Alone) -> None:

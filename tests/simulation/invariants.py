@@ -298,7 +298,7 @@ class Ledger:
         expected = self.listed.get(tracker.fold.revision)
         if expected is not None:
             flag = b"true" if tracker.is_degraded else b"false"
-            whole = b'{"operations":%b,"revision":"%b","degraded":%b}' % (
+            whole = b'{"operations":%b,"revision":"%b","degraded":%b}\n' % (
                 expected, str(tracker.fold.revision).encode(), flag,
             )  # fmt: skip
             self.checks["L1"] += 1

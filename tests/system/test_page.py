@@ -13,6 +13,8 @@ from typing import Any, Final
 import pytest
 
 from stagecast.cluster import Cluster, ClusterSettings, cluster
+from stagecast.partial import PREFIX
+from stagecast.publication import WORKSHOP
 from tests.conftest import eventually
 from tests.system.chromium import BROWSER, Complaint, Page, browsing
 
@@ -114,6 +116,43 @@ async def test_what_one_call_asked_for_stands_together_below_a_line_for_all_of_i
     ended = "document.querySelector('#recent > [data-state=cancelled] [data-slot=task]').textContent"
     assert (await page.evaluate(ended)).endswith(" MB freed")
     assert page.complaints == []
+
+
+async def test_a_cancel_keeps_what_came_and_a_deletion_frees_that_too(running: Cluster, page: Page) -> None:
+    await page.until("document.querySelector('[data-model=owl] [name=target]')?.length === 3")
+    await page.evaluate("document.querySelector('[data-model=owl] [name=target]').value = 'worker-1'")
+    await page.press("[data-model=owl] button[value=stage]")
+    await page.until("Number(document.querySelector('#operations > li')?.dataset.progress) > 15")
+    await page.press("#operations > li button[data-verb=keep]")
+    ended = "document.querySelector('#recent > [data-state=cancelled] [data-slot=task]')?.textContent"
+    assert (await page.until(ended)).endswith(" MB kept")
+    workshop = running.data / "worker-1" / "models" / WORKSHOP
+    assert list(workshop.glob(f"{PREFIX}*"))
+
+    delete = "[data-model=owl] button[value=delete]"
+    await page.press(delete)
+    await page.until(f"document.querySelector('{delete}').textContent === 'Delete everywhere?'")
+    await page.evaluate("document.activeElement.blur()")
+    await page.until(f"document.querySelector('{delete}').textContent === 'Delete'")
+    assert await page.evaluate("document.querySelector('[data-model=owl]') !== null"), "once is only asked"
+    await page.press(delete)
+    await page.press(delete)
+    await page.until("document.querySelector('#models ~ .known').checkVisibility()")
+    assert not list(workshop.glob(f"{PREFIX}*"))
+    assert page.complaints == []
+
+
+async def test_without_a_key_the_page_says_that_one_is_needed_and_nothing_that_it_cannot_know(tmp_path: Path) -> None:
+    settings = ClusterSettings(data=tmp_path / "data", replicas=1, workers=0, api_key="open sesame")
+    async with cluster(settings) as running, browsing(tmp_path / "profile") as page:
+        await page.open(f"{running.url}/")
+        visible = "[...document.querySelectorAll('.empty')].filter((each) => each.checkVisibility())"
+        needed = "A key is needed to see what is here: enter it above."
+        await page.until(f"{visible}.length === 4 && {visible}.every((each) => each.textContent === '{needed}')")
+        await page.evaluate("document.querySelector('#key-field').value = 'open sesame'")
+        await page.press("#key button")
+        await page.until(f"{visible}.some((each) => each.textContent.startsWith('No model is here yet'))")
+        await page.until(f"{visible}.every((each) => each.textContent !== '{needed}')")
 
 
 async def test_a_replica_that_is_told_to_end_lets_the_page_go_at_once(running: Cluster, page: Page) -> None:

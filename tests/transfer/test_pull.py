@@ -92,11 +92,11 @@ def assert_whole(partial: Partial, contents: dict[str, bytes] = CONTENTS) -> Non
 
 def test_every_file_arrives_and_every_byte_is_reported_once(store: Store, good: FileServer) -> None:
     with store.partial(MANIFEST) as partial:
-        caller = Caller(partial)
+        caller, received = Caller(partial), list[int]()
 
-        pulled = caller.pull(holder(good))
+        pulled = caller.pull(holder(good), received=received.append)
 
-        assert caller.done == pulled.bytes_received == pulled.bytes_verified == SIZE
+        assert caller.done == pulled.bytes_received == pulled.bytes_verified == sum(received) == SIZE
         assert pulled.holders == {"good": SIZE}
         assert caller.entered == sorted(set(caller.entered))
         assert caller.entered[-1] == 3

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hmac
-import re
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
 from stagecast import revision
 from stagecast.errors import CrossOrigin, NotReady, ReplicaBehind, StagecastError, Unauthorized
 from stagecast.frontend.refusals import refuse
+from stagecast.frontend.segment import one_slash_each
 from stagecast.proxy import Message, Receive, Scope, Send
 from stagecast.revision import Revision
 from stagecast.tracker import Tracker
@@ -18,7 +18,6 @@ MIN_REVISION_WAIT: Final = 2.0
 """Seconds that a replica which is behind waits to reach the revision that a client has seen (WIRE section 3)."""
 _OPEN: Final = ("/page/",)
 _OPEN_PATHS: Final = frozenset({"/", "/healthz", "/readyz"})
-_SLASHES: Final = re.compile("/{2,}")
 
 
 class Gate:
@@ -36,7 +35,7 @@ class Gate:
             await self._app(scope, receive, send)  # type: ignore[operator]  # an ASGI application
             return
         # As the routes see it, or a second slash would lead around the key. The server itself drops a HEAD's body.
-        path = _SLASHES.sub("/", scope["path"])
+        path = one_slash_each(scope["path"])
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         scope = {**scope, "path": path, "method": method}
 

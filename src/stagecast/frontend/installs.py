@@ -13,19 +13,23 @@ from typing import Final
 from stagecast import gallery, installation
 from stagecast.draft import draft_bytes
 from stagecast.duty import Duty
-from stagecast.errors import BadInput, Interrupted, Unknown
+from stagecast.errors import BadInput, DigestMismatch, Interrupted, Unknown
 from stagecast.frontend.replica import Replica
 from stagecast.gallery import Source
 from stagecast.installation import PATIENCE
 from stagecast.messages import Hindrance, Record
 from stagecast.ownership import Ownership
+from stagecast.remains import Remains
 from stagecast.revision import Revision
+from stagecast.stream import STALL
 from stagecast.transfer import RateLimit
 from stagecast.work import in_thread
 
 _UNLESS_A_BYTE_COMES: Final = f"it asks again, and fails after {PATIENCE:.0f} s without one"
 
 _POLL: Final = 0.1
+_PATIENCE: Final = 6.0
+"""Seconds without a byte of an index for which somebody waits for the answer to a request."""
 
 
 class Installs:
@@ -35,7 +39,9 @@ class Installs:
         self._limit = RateLimit(rate_limit) if rate_limit else None
         self._replica = replica
         self._tracker = replica.tracker
-        self._duty = Duty(replica.tracker, "installation", self._install, clear=self._clear)
+        store = replica.node.store
+        self._remains = Remains(partial(draft_bytes, store.models), partial(installation.discard, store))
+        self._duty = Duty(replica.tracker, "installation", self._install, clear=self._remains.clear)
 
     async def start(self, reference: str, index: str, name: str, sha256: str) -> tuple[Record, Revision]:
         """Resolve what is meant and begin to install it; return the operation as it stands.
@@ -45,7 +51,7 @@ class Installs:
             Unknown: the index has no such entry.
         """
         parameters = {"reference": reference, "gallery": index, "name": name, "sha256": sha256}
-        source = await asyncio.to_thread(self._resolve, parameters, threading.Event())
+        source = await asyncio.to_thread(self._resolve, parameters, threading.Event(), stall=_PATIENCE)
         record, revision = await self._tracker.open(
             "installation", source.model, cause="api", parameters=parameters, claim=True
         )
@@ -62,26 +68,10 @@ class Installs:
 
     async def _install(self, ownership: Ownership) -> None:
         try:
-            await self._bring(ownership)
-        except (asyncio.CancelledError, Interrupted):
-            if ownership.stopped_by == "cancel":
-                await asyncio.shield(self._leave(ownership))
-            raise
-
-    async def _leave(self, ownership: Ownership) -> None:
-        store, model = self._replica.node.store, ownership.record.model
-        if ownership.keep_partial:
-            ownership.bytes_kept = await asyncio.to_thread(draft_bytes, store.models, model)
-        else:
-            await asyncio.to_thread(installation.discard, store, model)
-
-    async def _clear(self, record: Record) -> None:
-        """Free what stands of an installation that was cancelled while nobody worked on it.
-
-        Replicas may share one folder: whoever is first frees it, and what another one works on stays.
-        """
-        if not record.keep_partial:
-            await asyncio.to_thread(installation.discard, self._replica.node.store, record.model)
+            async with self._remains.of(ownership):
+                await self._bring(ownership)
+        except DigestMismatch as error:
+            raise (error.given() if ownership.record.parameters.get("sha256") else error) from None
 
     async def _bring(self, ownership: Ownership) -> None:
         store = self._replica.node.store
@@ -109,18 +99,20 @@ class Installs:
         await self._replica.node.settled()
 
     def _resolve(
-        self, parameters: dict[str, str], stop: threading.Event, waiting: Callable[[Hindrance], None] = lambda _: None
-    ) -> Source:
+        self, parameters: dict[str, str], stop: threading.Event, waiting: Callable[[Hindrance], None] = lambda _: None,
+        stall: float = STALL,
+    ) -> Source:  # fmt: skip
         """Return what is meant, from the index that was named, else from the first configured one that has it."""
         reference, name, sha256 = parameters["reference"], parameters["name"], parameters["sha256"]
         is_address = "://" in reference or reference.startswith("/")
         if not is_address and not parameters["gallery"] and not self._replica.galleries:
             raise BadInput(f"{reference!r} is neither a URL nor an absolute path, and no gallery is named that has it")
         indexes = [parameters["gallery"]] if parameters["gallery"] else list(self._replica.galleries)
+        found = partial(gallery.resolve, reference, name=name, sha256=sha256, stop=stop, stall=stall, waiting=waiting)
         for index in indexes[:-1]:
             with suppress(Unknown):
-                return gallery.resolve(reference, index, name, sha256, stop=stop, waiting=waiting)
-        return gallery.resolve(reference, indexes[-1] if indexes else "", name, sha256, stop=stop, waiting=waiting)
+                return found(index)
+        return found(indexes[-1] if indexes else "")
 
 
 def until_decided(ownership: Ownership, loop: asyncio.AbstractEventLoop) -> None:

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from stagecast import operations, placement, subjects
+from stagecast import leftovers, operations, placement, subjects
 from stagecast.commands import Commands
 from stagecast.errors import AppendConflict, BadInput, StagecastError, TransferFailed, Unknown, WrongState
 from stagecast.fold import Fold
@@ -114,23 +114,32 @@ class Replica:
         return chosen
 
     async def stage(self, model: str, nodes: list[str], cause: str) -> tuple[list[Record], Revision]:
-        """Queue a staging for each node; the workers do the rest. Stagings under way are returned as they stand."""
+        """Queue a staging for each node; the workers do the rest. Stagings under way are returned as they stand.
+
+        Those keep the call that began them; what is queued here tells of them beside it.
+        """
         holdings = self.holdings(model)
         size = max(holding.size for holding in holdings)
         digest = newest_digest(holdings)
         parameters = {"digest": digest} if digest else {}
         files = max(holding.files for holding in holdings)
-        call = self.tracker.new_id()
-        opened = [
-            await self.tracker.open(
+        call, beside = self.tracker.new_id(), list[str]()
+        opened: dict[str, tuple[Record, Revision]] = {}
+        # Those that are under way come first, so that all the others can tell of them.
+        for node in sorted(nodes, key=lambda node: not self._is_under_way(model, node)):
+            opened[node] = record, _ = await self.tracker.open(
                 "staging", model, node, cause=cause, parameters=parameters, bytes_total=size, total_files=files,
-                call=call,
-            )
-            for node in nodes
-        ]  # fmt: skip
-        revision = max((revision for _, revision in opened), key=lambda revision: revision.sequence)
+                call=call, beside=tuple(beside),
+            )  # fmt: skip
+            if record.call != call:
+                beside.append(record.job)
+        revision = max((revision for _, revision in opened.values()), key=lambda revision: revision.sequence)
         await self.tracker.reached(revision, 2.0)
-        return [self.fold.record(record.id) or record for record, _ in opened], revision
+        return [self.fold.record(opened[node][0].id) or opened[node][0] for node in nodes], revision
+
+    def _is_under_way(self, model: str, node: str) -> bool:
+        held = self.fold.record(operations.operation_id("staging", model, node))
+        return held is not None and not operations.is_ended(held)
 
     def plan(self, model: str, nodes: list[str]) -> list[Plan]:
         """Return what staging would take, without doing it."""
@@ -141,7 +150,8 @@ class Replica:
         plans = []
         for name in nodes:
             held = by_node.get(name)
-            present = size if held and held.digest == digest else 0
+            kept = min(size, leftovers.arrived(self.fold, model, name, digest))
+            present = size if held and held.digest == digest else kept
             free = self.fold.nodes[name].disk_free
             plans.append(
                 Plan(
@@ -163,8 +173,10 @@ class Replica:
         return msgspec.UNSET
 
     async def delete(self, model: str, node: str | None) -> list[Record]:
-        """Delete a model where it is and return the deletions once they have ended."""
-        holders = [holding.node for holding in self.holdings(model)]
+        """Delete a model where it is, if only in part, and return the deletions once they have ended."""
+        rests = [name for name in leftovers.abandoned(self.fold, model) if self.presence.is_node_alive(name)]
+        copies = self.fold.copies(model) if rests else self.holdings(model)
+        holders = sorted({holding.node for holding in copies} | set(rests))
         if node is not None and node not in holders:
             raise Unknown(f"copy of {model} on node", node, holders)
         wanted = [name for name in holders if node in {None, name}]

@@ -65,7 +65,10 @@ class Told:
 class Ledger:
     """The state of one pull; safe to share between threads. Its lock is held for moments only."""
 
-    def __init__(self, manifest: Manifest, partial: Partial, patience: float) -> None:
+    def __init__(
+        self, manifest: Manifest, partial: Partial, patience: float, heard: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._heard = heard
         self.manifest = manifest
         self.partial = partial
         self.halted = threading.Event()
@@ -136,6 +139,7 @@ class Ledger:
         """Count bytes off the wire."""
         with self._changed:
             self._received[holder.name] += count
+        self._heard(count)
 
     def reached(self, piece: Piece, position: int, holder: Holder | None = None) -> None:
         """Note that the piece's bytes up to ``position`` are on the disk, and hashed."""

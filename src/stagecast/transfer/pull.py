@@ -35,6 +35,7 @@ def pull(
     completed: Callable[[int], None] = lambda _: None,
     checked: Callable[[int], None] | None = None,
     waiting: Callable[[Hindrance], None] = lambda _: None,
+    received: Callable[[int], None] = lambda _: None,
     stop: threading.Event,
     patience: float = PATIENCE,
     stall: float = STALL,
@@ -50,7 +51,8 @@ def pull(
     ``checked`` gets, in the place of ``advance``, bytes that were here before the call and were only hashed again.
     ``waiting`` gets, about ten times a second while no byte comes, what the streams wait for: ``network`` while they
     connect or are refused, ``source`` while a holder that took the connection says nothing, ``target disk`` while that
-    takes no bytes.
+    takes no bytes. ``received`` gets all bytes that came off the wire, also in vain; it alone is called in the
+    streams' threads, at once.
 
     Raises:
         HoldersFailed: for ``patience`` seconds nobody gave a byte; a holder counts as failed after ``stall`` seconds
@@ -61,7 +63,7 @@ def pull(
         PieceCorrupt: every holder served a piece wrong.
     """
     began = time.monotonic()
-    ledger = Ledger(manifest, partial, patience)
+    ledger = Ledger(manifest, partial, patience, received)
     threads = [
         threading.Thread(target=Stream(ledger, token, streams, limit, stall).run, name="stagecast-pull", daemon=True)
         for _ in range(min(streams, len(partial.missing())))

@@ -26,6 +26,7 @@ export class AccessKey {
       this.#asked = Promise.withResolvers();
       this.#form.elements.verdict.value = refused ? "That key was not accepted." : "";
       this.#form.hidden = false;
+      document.body.dataset.locked = "true";
       this.#form.elements.key.focus();
     }
     await this.#asked.promise;
@@ -37,6 +38,7 @@ export class AccessKey {
     sessionStorage.setItem(STORED_AS, field.value.trim());
     field.value = "";
     this.#form.hidden = true;
+    delete document.body.dataset.locked;
     this.#asked?.resolve();
     this.#asked = null;
   }

@@ -6,6 +6,8 @@ import { Rows, setChips, setText } from "./rows.js";
 
 const ACCEPTED = "Accepted. It shows among the operations.";
 const READ_WITHIN = 6000;
+const DELETE = "Delete";
+const SURE = "Delete everywhere?";
 
 export class Models {
   #replica;
@@ -22,11 +24,13 @@ export class Models {
     };
     this.#rows = new Rows(list, template, { key: (model) => model.name, fill: filled });
     list.addEventListener("submit", (event) => this.#submitted(event));
+    list.addEventListener("focusout", (event) => event.target.value === "delete" && setText(event.target, DELETE));
   }
 
   async load() {
     const { models } = await this.#replica.get("/api/models");
     this.#rows.show(models);
+    this.#list.dataset.known = "true";
   }
 
   setWorkers(names) {
@@ -39,8 +43,17 @@ export class Models {
     const { name } = this.#rows.itemOf(event.target);
     const target = event.target.elements.target.value;
     const verb = event.submitter?.value ?? "stage";
+    if (verb === "delete") return this.#remove(event.target, event.submitter, name);
     const wish = verb === "load" ? { node: target || null } : { nodes: target ? [target] : "all" };
-    send(this.#replica, event.target, `/api/models/${encodeURIComponent(name)}/${verb}`, wish);
+    const path = `/api/models/${encodeURIComponent(name)}/${verb}`;
+    send(event.target, () => this.#replica.post(path, wish), ACCEPTED);
+  }
+
+  // Nothing brings the files back: the first press only asks.
+  #remove(form, button, name) {
+    if (button.textContent !== SURE) return setText(button, SURE);
+    setText(button, DELETE);
+    return send(form, () => this.#replica.delete(`/api/models/${encodeURIComponent(name)}`), "Deleted.");
   }
 }
 
@@ -55,20 +68,20 @@ export function bindInstallForm(form, replica) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const { source: _, ...wish } = Object.fromEntries(new FormData(form));
-    await send(replica, form, "/api/models/install", wish);
+    await send(form, () => replica.post("/api/models/install", wish), ACCEPTED);
   });
   choose();
 }
 
-/** Posts, and says in the form's own `verdict` what came of it. */
-async function send(replica, form, path, wish) {
+/** Asks, and says in the form's own `verdict` what came of it. */
+async function send(form, ask, done) {
   if (form.querySelector("button").getAttribute("aria-disabled") === "true") return;
   setBusy(form, true);
   say(form, "working", "Asking…");
   try {
-    await replica.post(path, wish);
-    say(form, "good", ACCEPTED);
-    setTimeout(() => form.elements.verdict.value === ACCEPTED && say(form, "good", ""), READ_WITHIN);
+    await ask();
+    say(form, "good", done);
+    setTimeout(() => form.elements.verdict.value === done && say(form, "good", ""), READ_WITHIN);
   } catch (error) {
     say(form, "bad", error.message);
   } finally {
@@ -102,6 +115,7 @@ function fill(slots, model, element) {
   setText(slots.digest, model.digest ? shortDigest(model.digest) : "");
   slots.digest.title = model.digest ?? "";
   slots.target.setAttribute("aria-label", `Workers for ${model.name}`);
+  slots.remove.setAttribute("aria-description", model.name);
   setChips(slots.instances, (model.instances ?? []).map(instanceChip));
   setChips(slots.holders, (model.holders ?? []).map(holderChip));
 }

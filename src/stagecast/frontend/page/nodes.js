@@ -25,6 +25,7 @@ export class Nodes {
   async load() {
     const { nodes } = await this.#replica.get("/api/nodes");
     this.#rows.show(nodes);
+    this.#rows.list.dataset.known = "true";
     const workers = nodes.filter((node) => node.kind === "worker" && node.alive);
     this.#listener.workers(workers.map((node) => node.name));
   }

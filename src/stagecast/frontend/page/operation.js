@@ -118,7 +118,7 @@ export const groupOf = (row) => (row.nodes ? `call ${row.callID}` : row.id);
 export function verbs(row) {
   if (row.state === "failed") return ["retry", "dismiss"];
   if (isEnded(row)) return [];
-  return [...pausing(row), ...(row.cancellable ? ["cancel"] : [])];
+  return [...pausing(row), ...cancelling(row)];
 }
 
 // Only what moves bytes is worth pausing, and only an owner of ours listens.
@@ -126,6 +126,12 @@ function pausing(row) {
   if (row.state === "paused") return ["resume"];
   const isAtWork = row.state === "running" || row.state === "stalled";
   return isAtWork && row.owner && row.cancellable && movesBytes(row) ? ["pause"] : [];
+}
+
+// What has arrived may be wanted the next time; there is nothing to keep of a foreign publisher's, or before a byte came.
+function cancelling(row) {
+  if (!row.cancellable) return [];
+  return row.owner && movesBytes(row) && row.currentBytes > 0 ? ["keep", "cancel"] : ["cancel"];
 }
 
 /** "Staging of minilm to worker-1 failed: disk full." */

@@ -5,8 +5,9 @@ import * as format from "./format.js";
 import { isOlder } from "./revision.js";
 import { Rows, setIcon, setText } from "./rows.js";
 
-const LABELS = { cancel: "Cancel", pause: "Pause", resume: "Resume", retry: "Retry", dismiss: "Dismiss" };
+const LABELS = { keep: "Cancel, keep bytes", cancel: "Cancel", pause: "Pause", resume: "Resume", retry: "Retry", dismiss: "Dismiss" };
 const UNDER_WAY = {
+  keep: "Cancelling…",
   cancel: "Cancelling…",
   pause: "Pausing…",
   resume: "Resuming…",
@@ -84,10 +85,12 @@ export class Operations {
   async #act(id, verb) {
     this.#note(id, { pending: verb, refusal: "" });
     try {
-      await this.#replica.post(`/api/operations/${encodeURIComponent(id)}/${verb}`);
+      const isKept = verb === "keep";
+      const path = `/api/operations/${encodeURIComponent(id)}/${isKept ? "cancel" : verb}`;
+      await this.#replica.post(path, isKept ? { keep_partial: true } : undefined);
       setTimeout(() => this.#note(id, { pending: "" }), ACCEPTED_FOR);
     } catch (error) {
-      this.#note(id, { pending: "", refusal: `Could not ${verb}: ${error.message}` });
+      this.#note(id, { pending: "", refusal: `Could not ${verb === "keep" ? "cancel" : verb}: ${error.message}` });
     }
   }
 

@@ -29,6 +29,7 @@ export class Recent {
   async load() {
     const { operations } = await this.#replica.get(`/api/operations/history?limit=${SHOWN}`);
     operations.forEach((row) => this.#keep(row));
+    this.#rows.list.dataset.known = "true";
     this.show();
   }
 

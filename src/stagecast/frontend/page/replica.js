@@ -50,6 +50,10 @@ export class Replica {
     return this.#request(path, { method: "POST", seconds: 30, ...json });
   }
 
+  delete(path) {
+    return this.#request(path, { method: "DELETE", seconds: 60 });
+  }
+
   async #request(path, options) {
     for (;;) {
       const key = this.key.value;
