@@ -24,7 +24,7 @@ LADDER: Final = (
         {
             "FILES": "pieces",
             "CONTROL": (
-                "server_clock subjects operations broadcast fold rows leases turns leftovers past placement "
+                "server_clock subjects operations broadcast fold unheard rows leases turns horizon leftovers past placement "
                 "event_stream"
             ),
         },
@@ -49,8 +49,8 @@ LADDER: Final = (
                 "transfer.pull transfer.exchange transfer.serve transfer"
             ),
             "CONTROL": (
-                "changes meter archive ownership restatement mending tracker presence history commands announcer "
-                "duty remains view feed participant operation"
+                "changes meter archive ownership restatement mending tracker presence history forgetting commands "
+                "announcer duty remains view feed participant operation"
             ),
         },
     ),

@@ -177,6 +177,8 @@ class Commands:
         held, sequence = await self._tracker.standing(asked.id, asked.kind, asked.model, asked.node)
         verb: Verb = msgspec.convert(command.verb, Verb)
         record = operations.commanded(held or asked, verb, self._tracker.now(), keep_partial=command.keep_partial)
+        if held is None:
+            record = msgspec.structs.replace(record, era=max(record.era, await self._tracker.present_era()))
         if verb == "retry":
             await archive.keep(self._tracker.bus.history, held or asked)
         with suppress(AppendConflict):

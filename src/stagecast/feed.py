@@ -67,6 +67,15 @@ class Feed:
                 if self._timer is not None:
                     self._timer.cancel()
 
+    def is_resumed(self, told: Place) -> bool:
+        """Tell whether what has changed is all that a client has to be told that was told so much.
+
+        It is not where the client's last picture is of another stream, or what ended since may be forgotten.
+        """
+        if told[0].identity != self.place[0].identity or told[1] != self.place[1]:
+            return False
+        return told[0].sequence >= self._tracker.fold.horizon.through
+
     def snapshot(self) -> bytes:
         """Return the frame that tells the whole list."""
         self._look_at_now()

@@ -21,6 +21,7 @@ from stagecast.messages import (
     GalleryEvent,
     GalleryStatus,
     Holding,
+    Horizon,
     Instance,
     NodeRecord,
     Placement,
@@ -28,13 +29,15 @@ from stagecast.messages import (
     StagingEvent,
     StagingStatus,
 )
-from stagecast.revision import Revision
+from stagecast.revision import Revision, is_one_stream
 
 FOREIGN_LIFETIME: Final = 60.0
 """Seconds after its last event at which a mirror of unknown ownership expires (WIRE section 1)."""
 
-What = Literal["operation", "foreign", "node", "holding", "placement", "instance", "nothing", "malformed"]
-_Message = TypeVar("_Message", NodeRecord, Holding, Placement, Instance)
+What = Literal[
+    "operation", "foreign", "node", "holding", "placement", "instance", "horizon", "nothing", "malformed"
+]  # fmt: skip
+_Message = TypeVar("_Message", NodeRecord, Holding, Placement, Instance, Horizon)
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -67,6 +70,7 @@ class Change(msgspec.Struct, frozen=True):
     ``displaced``: a record that the log's last word on its subject should be, but is not. ``unseated``: a foreign
     operation whose last event the message was written over, so that a replica that starts now would not know of it.
     ``outlived``: a foreign operation that has ended, while the subject of its own that it was given says otherwise.
+    ``forgotten``: what a horizon has made the fold forget.
     """
 
     what: What
@@ -74,6 +78,7 @@ class Change(msgspec.Struct, frozen=True):
     displaced: Record | None = None
     unseated: Mirror | None = None
     outlived: Mirror | None = None
+    forgotten: tuple[Slot | Mirror, ...] = ()
 
 
 @dataclass
@@ -91,6 +96,9 @@ class Fold:
     holdings: dict[tuple[str, str], Holding] = field(default_factory=dict)
     placements: dict[str, Placement] = field(default_factory=dict)
     instances: dict[tuple[str, str], Instance] = field(default_factory=dict)
+    horizon: Horizon = field(default_factory=Horizon)
+    horizon_at: int = 0
+    """The sequence at which the horizon stands; 0 where there is none."""
     _live: dict[str, Slot] = field(default_factory=dict)
     _jobs: dict[str, str] = field(default_factory=dict)
     _calls: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -221,7 +229,48 @@ class Fold:
             instance = _decode(entry, Instance)
             self.instances[instance.node, instance.model] = instance
             return Change("instance", instance.model)
+        if noun == "horizon":
+            return self._apply_horizon(_decode(entry, Horizon), entry.sequence)
         return Change("nothing", entry.subject)
+
+    def _apply_horizon(self, horizon: Horizon, sequence: int) -> Change:
+        """Forget what lies beyond a horizon; one of another stream, that came too late, says nothing of this one."""
+        through = horizon.through if is_one_stream(horizon.through, sequence) else 0
+        kept = frozenset(horizon.kept)
+        slots = takewhile(lambda slot: slot.sequence <= through, self.slots.values())
+        mirrors = takewhile(lambda mirror: mirror.sequence <= through, self.mirrors.values())
+        gone = [slot for slot in slots if through - slot.sequence not in kept]
+        gone_mirrors = [mirror for mirror in mirrors if through - mirror.sequence not in kept]
+        for slot in gone:
+            self._drop_slot(slot.record, sequence)
+        for mirror in gone_mirrors:
+            self._drop_mirror(mirror)
+        self.horizon, self.horizon_at = msgspec.structs.replace(horizon, through=through), sequence
+        return Change("horizon", forgotten=(*gone, *gone_mirrors))
+
+    def _drop_slot(self, record: Record, sequence: int) -> None:
+        del self.slots[record.id]
+        self._live.pop(record.id, None)
+        del self._subjects[subjects.operation(record)]
+        if self._jobs.get(record.job) == record.id:
+            del self._jobs[record.job]
+        if record.call:
+            self._calls[record.call].discard(record.id)
+            self._touch(record.call, sequence)
+        if record.kind == "staging":
+            self._stagings[record.model].discard(record.id)
+            if not self._stagings[record.model]:
+                del self._stagings[record.model]
+
+    def _drop_mirror(self, mirror: Mirror) -> None:
+        del self.mirrors[mirror.id]
+        self._homes.discard(mirror.id)
+        self._mirror_jobs[mirror.job].discard(mirror.id)
+        if not self._mirror_jobs[mirror.job]:
+            del self._mirror_jobs[mirror.job]
+        self._seats[mirror.subject].pop(mirror.id, None)
+        if not self._seats[mirror.subject]:
+            del self._seats[mirror.subject]
 
     def _apply_event(self, event: broadcast.Event, entry: Entry) -> Change:
         if event.op is not None:

@@ -72,6 +72,14 @@ class History:
         self._forget(self._past.expire(self._now()))
         return self._past.find(operation)
 
+    def end_of(self, record: Record) -> Record | None:
+        """Return the end of the very attempt that a record is of, where one is known."""
+        return self._past.get(key_of(record))
+
+    def lacks(self, record: Record) -> bool:
+        """Tell whether the second log may not have an end yet, although its bounds leave room for it."""
+        return not self.caught_up.is_set() or key_of(record) in self._due
+
     def _hear(self, record: Record) -> None:
         if operations.is_ended(record):
             self._take(record, self._now())

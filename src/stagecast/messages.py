@@ -10,6 +10,8 @@ from typing import Final, Literal, NamedTuple, get_args
 
 import msgspec
 
+from stagecast.revision import is_one_stream
+
 ModelKind = Literal["staging", "installation", "loading", "deletion"]
 MODEL_KINDS: Final[frozenset[str]] = frozenset(get_args(ModelKind))
 Kind = str
@@ -52,8 +54,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The last word on one operation. Only its owner writes it, or whoever wins a compare-and-set.
 
     ``(attempt, seq)`` orders the records of one operation: the attempt is the fencing token and rises by one whenever
-    the operation is claimed anew, ``seq`` with every record of an attempt. ``owner`` is a process, empty while nobody
-    has claimed the operation. ``file_index`` counts from 1.
+    the operation is claimed anew, ``seq`` with every record of an attempt. Attempts are counted within an ``era``, the
+    number of the `Horizon` that was in force when the operation was begun and the log knew nothing of it. ``owner`` is
+    a process, empty while nobody has claimed the operation. ``file_index`` counts from 1.
 
     ``job`` stays through every attempt of one run; ``call`` is shared by all operations that one request asked for.
     ``beside`` are jobs that the request asked for, too, but that were under way already, each with a call of its own.
@@ -96,6 +99,24 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     waits_on: Hindrance = ""
     waits_since: float = 0.0
     earlier: tuple[Attempt, ...] = ()
+    era: int = 0
+
+
+class Horizon(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What everybody forgets where this stands in the log: words on operations that stand no later than ``through``.
+
+    All but those at ``through`` minus a number in ``kept``. ``number`` rises with each horizon. It is written with a
+    compare-and-set by whichever judge is first, once the history has what is forgotten.
+    """
+
+    number: int = 0
+    through: int = 0
+    kept: tuple[int, ...] = ()
+
+    def forgets(self, sequence: int) -> bool:
+        """Tell whether a word that came to stand at a sequence is forgotten."""
+        is_beyond = 0 < sequence <= self.through and is_one_stream(sequence, self.through)
+        return is_beyond and self.through - sequence not in self.kept
 
 
 class StagingStatus(msgspec.Struct, kw_only=True):

@@ -29,7 +29,8 @@ BLOCK: Final = "program"
 EARLIER_KEPT: Final = 20
 """How many attempts a record tells of: it must stay small, however often its owner dies."""
 
-Rank = tuple[int, int, int, bytes]
+Fence = tuple[int, int]
+Rank = tuple[int, int, int, int, bytes]
 
 
 def operation_id(kind: Kind, model: str, node: str = "") -> str:
@@ -63,6 +64,11 @@ def is_later(one: Record, other: Record) -> bool:
     return _order(one) > _order(other)
 
 
+def fence(record: Record) -> Fence:
+    """Return the token by which an owner is fenced: whoever has a lower one than the log holds has lost its claim."""
+    return (record.era, record.attempt)
+
+
 def merge(held: Record | None, incoming: Record) -> Record:
     """Return the later of two records of the same operation."""
     return incoming if held is None or outranks(incoming, held) else held
@@ -82,6 +88,7 @@ def opened(
     total_files: int = 0,
     call: str = "",
     beside: tuple[str, ...] = (),
+    era: int = 0,
 ) -> Record:
     """Return the record that queues a new run, above whatever is held of the same operation."""
     return Record(
@@ -99,6 +106,7 @@ def opened(
         parameters=parameters or {},
         call=call,
         beside=beside,
+        era=max(era, held.era if held else 0),
     )
 
 
@@ -242,8 +250,8 @@ def _cancelled(held: Record, now: float, *, keep_partial: bool) -> Record:
     return ended(held, "cancelled", now, note=note, keep_partial=keep_partial, bytes_kept=kept)
 
 
-def _order(record: Record) -> tuple[int, int, int]:
-    return (record.attempt, is_ended(record) + record.dismissed, record.seq)
+def _order(record: Record) -> tuple[int, int, int, int]:
+    return (record.era, record.attempt, is_ended(record) + record.dismissed, record.seq)
 
 
 def _tie_break(record: Record) -> bytes:

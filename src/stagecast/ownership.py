@@ -20,7 +20,7 @@ import msgspec
 from stagecast import broadcast, operations, subjects
 from stagecast.bus import Log
 from stagecast.errors import AppendConflict, BusUnavailable, Fenced
-from stagecast.messages import Entry, Hindrance, Outcome, Record
+from stagecast.messages import Entry, Hindrance, Horizon, Outcome, Record
 from stagecast.meter import Meter
 
 TICK_INTERVAL: Final = 1.0
@@ -48,7 +48,7 @@ class Ownership(Meter):
         *,
         clock: Callable[[], float] = time.time,
         interval: float = TICK_INTERVAL,
-        wrote: Callable[[Record], None] | None = None,
+        wrote: Callable[[Record, int], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
@@ -162,7 +162,8 @@ class Ownership(Meter):
         """Tell whether ``held`` takes the operation away: a later word that this process did not say itself."""
         if held == self._wanted or not operations.outranks(held, self.record):
             return False
-        is_ours = held.owner == self.record.owner and held.attempt <= self.record.attempt + 1
+        is_next = held.era == self.record.era and held.attempt <= self.record.attempt + 1
+        is_ours = held.owner == self.record.owner and is_next
         return not is_ours or held.state not in {"running", "stalled"}
 
     def settle(self) -> None:
@@ -225,7 +226,7 @@ class Ownership(Meter):
             # Both at once: whoever is cancelled before has written nothing, and the next word finds that out anew.
             self.record, self.sequence = self._wanted, at
             if self._wrote is not None:
-                self._wrote(self.record)
+                self._wrote(self.record, at)
 
     async def _resolve(self, wanted: Record) -> tuple[Record | None, int]:
         """Find out who wrote on our subject; return what to write over it, and where it stands.
@@ -238,13 +239,16 @@ class Ownership(Meter):
         held = standing_record(standing)
         if held is not None and held != wanted and _fences(held, wanted):
             raise Fenced(wanted.id, wanted.attempt)
+        if standing is None and horizon_in(await self._standing(subjects.HORIZON)).forgets(self.sequence):
+            # It has ended without us, so long ago that all have forgotten it: nothing revives it.
+            raise Fenced(wanted.id, wanted.attempt)
         return self._over(held, wanted), standing.sequence if standing else 0
 
     def _over(self, held: Record | None, wanted: Record) -> Record | None:
         """Return what to write over the word that stands there."""
         if held == wanted:
             return None
-        if held is None or held.attempt < wanted.attempt:
+        if held is None or operations.fence(held) < operations.fence(wanted):
             return wanted
         if (held.state == "stalled" and held.waits_on == "owner") or held.bytes_done > wanted.bytes_done:
             # Somebody took us for dead while we slept, or the log tells of bytes that are lost.
@@ -274,14 +278,24 @@ class Ownership(Meter):
 
 
 def _fences(held: Record, wanted: Record) -> bool:
-    if held.attempt != wanted.attempt:
-        return held.attempt > wanted.attempt
+    if operations.fence(held) != operations.fence(wanted):
+        return operations.fence(held) > operations.fence(wanted)
     return held.owner not in {"", wanted.owner} or operations.is_ended(held) or held.state == "paused"
 
 
 def _has_parted(record: Record) -> bool:
     """Tell whether an owner's own word was its last one: what waited to be said behind it is not said any more."""
     return record.state == "paused" or record.waits_on == "owner"
+
+
+def horizon_in(entry: Entry | None) -> Horizon:
+    """Return the horizon in the log's last word on where it stands; where there is none, nothing was forgotten."""
+    if entry is None:
+        return Horizon()
+    try:
+        return msgspec.json.decode(entry.payload, type=Horizon)
+    except msgspec.DecodeError:
+        return Horizon()
 
 
 def standing_record(entry: Entry | None) -> Record | None:

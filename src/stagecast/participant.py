@@ -21,6 +21,7 @@ from stagecast.commands import Commands
 from stagecast.errors import Unknown
 from stagecast.feed import Feed
 from stagecast.fold import Fold
+from stagecast.forgetting import Forgetting
 from stagecast.history import History
 from stagecast.messages import MODEL_KINDS, Kind
 from stagecast.past import Sought
@@ -76,14 +77,17 @@ async def participating(
 ) -> AsyncGenerator[Participant, None]:  # fmt: skip
     """Take part for as long as the block lasts, from when the log was read once.
 
-    Who ``judges`` answers for everybody: it says who is dead, puts right what was written over, and keeps the history
-    within ``bounds``. ``performs`` are the kinds of another program's work that this process takes, which everybody is
-    to know. ``tracker`` is for whoever has a clock, or a process's name, of its own.
+    Who ``judges`` answers for everybody: it says who is dead, puts right what was written over, keeps the history
+    within ``bounds``, and has what ended long ago forgotten. ``performs`` are the kinds of another program's work that
+    this process takes, which everybody is to know. ``tracker`` is for whoever has a clock, or a process's name, of its
+    own.
 
     Raises:
         NameTaken: another living process speaks for a node of this name.
     """
     tracker = tracker or Tracker(bus, f"{name}/{secrets.token_hex(4)}", mends=judges)
+    history = History(tracker, bounds)
+    forgetting = Forgetting(tracker, history) if judges else None
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(tracker.running())
         presence = await stack.enter_async_context(Presence(tracker, judges=judges, performs=performs).running())
@@ -91,10 +95,10 @@ async def participating(
         await tracker.caught_up.wait()
         await commands.check_name(name)
         announcer = await stack.enter_async_context(Announcer(tracker).running())
-        history = History(tracker, bounds)
         commands.ended = history.find
-        if judges:
+        if forgetting is not None:
             await stack.enter_async_context(history.running())
+            await stack.enter_async_context(forgetting.running(presence))
         view = View(tracker)
         yield Participant(name, tracker, presence, commands, announcer, history, view, Feed(tracker, view))
 

@@ -90,6 +90,11 @@ class Past:
     def __contains__(self, key: Key) -> bool:
         return key in self._entries
 
+    def get(self, key: Key) -> Record | None:
+        """Return an entry, or None."""
+        held = self._entries.get(key)
+        return held[0] if held else None
+
     def __len__(self) -> int:
         return len(self._entries)
 

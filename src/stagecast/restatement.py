@@ -16,8 +16,8 @@ from stagecast import broadcast, operations, subjects
 from stagecast.bus import Log
 from stagecast.errors import AppendConflict, BusUnavailable
 from stagecast.fold import Fold
-from stagecast.messages import Entry, NodeRecord, Placement, Record
-from stagecast.ownership import RETRY_INTERVAL, standing_record
+from stagecast.messages import Entry, Horizon, NodeRecord, Placement, Record
+from stagecast.ownership import RETRY_INTERVAL, horizon_in, standing_record
 
 
 class Restatement:
@@ -30,6 +30,7 @@ class Restatement:
         self._missing: dict[str, Record] = {}
         self._placements: dict[str, Placement] = {}
         self._nodes: dict[str, NodeRecord] = {}
+        self._era = 0
         for record in missing:
             self._know(record)
         for fold in folds:
@@ -37,6 +38,7 @@ class Restatement:
                 self._know(slot.record)
             self._placements |= fold.placements
             self._nodes |= fold.nodes
+            self._era = max(self._era, fold.horizon.number)
 
     @property
     def is_whole(self) -> bool:
@@ -62,6 +64,10 @@ class Restatement:
             await self._put_back(subjects.node(name), msgspec.json.encode(node), lambda _: False)
         for model, placement in self._placements.items():
             await self._put_back(subjects.placement(model), msgspec.json.encode(placement), _newer_than(placement))
+        if self._era:
+            # Of the horizon only its number is true of another log: no era may come twice.
+            horizon = msgspec.json.encode(Horizon(number=self._era))
+            await self._put_back(subjects.HORIZON, horizon, lambda entry: horizon_in(entry).number < self._era)
 
     def _know(self, record: Record) -> None:
         self._missing[record.id] = operations.merge(self._missing.get(record.id), record)

@@ -21,6 +21,8 @@ KIND_PREFIX: Final[dict[Kind, str]] = {
     "deletion": "deletion",
 }
 
+HORIZON: Final = "stagecast.horizon"
+"""Where it stands up to where ended operations are forgotten."""
 LOG_SUBJECTS: Final = (
     "staging.*.progress",
     "gallery.*.progress",
@@ -31,6 +33,7 @@ LOG_SUBJECTS: Final = (
     "stagecast.holding.*",
     "stagecast.placement.*",
     "stagecast.instance.*",
+    HORIZON,
 )
 HISTORY_SUBJECTS: Final = ("stagecast.history.*",)
 BEAT: Final = "stagecast.beat"

@@ -17,13 +17,14 @@ from stagecast import archive, broadcast, operations, subjects
 from stagecast.bus import Anew, Bus, CaughtUp, Heard, Lost
 from stagecast.changes import Changes, Topic
 from stagecast.errors import AppendConflict, BusUnavailable, Fenced, Interrupted, StagecastError
-from stagecast.fold import Fold
+from stagecast.fold import Change, Fold, Mirror, Slot
 from stagecast.mending import Mender
 from stagecast.messages import Entry, Kind, Record
-from stagecast.ownership import RETRY_INTERVAL, TICK_INTERVAL, Ownership, standing_record
+from stagecast.ownership import RETRY_INTERVAL, TICK_INTERVAL, Ownership, horizon_in, standing_record
 from stagecast.restatement import Restatement
 from stagecast.revision import Revision, is_one_stream
 from stagecast.server_clock import ServerClock
+from stagecast.unheard import Unheard
 
 _logger = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class Tracker:
         self.caught_up = asyncio.Event()
         self.hearers: list[Callable[[Record], None]] = []
         """Called with each record that an operation comes to have, also those that are soon outranked."""
+        self.forgetters: list[Callable[[tuple[Slot | Mirror, ...]], None]] = []
+        """Called with what each horizon has made this process forget."""
         self.server_clock = ServerClock(monotonic or (lambda: asyncio.get_running_loop().time()))
         self._clock = clock
         self._interval = interval
@@ -59,8 +62,7 @@ class Tracker:
         self._changes = Changes()
         self._is_heard = False
         self._restatement = Restatement(bus.log)
-        self._written: dict[str, Record] = {}
-        """What this process has written and not heard yet."""
+        self._unheard = Unheard()
         self._warned = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -134,7 +136,7 @@ class Tracker:
     async def write(self, record: Record, expected: int) -> Revision:
         """Append an operation's record where its last word stands at ``expected``. Raises like `say`."""
         revision = await self.say(subjects.operation(record), broadcast.encode(record), expected=expected)
-        self._note_written(record)
+        self._unheard.note(record, revision.sequence, self._incoming)
         return revision
 
     async def open(
@@ -153,6 +155,7 @@ class Tracker:
             record = operations.opened(
                 held, kind=kind, model=model, node=node, job=self.new_id(), now=self._clock(), cause=cause, call=call,
                 parameters=parameters, bytes_total=bytes_total, total_files=total_files, beside=beside,
+                era=0 if held and sequence else await self.present_era(),
             )  # fmt: skip
             if claim:
                 record = operations.claimed(record, self.process, self._clock())
@@ -164,10 +167,19 @@ class Tracker:
         probe = Record(id=identifier, job="", kind=kind, model=model, node=node)
         entry = await self.bus.log.last(subjects.operation(probe))
         held = standing_record(entry)
-        slot = self.fold.slots.get(identifier)
-        for known in (slot.record if slot else None, self._written.get(identifier)):
-            held = operations.merge(held, known) if known is not None else held
+        known = [word for word in (self.fold.slots.get(identifier), self._unheard.get(identifier)) if word is not None]
+        if entry is None and known:
+            # Gone from the log: with the log, or because all but this process have forgotten it by now.
+            horizon = horizon_in(await self.bus.log.last(subjects.HORIZON))
+            known = [word for word in known if not horizon.forgets(word.sequence)]
+        for word in known:
+            held = operations.merge(held, word.record)
         return held, entry.sequence if entry else 0
+
+    async def present_era(self) -> int:
+        """Return the era in which an operation begins of which the log knows nothing. Raises `BusUnavailable`."""
+        standing = horizon_in(await self.bus.log.last(subjects.HORIZON))
+        return max(standing.number, self.fold.horizon.number)
 
     def close(self) -> None:
         """Wake everybody who waits for a change: this process is about to end."""
@@ -229,7 +241,7 @@ class Tracker:
             if held.owner == self.process and held.state == "running":
                 # Claimed at the start, or by a claim whose answer was lost.
                 return self._ownership(held, sequence)
-            if held.attempt > record.attempt or held.owner != record.owner:
+            if operations.fence(held) > operations.fence(record) or held.owner != record.owner:
                 return None
             claimed = operations.claimed(held, self.process, self._clock())
             with suppress(AppendConflict):
@@ -238,13 +250,9 @@ class Tracker:
 
     def _ownership(self, record: Record, sequence: int) -> Ownership:
         return Ownership(
-            self.bus.log, record, sequence, clock=self._clock, interval=self._interval, wrote=self._note_written
-        )
-
-    def _note_written(self, record: Record) -> None:
-        slot = self._incoming.slots.get(record.id)
-        if slot is None or operations.outranks(record, slot.record):
-            self._written[record.id] = operations.merge(self._written.get(record.id), record)
+            self.bus.log, record, sequence, clock=self._clock, interval=self._interval,
+            wrote=lambda word, at: self._unheard.note(word, at, self._incoming),
+        )  # fmt: skip
 
     async def _stopped(self, ownership: Ownership) -> None:
         """Write what a stop from outside makes of the operation; without one, this process itself is leaving."""
@@ -287,7 +295,7 @@ class Tracker:
         earlier, self._incoming = self._incoming, Fold(Revision(identity, 0))
         self.server_clock.forget()
         self._restatement.is_over = True
-        words = [*self._restatement.missing(), *self._written.values()]
+        words = [*self._restatement.missing(), *self._unheard]
         self._restatement = Restatement(self.bus.log, (self.fold, earlier), words)
         self._is_heard, self.is_degraded = False, True
         self._changes.tell("identity")
@@ -341,6 +349,8 @@ class Tracker:
             self._mender.look(change, entry.subject)
         if change.what == "operation":
             self._hear_word(self._incoming.slots[change.id].record)
+        elif change.what == "horizon":
+            self._hear_horizon(change, entry.sequence)
         if self._incoming is self.fold:
             if change.what == "operation":
                 self._tell_owner(change.id)
@@ -351,12 +361,20 @@ class Tracker:
     def _hear_word(self, record: Record) -> None:
         for hear in self.hearers:
             hear(record)
-        written = self._written.get(record.id)
-        if written is not None and not operations.outranks(written, record):
-            del self._written[record.id]
+        self._unheard.hear(record)
         if not self._restatement.is_whole:
             self._restatement.hear(record)
             self._show()
+
+    def _hear_horizon(self, change: Change, sequence: int) -> None:
+        """Let go of what this process slept through: its own words, and work that ended without it, long ago."""
+        self._unheard.let_go(sequence)
+        gone = {word.record.id: word.record for word in change.forgotten if isinstance(word, Slot)}
+        for name in gone.keys() & self.owned.keys():
+            if operations.fence(self.owned[name].record) <= operations.fence(gone[name]):
+                self.owned[name].halt("fence")
+        for hear in self.forgetters:
+            hear(change.forgotten)
 
     def _tell_owner(self, identifier: str) -> None:
         ownership, slot = self.owned.get(identifier), self.fold.slots.get(identifier)

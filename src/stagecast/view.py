@@ -81,7 +81,8 @@ class View:
 
     def _refresh(self) -> None:
         fold = self._tracker.fold
-        if self._fold is not fold:
+        # What ended and was forgotten since it was looked at last is nowhere said.
+        if self._fold is not fold or self._at < fold.horizon.through:
             self._fold, self._at = fold, -1
             self._places, self._encoded, self._known = [], [], {}
             self._bases, self._parts = {}, {}

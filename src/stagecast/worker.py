@@ -25,6 +25,7 @@ from stagecast.ownership import Ownership
 from stagecast.partial import Partial
 from stagecast.presence import Presence
 from stagecast.remains import Remains
+from stagecast.revision import Revision
 from stagecast.tracker import Tracker
 from stagecast.transfer import Holder, RateLimit, fetch_manifest, pull
 from stagecast.transfer.pull import PATIENCE
@@ -61,15 +62,19 @@ class Worker:
         """
         if await asyncio.to_thread(self._node.store.recorded, model) is not None:
             return
-        record, _ = await self._tracker.open("staging", model, self._node.name, cause=cause)
-        await self._tracker.until(lambda: self._has_ended(record))
+        record, at = await self._tracker.open("staging", model, self._node.name, cause=cause)
+        await self._tracker.until(lambda: self._has_ended(record, at))
         ended = self._tracker.fold.record(record.id)
+        if ended is None and await asyncio.to_thread(self._node.store.recorded, model) is not None:
+            return
         if ended is None or ended.state != "succeeded":
             raise TransferFailed(ended.error if ended and ended.error else f"{record.id} was cancelled")
 
-    def _has_ended(self, record: Record) -> bool:
+    def _has_ended(self, record: Record, at: Revision) -> bool:
         held = self._tracker.fold.record(record.id)
-        return held is not None and held.attempt >= record.attempt and operations.is_ended(held)
+        if held is None:  # not heard yet, or forgotten: it ended long before this process woke
+            return at.reached_by(self._tracker.revision)
+        return operations.fence(held) >= operations.fence(record) and operations.is_ended(held)
 
     async def _stage(self, ownership: Ownership) -> None:
         async with self._remains.of(ownership):

@@ -55,6 +55,16 @@ class Log(Protocol):
         """Return the last word on a subject. Raises `BusUnavailable`."""
         ...
 
+    async def remove(self, subject: str, through: int) -> None:
+        """Take a subject's last word out of the log, if it stands no later than ``through``; nobody is told.
+
+        A compare-and-set finds nothing there from then on, and who follows from an earlier place a gap.
+
+        Raises:
+            BusUnavailable: whether it is out is not known. To be asked for again.
+        """
+        ...
+
     def follow(self) -> AsyncGenerator[Heard, None]:
         """Yield the log: `Anew`, the last word on each subject in order, `CaughtUp`, then each message as it comes.
 

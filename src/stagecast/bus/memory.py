@@ -38,6 +38,11 @@ class MemoryLog:
         self._expire()
         return self._last.get(subject)
 
+    async def remove(self, subject: str, through: int) -> None:
+        """See `stagecast.bus.Log.remove`."""
+        if 0 < self._standing(subject) <= through:
+            del self._last[subject]
+
     async def follow(self) -> AsyncGenerator[Heard, None]:
         """See `stagecast.bus.Log.follow`."""
         self._expire()

@@ -106,6 +106,16 @@ class NatsLog:
         moment = message.time.timestamp() if message.time else 0.0
         return Entry(subject, message.seq or 0, message.data or b"", moment)
 
+    async def remove(self, subject: str, through: int) -> None:
+        """See `stagecast.bus.Log.remove`."""
+        if not self._client.is_connected:
+            raise BusUnavailable("not connected")
+        try:
+            purging = self._stream.purge_stream(self._name, seq=through + 1, subject=subject)
+            await self._questions.answered(purging)
+        except _Gone as error:
+            raise BusUnavailable(_describe(error)) from error
+
     async def follow(self) -> AsyncGenerator[Heard, None]:
         """See `stagecast.bus.Log.follow`."""
         identity, held = "", 0

@@ -63,6 +63,12 @@ class SqliteLog(MemoryLog):
         """See `stagecast.bus.Log.append`. Raises `LogNotWritten` while the disk takes nothing."""
         return await self._pen.write(self, subject, payload, expected)
 
+    async def remove(self, subject: str, through: int) -> None:
+        """See `stagecast.bus.Log.remove`. It leaves the file with whatever is written next."""
+        if 0 < self._standing(subject) <= through:
+            del self._last[subject]
+            self._surplus[subject] = None
+
     def judged(self, requests: Sequence[_Request]) -> list[Entry | AppendConflict]:
         """Return what each request is to become, in their order, as if those before it were written already."""
         found: list[Entry | AppendConflict] = []

@@ -33,10 +33,8 @@ async def stream(feed: Feed, replica: str, after: Revision | None) -> AsyncGener
         told, is_quiet = ((after, feed.place[1]) if after is not None else None), False
         while not feed.is_closing:
             now = feed.place
-            if told is None or told[0].identity != now[0].identity or told[1] != now[1]:
-                frames = feed.snapshot()
-            else:
-                frames = feed.since(told[0].sequence)
+            is_resumed = told is not None and feed.is_resumed(told)
+            frames = feed.since(told[0].sequence) if told is not None and is_resumed else feed.snapshot()
             told = now
             if frames:
                 is_quiet = False

@@ -226,7 +226,8 @@ class Replica:
         def has_ended(opened: Record) -> bool:
             # The fold may not have this run yet, but still the end of an earlier one.
             held = self.fold.record(opened.id)
-            return held is not None and held.attempt >= opened.attempt and operations.is_ended(held)
+            is_this = held is not None and operations.fence(held) >= operations.fence(opened)
+            return held is not None and is_this and operations.is_ended(held)
 
         def ended() -> int:
             return sum(map(has_ended, records))

@@ -1,0 +1,102 @@
+"""Forgetting: has what ended long ago leave every fold, at one place of the log, and then the log itself.
+
+A judge that finds something old enough, and has seen all of it in the history, sets a new horizon with a
+compare-and-set: one wins, and all forget the same where it stands (`stagecast.horizon`). What a horizon has made
+everybody forget is taken out of the log by whoever set it, and once more by whoever sets the next one, should that
+process have died on its way; a process that starts does so with what it finds beyond the horizon. To take out what
+is out already changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import msgspec
+
+from stagecast import horizon, subjects
+from stagecast.errors import AppendConflict, BusUnavailable
+from stagecast.fold import Slot
+from stagecast.history import History
+from stagecast.horizon import Word
+from stagecast.messages import Record
+from stagecast.presence import Presence
+from stagecast.tracker import Tracker
+
+SWEEP: Final = 1.0
+"""Seconds between two looks at what is old enough."""
+_PATIENCE: Final = 5.0
+
+
+class Forgetting:
+    """One judge's part in it. To be made before its tracker runs: what it forgets at the start counts."""
+
+    def __init__(self, tracker: Tracker, history: History) -> None:
+        self._tracker = tracker
+        self._history = history
+        self._lately: deque[tuple[Word, ...]] = deque(maxlen=2)
+        self._leavings: dict[str, int] = {}
+        """What this process has to take out of the log: subjects, and where their last words stood."""
+        tracker.forgetters.append(self._hear)
+
+    @asynccontextmanager
+    async def running(self, presence: Presence) -> AsyncGenerator[Forgetting, None]:
+        """Judge for as long as the block lasts."""
+        sweeping = asyncio.create_task(self._sweep(presence), name="forgetting")
+        try:
+            yield self
+        finally:
+            sweeping.cancel()
+            await asyncio.gather(sweeping, return_exceptions=True)
+
+    async def sweep(self, now: float, presence: Presence) -> None:
+        """Set a new horizon if one is due at ``now``, the server's clock, and take out of the log what is to be."""
+
+        def is_wanted(record: Record) -> bool:
+            return self._history.lacks(record) or _is_to_be_freed(record, presence)
+
+        fold = self._tracker.fold
+        found = horizon.due(fold, now, is_wanted) if now and self._history.caught_up.is_set() else None
+        with suppress(AppendConflict, BusUnavailable):
+            await self._end_again()
+            if found is not None:
+                payload = msgspec.json.encode(found)
+                revision = await self._tracker.say(subjects.HORIZON, payload, expected=fold.horizon_at)
+                if await self._tracker.reached(revision, _PATIENCE):
+                    for words in self._lately:
+                        self._leave(words)
+            for subject, sequence in list(self._leavings.items()):
+                await self._tracker.bus.log.remove(subject, sequence)
+                self._leavings.pop(subject, None)
+
+    async def _end_again(self) -> None:
+        """End what the history knows to have ended: somebody says a word on it that is older than all memory."""
+        for slot in list(self._tracker.fold.live_slots()):
+            end = self._history.end_of(slot.record)
+            if end is not None:
+                await self._tracker.write(end, slot.sequence)
+
+    def _hear(self, words: tuple[Word, ...]) -> None:
+        if not self._tracker.caught_up.is_set():
+            self._leave(words)
+        self._lately.append(words)
+
+    def _leave(self, words: tuple[Word, ...]) -> None:
+        for word in words:
+            subject = subjects.operation(word.record) if isinstance(word, Slot) else word.subject
+            self._leavings[subject] = word.sequence
+
+    async def _sweep(self, presence: Presence) -> None:
+        while True:
+            await asyncio.sleep(SWEEP)
+            if not self._tracker.is_degraded:
+                await self.sweep(self._tracker.server_clock.now(), presence)
+
+
+def _is_to_be_freed(record: Record, presence: Presence) -> bool:
+    """Tell whether what a cancelled operation left may lie on a disk still, whose process has not heard of it."""
+    has_left = record.state == "cancelled" and record.kind in {"staging", "installation"} and not record.keep_partial
+    return has_left and not presence.is_node_alive(record.node)
