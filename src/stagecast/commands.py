@@ -110,6 +110,8 @@ class Commands:
         if known is None:
             raise Unknown("operation", operation)
         held, sequence = await self._tracker.standing(known.id, known.kind, known.model, known.node)
+        if held is None and not operations.is_ended(known):
+            raise BusUnavailable("this replica has yet to hear how it ended while it slept")
         is_past = held is None or (held.job != known.job and operation == known.job)
         if not is_past and held is not None:
             return held, sequence
@@ -175,6 +177,8 @@ class Commands:
 
     async def _write(self, asked: Record, command: Command) -> Revision | None:
         held, sequence = await self._tracker.standing(asked.id, asked.kind, asked.model, asked.node)
+        if held is None and not operations.is_ended(asked):
+            return None  # it has ended since, so long ago that it was forgotten: to be looked at anew
         verb: Verb = msgspec.convert(command.verb, Verb)
         record = operations.commanded(held or asked, verb, self._tracker.now(), keep_partial=command.keep_partial)
         if held is None:

@@ -19,16 +19,15 @@ import msgspec
 
 from stagecast import horizon, subjects
 from stagecast.errors import AppendConflict, BusUnavailable
-from stagecast.fold import Slot
+from stagecast.fold import Mirror, Slot
 from stagecast.history import History
 from stagecast.horizon import Word
-from stagecast.messages import Record
+from stagecast.messages import Horizon, Record
 from stagecast.presence import Presence
 from stagecast.tracker import Tracker
 
 SWEEP: Final = 1.0
 """Seconds between two looks at what is old enough."""
-_PATIENCE: Final = 5.0
 
 
 class Forgetting:
@@ -37,7 +36,9 @@ class Forgetting:
     def __init__(self, tracker: Tracker, history: History) -> None:
         self._tracker = tracker
         self._history = history
-        self._lately: deque[tuple[Word, ...]] = deque(maxlen=2)
+        self._lately: deque[dict[str, int]] = deque(maxlen=2)
+        self._tried: list[Horizon] = []
+        """What this process has set, or has tried to, and has not heard of."""
         self._leavings: dict[str, int] = {}
         """What this process has to take out of the log: subjects, and where their last words stood."""
         tracker.forgetters.append(self._hear)
@@ -63,11 +64,14 @@ class Forgetting:
         with suppress(AppendConflict, BusUnavailable):
             await self._end_again()
             if found is not None:
-                payload = msgspec.json.encode(found)
-                revision = await self._tracker.say(subjects.HORIZON, payload, expected=fold.horizon_at)
-                if await self._tracker.reached(revision, _PATIENCE):
-                    for words in self._lately:
-                        self._leave(words)
+                self._tried.append(found)
+                await self._tracker.say(subjects.HORIZON, msgspec.json.encode(found), expected=fold.horizon_at)
+        with suppress(BusUnavailable):
+            standing = self._tracker.fold.horizon
+            if standing in self._tried:
+                for leavings in self._lately:
+                    self._leavings |= leavings
+            self._tried = [each for each in self._tried if each.number > standing.number]
             for subject, sequence in list(self._leavings.items()):
                 await self._tracker.bus.log.remove(subject, sequence)
                 self._leavings.pop(subject, None)
@@ -79,15 +83,14 @@ class Forgetting:
             if end is not None:
                 await self._tracker.write(end, slot.sequence)
 
-    def _hear(self, words: tuple[Word, ...]) -> None:
+    def _hear(self, words: tuple[Word, ...], through: int) -> None:
+        # Who slept does not know the last word on an operation, but that it stands before the horizon. A subject of
+        # foreign operations may have several.
+        slots = {subjects.operation(word.record): through for word in words if isinstance(word, Slot)}
+        leavings = slots | {word.subject: word.sequence for word in words if isinstance(word, Mirror)}
         if not self._tracker.caught_up.is_set():
-            self._leave(words)
-        self._lately.append(words)
-
-    def _leave(self, words: tuple[Word, ...]) -> None:
-        for word in words:
-            subject = subjects.operation(word.record) if isinstance(word, Slot) else word.subject
-            self._leavings[subject] = word.sequence
+            self._leavings |= leavings
+        self._lately.append(leavings)
 
     async def _sweep(self, presence: Presence) -> None:
         while True:

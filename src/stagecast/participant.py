@@ -75,7 +75,7 @@ async def participating(
     bus: Bus, name: str, *, judges: bool, performs: tuple[Kind, ...] = (), bounds: Bounds | None = None,
     tracker: Tracker | None = None,
 ) -> AsyncGenerator[Participant, None]:  # fmt: skip
-    """Take part for as long as the block lasts, from when the log was read once.
+    """Take part for as long as the block lasts, from when the log, and by who judges the history, was read once.
 
     Who ``judges`` answers for everybody: it says who is dead, puts right what was written over, keeps the history
     within ``bounds``, and has what ended long ago forgotten. ``performs`` are the kinds of another program's work that
@@ -98,6 +98,8 @@ async def participating(
         commands.ended = history.find
         if forgetting is not None:
             await stack.enter_async_context(history.running())
+            # What the log has forgotten is answered from there: late is complete (law L4).
+            await history.caught_up.wait()
             await stack.enter_async_context(forgetting.running(presence))
         view = View(tracker)
         yield Participant(name, tracker, presence, commands, announcer, history, view, Feed(tracker, view))

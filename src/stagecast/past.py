@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from stagecast.messages import Record
+from stagecast.operations import Fence, fence
 from stagecast.settings import Bounds
 
 Key = tuple[str, int]
@@ -84,8 +85,8 @@ class Past:
         self._entries: dict[Key, tuple[Record, float]] = {}
         self._places: list[Place] = []
         self._written: list[tuple[float, Key]] = []
-        self._named: dict[str, list[Place]] = {}
-        """The places of what has an id or a job of this name, in order."""
+        self._named: dict[str, list[tuple[Fence, Place]]] = {}
+        """The places of what has an id or a job of this name, in the order of the attempts: clocks may differ."""
 
     def __contains__(self, key: Key) -> bool:
         return key in self._entries
@@ -110,7 +111,7 @@ class Past:
         insort(self._places, _place(record))
         insort(self._written, (written, key))
         for name in {record.id, record.job}:
-            insort(self._named.setdefault(name, []), _place(record))
+            insort(self._named.setdefault(name, []), (fence(record), _place(record)))
         return self._drop_oldest(len(self._entries) - self._bounds.count)
 
     def expire(self, now: float) -> list[Key]:
@@ -132,7 +133,7 @@ class Past:
     def find(self, operation: str) -> Record | None:
         """Return the latest end of an operation, by its id or its job, or None, without a look at any other."""
         places = self._named.get(operation)
-        return self._entries[places[-1].job, places[-1].attempt][0] if places else None
+        return self._entries[places[-1][1].job, places[-1][1].attempt][0] if places else None
 
     def _drop_oldest(self, count: int) -> list[Key]:
         dropped = [key for _, key in self._written[: max(0, count)]]
@@ -148,7 +149,7 @@ class Past:
             del self._written[bisect_left(self._written, (written, key))]
             for name in {record.id, record.job}:
                 places = self._named[name]
-                del places[bisect_left(places, _place(record))]
+                del places[bisect_left(places, (fence(record), _place(record)))]
                 if not places:
                     del self._named[name]
 

@@ -85,7 +85,6 @@ class Service:
             bus = await stack.enter_async_context(self._bus())
             kinds = tuple(self._performers)
             participant = await stack.enter_async_context(participating(bus, self.name, judges=True, performs=kinds))
-            await participant.history.caught_up.wait()
             if not self._nats:
                 outlive(participant)
             self._participant = participant

@@ -51,8 +51,8 @@ class Tracker:
         self.caught_up = asyncio.Event()
         self.hearers: list[Callable[[Record], None]] = []
         """Called with each record that an operation comes to have, also those that are soon outranked."""
-        self.forgetters: list[Callable[[tuple[Slot | Mirror, ...]], None]] = []
-        """Called with what each horizon has made this process forget."""
+        self.forgetters: list[Callable[[tuple[Slot | Mirror, ...], int], None]] = []
+        """Called with what a horizon has made this process forget, and how far that one reaches."""
         self.server_clock = ServerClock(monotonic or (lambda: asyncio.get_running_loop().time()))
         self._clock = clock
         self._interval = interval
@@ -367,14 +367,9 @@ class Tracker:
             self._show()
 
     def _hear_horizon(self, change: Change, sequence: int) -> None:
-        """Let go of what this process slept through: its own words, and work that ended without it, long ago."""
         self._unheard.let_go(sequence)
-        gone = {word.record.id: word.record for word in change.forgotten if isinstance(word, Slot)}
-        for name in gone.keys() & self.owned.keys():
-            if operations.fence(self.owned[name].record) <= operations.fence(gone[name]):
-                self.owned[name].halt("fence")
         for hear in self.forgetters:
-            hear(change.forgotten)
+            hear(change.forgotten, self._incoming.horizon.through)
 
     def _tell_owner(self, identifier: str) -> None:
         ownership, slot = self.owned.get(identifier), self.fold.slots.get(identifier)

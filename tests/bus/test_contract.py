@@ -127,6 +127,47 @@ async def test_compare_and_set_is_per_subject(bus: Bus) -> None:
         await bus.log.append(ONE, b"4", expected=0)
 
 
+async def test_what_is_removed_is_not_there_for_a_compare_and_set_nor_for_who_follows_later(bus: Bus) -> None:
+    one = await bus.log.append(ONE, b"1", expected=0)
+    two = await bus.log.append(TWO, b"2", expected=0)
+    await bus.log.remove(ONE, one)
+    assert await bus.log.last(ONE) is None
+    with pytest.raises(AppendConflict):
+        await bus.log.append(ONE, b"3", expected=one)
+    async with following(bus) as queue:
+        heard = await until_caught_up(queue)
+    assert [each.payload for each in heard if isinstance(each, Entry)] == [b"2"]
+    assert heard[-1] == CaughtUp(two)
+    assert await bus.log.append(ONE, b"4", expected=0) == two + 1
+
+
+async def test_only_the_word_that_is_meant_is_removed(bus: Bus) -> None:
+    one = await bus.log.append(ONE, b"1", expected=0)
+    later = await bus.log.append(ONE, b"2", expected=one)
+    await bus.log.remove(ONE, one)
+    await bus.log.remove(TWO, later)
+    standing = await bus.log.last(ONE)
+    assert standing is not None
+    assert (standing.sequence, standing.payload) == (later, b"2")
+    await bus.log.remove(ONE, later)
+    await bus.log.remove(ONE, later)
+    assert await bus.log.last(ONE) is None
+
+
+async def test_also_the_last_word_of_all_is_removed_and_numbers_go_on(bus: Bus) -> None:
+    async with following(bus) as queue:
+        await until_caught_up(queue)
+        one = await bus.log.append(ONE, b"1", expected=0)
+        await bus.log.remove(ONE, one)
+        async with following(bus) as other:
+            assert (await until_caught_up(other))[-1] == CaughtUp(one)
+            assert await bus.log.append(TWO, b"2", expected=0) == one + 1
+            async with asyncio.timeout(10):
+                while not isinstance(heard := await queue.get(), Entry) or heard.payload != b"2":
+                    pass
+                assert await other.get() == heard
+
+
 async def test_last_of_an_unknown_subject_is_none(bus: Bus) -> None:
     assert await bus.log.last("staging.nothing.progress") is None
 

@@ -371,5 +371,9 @@ class JetStream:
         """Make a consumer that pushes from now on."""
         return await self._call("add_consumer", name, config)
 
+    async def purge_stream(self, name: str, seq: int, subject: str) -> Any:
+        """Delete a subject's message if it stands before ``seq``."""
+        return await self._call("purge_stream", name, (subject, seq))
+
     async def _call(self, call: str, name: str, argument: Any) -> Any:
         return await self._client._ask("api", call, name, argument, timeout=self._timeout)

@@ -42,6 +42,8 @@ class Cluster:
         self.ledger = ledger
         self.pace = pace
         self.models: dict[str, int] = {}
+        self.is_forgetful = False
+        """What has ended is forgotten within seconds."""
         self.broken: set[str] = set()
         """Models whose source is gone: moving them fails."""
         self.nodes: dict[str, Node] = {}

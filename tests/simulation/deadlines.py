@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
+from stagecast import subjects
 from stagecast.bus.nats import _identity
+from stagecast.messages import Record
 from stagecast.revision import Revision
 from tests.simulation.invariants import Ledger
 from tests.simulation.life import Life
+from tests.simulation.stream import Stream
 from tests.simulation.words import brief, is_ended
 
 STALLED_WITHIN: Final = 10.0
@@ -115,16 +118,33 @@ class Deadlines:
         if stream is None:
             return "there is no log"
         at = Revision(_identity(stream.info()), stream.last_sequence)
+        ended = {job for job, _ in self.ledger.ends}
         found = [f"{brief(record)} goes on" for record in self.ledger.ideal.live() if record.state != "paused"]
         found += [
             f"{id_} was accepted and is not in the log"
             for id_ in self.ledger.jobs.keys() - self.ledger.ideal.slots.keys()
+            if id_ not in self.ledger.forgotten or self.ledger.jobs[id_] not in ended
         ]
         found += [
             f"{brief(risk.record)} was known by {sorted(risk.keepers)} and is not in the log that came back"
             for risk in self.ledger.risks.values()
         ]
+        found += self._not_forgotten(stream)
         return next(iter(found), "") or next(filter(None, (self._behind(life, at) for life in cluster.lives())), "")
+
+    def _not_forgotten(self, stream: Stream) -> list[str]:
+        """Return what ended long ago and is in the log still, or in the picture of an observer of all of it."""
+        slots = self.ledger.ideal.slots
+        found = [
+            f"{subject} is still in the log, and nobody knows it"
+            for subject in stream.messages.keys() - {subjects.operation(slot.record) for slot in slots.values()}
+            if subject.startswith(("staging.", "gallery."))
+        ]
+        if self.ledger.cluster.is_forgetful:
+            found += [
+                f"{brief(slot.record)} is not forgotten" for slot in slots.values() if _is_forgettable(slot.record)
+            ]
+        return found
 
     def _behind(self, life: Life, at: Revision) -> str:
         if not life.is_ready or life.tracker is None:
@@ -141,3 +161,9 @@ class Deadlines:
             if is_ended(slot.record) and known[slot.record.job, slot.record.attempt] != 1:
                 return f"{life.id} has no history of {brief(slot.record)}"
         return ""
+
+
+def _is_forgettable(record: Record) -> bool:
+    """Tell whether nobody has to know of an operation any more; of what a cancel leaves on a disk somebody has."""
+    is_listed = not is_ended(record) or (record.state == "failed" and not record.dismissed)
+    return not is_listed and not (record.state == "cancelled" and record.kind == "installation")

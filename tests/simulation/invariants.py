@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 
-from stagecast import revision, rows
+from stagecast import revision, rows, subjects
 from stagecast.answers import Operations
 from stagecast.broadcast import decode
 from stagecast.bus.nats import _identity
@@ -67,8 +67,13 @@ class Ledger:
         self.entries: list[tuple[float, Entry, Record | None]] = []
         self.ideal = Fold()
         self.listed: dict[tuple[str, int], bytes] = {}
+        self.named: dict[tuple[str, int], frozenset[str]] = {}
+        """Which operations are known at a revision, ended or not."""
+        self.forgotten: dict[str, tuple[int, float]] = {}
+        """Where in the log, and when, an operation was forgotten last."""
+        self.forgotten_jobs: set[str] = set()
         self.words: dict[tuple[str, int], Record] = {}
-        self.owners: dict[tuple[str, str, int], str] = {}
+        self.owners: dict[tuple[str, str, int, int], str] = {}
         self.ends: dict[tuple[str, int], Record] = {}
         self.jobs: dict[str, str] = {}
         """Accepted operations: id -> job."""
@@ -80,8 +85,11 @@ class Ledger:
         self.began_by: dict[str, tuple[str, Browser]] = {}
         self.is_emptied = False
         self._kept: bytes = b"[]"
+        self._names: frozenset[str] = frozenset()
         self._seen: dict[str, Seen] = {}
-        self._rows: dict[tuple[str, str], tuple[int, bool, int]] = {}
+        self._rows: dict[tuple[str, str], tuple[str, tuple[int, bool, int]]] = {}
+        self._earlier: dict[tuple[str, str], set[str]] = {}
+        """The runs of an operation that a client has seen another one after."""
         self._highest: dict[str, Revision] = {}
         self.written: dict[str, float] = {}
         """When the present word on an operation came to be."""
@@ -112,14 +120,34 @@ class Ledger:
             None if entry.subject.startswith("stagecast.") else decode(entry.subject.split(".")[0], entry.payload).op
         )
         held = self.ideal.slots.get(record.id) if record is not None else None
-        self.ideal.apply(entry)
+        change = self.ideal.apply(entry)
+        if change.forgotten:
+            self._check_forgotten([word for word in change.forgotten if isinstance(word, Slot)], entry.sequence, now)
         self.entries.append((now, entry, record))
         if record is not None:
             self._check_record(identity, held.record if held else None, record)
             self.written[record.id] = now
             self.words[identity, entry.sequence] = record
             self._kept = _encode(rows.listed(self.ideal))
+        if len(self._names) != len(self.ideal.slots):
+            self._names = frozenset(self.ideal.slots)
         self.listed[identity, entry.sequence] = self._kept
+        self.named[identity, entry.sequence] = self._names
+
+    def _check_forgotten(self, slots: list[Slot], sequence: int, now: float) -> None:
+        """All forget what has ended, nobody is shown, and the history has; the list stays what it was."""
+        history = self.cluster.server.streams["STAGECAST_HISTORY"].messages
+        for slot in slots:
+            self.checks["forgotten"] += 1
+            record = slot.record
+            if not is_ended(record) or (record.state == "failed" and not record.dismissed):
+                self.fail("L3", f"{brief(record)} is forgotten")
+            if subjects.history(record.job, record.attempt) not in history:
+                self.fail("L3", f"{brief(record)} is forgotten, and the history does not have it")
+            self.forgotten[record.id] = (sequence, now)
+            self.forgotten_jobs.add(record.job)
+        if _encode(rows.listed(self.ideal)) != self._kept:
+            self.fail("L3", "the list changes though only what has ended is forgotten")
 
     def _check_history(self, stream: Stream, stored: Stored) -> None:
         self.checks["L3"] += 1
@@ -133,7 +161,8 @@ class Ledger:
         if self.ideal.revision.identity != identity:
             self.ideal = Fold(Revision(identity, 0))
             self._kept = b"[]"
-            self.listed[identity, before] = self._kept
+            self._names = frozenset()
+            self.listed[identity, before], self.named[identity, before] = self._kept, self._names
         return identity
 
     def _check_record(self, identity: str, held: Record | None, record: Record) -> None:
@@ -148,11 +177,13 @@ class Ledger:
         if record.state == "failed" and not record.error:
             self.fail("L3", f"{brief(record)} has no cause")
         if record.owner:
-            owner = self.owners.setdefault((identity, record.id, record.attempt), record.owner)
+            owner = self.owners.setdefault((identity, record.id, record.era, record.attempt), record.owner)
             if owner != record.owner:
                 self.fail("L6", f"{record.id} has two owners in attempt {record.attempt}: {owner} and {record.owner}")
         if is_ended(record):
             self.ends[record.job, record.attempt] = record
+        elif held is None and not self.is_emptied and (record.job, record.attempt) in self.ends:
+            self.fail("L3", f"{brief(record)} is revived")
         risk = self.risks.get(record.id)
         if risk is not None and not outranks(risk.record, record):
             del self.risks[record.id]
@@ -247,13 +278,17 @@ class Ledger:
             self.fail("L2", f"{life.id} goes from revision {seen.revision} back to {at}")
         slots = fold.slots
         if slots != seen.slots:
-            self._check_slots(life, seen.slots, slots)
+            self._check_slots(life, seen.slots, slots, at)
             seen.slots = dict(slots)
             seen.listed = _encode(rows.listed(fold))
         seen.fold, seen.revision = fold, at
         expected = self.listed.get(at)
         if expected is not None:
             self.checks["L1"] += 1
+            if slots.keys() != self.named[at]:
+                self.fail(
+                    "L1", f"{life.id} at {at} knows {sorted(slots.keys() ^ self.named[at])} or not, unlike the log"
+                )
             if expected != seen.listed:
                 self.fail("L1", f"{life.id} at {at} shows\n  {seen.listed!r}\nand the log there is\n  {expected!r}")
         elif at.sequence and at.identity == self.ideal.revision.identity:
@@ -265,12 +300,14 @@ class Ledger:
         if at.identity == identity and at.sequence < sequence:
             self.fail("L4", f"{life.id} is ready at {at}; the log stood at {sequence} when it started")
 
-    def _check_slots(self, life: Life, old: dict[str, Slot], new: dict[str, Slot]) -> None:
+    def _check_slots(self, life: Life, old: dict[str, Slot], new: dict[str, Slot], at: Revision) -> None:
         for id_, slot in old.items():
             now = new.get(id_)
             if now is slot:
                 continue
             self.checks["L2"] += 1
+            if now is None and self.forgotten.get(id_, (at.sequence + 1,))[0] <= at.sequence:
+                continue
             if now is None:
                 self.fail("L8", f"{life.id} shows {brief(slot.record)} no more")
             if outranks(slot.record, now.record):
@@ -280,10 +317,14 @@ class Ledger:
         """A process moves bytes for an operation: it must not where it could know for long that it was fenced."""
         self.checks["L6"] += 1
         held = self.ideal.slots.get(record.id)
-        well = life.well_since
+        well, now = life.well_since, self.cluster.loop.time()
+        if held is None and well is not None and record.id in self.forgotten:
+            since = max(self.forgotten[record.id][1], well)
+            if now - since > FENCED_WITHIN:
+                self.fail("L6", f"{life.id} still works on {record.id}, {now - since:.2f} s after all forgot it")
         if held is None or well is None:
             return
-        now, word = self.cluster.loop.time(), held.record
+        word = held.record
         is_fenced = word.owner != life.id or is_ended(word) or word.state == "paused"
         since = max(self.written.get(record.id, now), well)
         if is_fenced and now - since > FENCED_WITHIN:
@@ -322,7 +363,7 @@ class Ledger:
         shown = {row.id: row for row in body.operations}
         for id_, row in shown.items():
             self._check_row(browser, answer, id_, row)
-        for key, (attempt, is_over, _) in list(self._rows.items()):
+        for key, (_, (attempt, is_over, _)) in list(self._rows.items()):
             if key[0] == browser.name and key[1] not in shown and not is_over:
                 self._check_absent(browser, answer, at, key[1], attempt)
 
@@ -332,10 +373,15 @@ class Ledger:
             return
         key = (browser.name, id_)
         is_over = row.state in ENDED
-        now, before = (row.attempt, is_over, row.current_bytes), self._rows.get(key)
-        if before is not None and now < before:
+        now = (row.attempt, is_over, row.current_bytes)
+        job, before = self._rows.get(key, (row.job_id, now))
+        earlier = self._earlier.setdefault(key, set())
+        is_anew = job != row.job_id and job in self.forgotten_jobs
+        if row.job_id in earlier or (now < before and not is_anew):
             self.fail("L2", f"{browser.name} sees {id_} at {now} on {answer.replica} after {before}")
-        self._rows[key] = now
+        if job != row.job_id:
+            earlier.add(job)
+        self._rows[key] = (row.job_id, now)
 
     def _cannot_know(self, answer: Answer, id_: str, at: Revision) -> bool:
         """Tell whether a replica was born into a log that came back empty, where nobody had put back this word yet."""
@@ -354,10 +400,12 @@ class Ledger:
             if at.identity == self.ideal.revision.identity:
                 self.fail("L8", f"{browser.name} misses {id_} on {answer.replica} at {at}; it was known")
             return
-        if held is None or (not is_ended(held.record) and held.record.attempt <= attempt):
+        job, _ = self._rows[browser.name, id_]
+        is_forgotten = job in self.forgotten_jobs
+        if not is_forgotten and (held is None or (not is_ended(held.record) and held.record.attempt <= attempt)):
             what = brief(held.record) if held else "unknown to the log"
             self.fail("L3", f"{browser.name} misses {id_} on {answer.replica} at {at}; it is {what}")
-        self._rows[browser.name, id_] = (attempt, True, 1 << 60)
+        self._rows[browser.name, id_] = (job, (attempt, True, 1 << 60))
 
     def accepted(self, browser: Browser, path: str, answer: Answer, record: Record, at: str) -> None:
         """A client was told that what it asked for is done."""

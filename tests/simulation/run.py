@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from stagecast import leases
+from stagecast import horizon, leases
 from stagecast.bus import consumer
 from stagecast.bus.nats import REQUEST_TIMEOUT
 from tests.simulation.browser import Browser
@@ -61,6 +61,8 @@ class Run:
         outcome = Outcome(schedule)
         before = leases.PATIENCE, consumer.BUSY
         leases.PATIENCE, consumer.BUSY = schedule.patience, schedule.busy  # type: ignore[misc]
+        ages = horizon.AGE, horizon.STEP
+        horizon.AGE, horizon.STEP = schedule.age, schedule.age / 4  # type: ignore[misc]
         try:
             self._begin()
             loop.run(lambda: False, schedule.until)
@@ -74,6 +76,7 @@ class Run:
             outcome.violation = str(violation)
         finally:
             leases.PATIENCE, consumer.BUSY = before  # type: ignore[misc]
+            horizon.AGE, horizon.STEP = ages  # type: ignore[misc]
             self._tell(outcome)
             loop.destroy()
         return outcome
@@ -95,6 +98,7 @@ class Run:
     def _begin(self) -> None:
         schedule, cluster = self.schedule, self.cluster
         cluster.models, cluster.broken = schedule.models, set(schedule.broken)
+        cluster.is_forgetful = schedule.age < schedule.until
         for kind, count in (("replica", schedule.replicas), ("worker", schedule.workers)):
             for number in range(1, count + 1):
                 name = f"{kind[0]}{number}"

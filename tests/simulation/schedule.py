@@ -64,6 +64,8 @@ class Schedule:
     clients: int = 1
     busy: float = consumer.BUSY
     """Seconds between two messages, on average, below which followers take the log in gulps and rest in between."""
+    age: float = 600.0
+    """Seconds after its end at which an operation is forgotten."""
 
     def without(self, happening: Happening) -> Schedule:
         """Return the same run with one happening less."""
@@ -94,7 +96,7 @@ class _Draft:
         return round(self.chance.uniform(0.0, self.until * share), 3)
 
 
-THEMES: Final = {"storm": 72, "long storm": 12, "sleeper": 7, "apart": 4, "mourning": 5}
+THEMES: Final = {"storm": 68, "long storm": 12, "sleeper": 7, "apart": 4, "mourning": 5, "ever new": 4}
 """What a schedule is about, and how many of a hundred are."""
 
 
@@ -113,6 +115,8 @@ def drawn(seed: int, theme: str = "") -> Schedule:
         _draw_apart(draft)
     elif theme == "mourning":
         _draw_mourning(draft)
+    elif theme == "ever new":
+        models = _draw_ever_new(draft)
     else:
         _draw_operations(draft)
         _draw_faults(draft, is_long=theme != "storm")
@@ -131,6 +135,7 @@ def drawn(seed: int, theme: str = "") -> Schedule:
         patience=15.0,
         clients=chance.choice((1, 1, 2)),
         busy=chance.choice((consumer.BUSY, consumer.BUSY, 1.0)),
+        age=2.0 if theme == "ever new" else 600.0,
     )
 
 
@@ -245,3 +250,27 @@ def _draw_apart(draft: _Draft) -> None:
     draft.add(healed - chance.uniform(0.05, 0.3), "empty bus", lasting=chance.uniform(0.1, 0.5))
     if chance.random() < 0.3:
         draft.add(draft.moment(), chance.choice(FAULTS[:6]), chance.choice(draft.replicas), lasting=1.0)
+
+
+def _draw_ever_new(draft: _Draft) -> dict[str, int]:
+    """Names that nobody has heard before, and now and then an earlier one; who sleeps does so across the forgetting."""
+    chance = draft.chance
+    draft.pace = chance.uniform(0.05, 0.15)
+    draft.models = [f"new{number}" for number in range(chance.randint(6, 12))]
+    draft.until = chance.uniform(14, 20)
+    for model in [*draft.models, *chance.choices(draft.models, k=3)]:
+        at = draft.moment(0.9)
+        worker = chance.choice(draft.workers)
+        is_staging = chance.random() < 0.6
+        target = f"staging:{model}@{worker}" if is_staging else f"installation:{model}"
+        draft.add(at, "stage" if is_staging else "install", worker if is_staging else "", model)
+        for verb in chance.choice(((), (), (), ("cancel",), ("cancel", "retry"), ("pause",), ("dismiss",))):
+            at += chance.uniform(0.05, 6.0)
+            draft.add(at, verb, target)
+    for _ in range(chance.choice((1, 2, 3))):
+        who, what = chance.choice([*draft.replicas, *draft.workers]), chance.choice(("sleep", "sleep", "cut", "crash"))
+        steps = 0 if what == "cut" else chance.choice((0, chance.randint(1, 60)))
+        draft.add(draft.moment(0.7), what, who, lasting=chance.uniform(3.0, 9.0), steps=steps)
+    if chance.random() < 0.4:
+        draft.add(draft.moment(), chance.choice(("join", "drop", "kill bus", "lose answers")), lasting=1.5)
+    return dict.fromkeys(draft.models, 1)

@@ -214,6 +214,9 @@ class Server:
                 moment = datetime.fromtimestamp(stored.moment, UTC)
                 raw = SimpleNamespace(subject=stored.subject, seq=stored.sequence, data=stored.data, time=moment)
                 self._answer(line, reply, raw)
+        elif call == "purge_stream":
+            stream.purge(*argument)
+            self._answer(line, reply, SimpleNamespace(success=True))
         elif call == "add_consumer":
             consumer = Consumer(self, stream, argument, line)
             # The pushes and the answer come from different places of the server: either may be first.

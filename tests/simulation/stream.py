@@ -40,6 +40,12 @@ class Stream:
         state = SimpleNamespace(first_seq=first, last_seq=self.last_sequence, messages=len(self.messages))
         return SimpleNamespace(config=self.config, created=self.created, state=state)
 
+    def purge(self, subject: str, before: int) -> None:
+        """Delete a subject's message if it stands before a sequence."""
+        held = self.messages.get(subject)
+        if held is not None and held.sequence < before:
+            del self.messages[subject]
+
     def after(self, sequence: int) -> list[Stored]:
         """Return what is kept after a sequence, in order."""
         found = []

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from tests.simulation.life import Life
 
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
-Rank = tuple[int, int, int]
+Rank = tuple[int, int, int, int]
 
 
 def rank(record: Record) -> Rank:
-    """Return what orders the records of an operation by law L6: the attempt, whether it has ended, the number.
+    """Return what orders the records of an operation by law L6: era and attempt, whether it has ended, the number.
 
     The invariants' own words, so that they hold where the production code is broken.
     """
-    return (record.attempt, (record.state in ENDED) + record.dismissed, record.seq)
+    return (record.era, record.attempt, (record.state in ENDED) + record.dismissed, record.seq)
 
 
 def outranks(one: Record, other: Record) -> bool:
