@@ -51,6 +51,8 @@ class Commands:
         """What draining means for this process's node, if it has one."""
         self.ended: Callable[[str], Record | None] = lambda _: None
         """Finds the last end of an operation that the log has no more, by id or job, where this process keeps them."""
+        self.is_behind: Callable[[], bool] = lambda: False
+        """Tells whether it has yet to read some of them."""
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Commands, None]:
@@ -105,7 +107,7 @@ class Commands:
             WrongState: another run has followed it, and the verb is not for the past.
         """
         known = self._tracker.fold.record(operation) or self.ended(operation)
-        if known is None and self._tracker.is_degraded:
+        if known is None and (self._tracker.is_degraded or self.is_behind()):
             raise BusUnavailable("this replica does not hear the log")
         if known is None:
             raise Unknown("operation", operation)

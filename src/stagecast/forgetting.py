@@ -64,17 +64,14 @@ class Forgetting:
         with suppress(AppendConflict, BusUnavailable):
             await self._end_again()
             if found is not None:
+                found = msgspec.structs.replace(found, history=self._history.position)
                 self._tried.append(found)
                 await self._tracker.say(subjects.HORIZON, msgspec.json.encode(found), expected=fold.horizon_at)
         with suppress(BusUnavailable):
-            standing = self._tracker.fold.horizon
-            if standing in self._tried:
-                for leavings in self._lately:
-                    self._leavings |= leavings
-            self._tried = [each for each in self._tried if each.number > standing.number]
             for subject, sequence in list(self._leavings.items()):
                 await self._tracker.bus.log.remove(subject, sequence)
-                self._leavings.pop(subject, None)
+                if self._leavings.get(subject) == sequence:  # nothing of a next run was forgotten meanwhile
+                    del self._leavings[subject]
 
     async def _end_again(self) -> None:
         """End what the history knows to have ended: somebody says a word on it that is older than all memory."""
@@ -83,14 +80,16 @@ class Forgetting:
             if end is not None:
                 await self._tracker.write(end, slot.sequence)
 
-    def _hear(self, words: tuple[Word, ...], through: int) -> None:
+    def _hear(self, words: tuple[Word, ...], standing: Horizon) -> None:
         # Who slept does not know the last word on an operation, but that it stands before the horizon. A subject of
         # foreign operations may have several.
-        slots = {subjects.operation(word.record): through for word in words if isinstance(word, Slot)}
+        slots = {subjects.operation(word.record): standing.through for word in words if isinstance(word, Slot)}
         leavings = slots | {word.subject: word.sequence for word in words if isinstance(word, Mirror)}
-        if not self._tracker.caught_up.is_set():
-            self._leavings |= leavings
         self._lately.append(leavings)
+        if standing in self._tried or not self._tracker.caught_up.is_set():
+            for each in self._lately:
+                self._leavings |= each
+        self._tried = [each for each in self._tried if each.number > standing.number]
 
     async def _sweep(self, presence: Presence) -> None:
         while True:

@@ -22,6 +22,7 @@ from stagecast.bus import Anew, CaughtUp
 from stagecast.errors import BusUnavailable
 from stagecast.messages import Entry, Record
 from stagecast.past import Key, Page, Past, Place, Sought, key_of
+from stagecast.revision import is_one_stream
 from stagecast.server_clock import ServerClock
 from stagecast.settings import Bounds
 from stagecast.tracker import Tracker
@@ -41,6 +42,10 @@ class History:
         self._past = Past(bounds or Bounds())
         self._kept: set[Key] = set()
         self._due: dict[Key, Record] = {}
+        self._acknowledged: set[Key] = set()
+        """What the second log has taken, and was not heard from there yet."""
+        self.position = 0
+        """How far this process has read the second log."""
         self._woken = asyncio.Event()
 
     def __len__(self) -> int:
@@ -78,7 +83,15 @@ class History:
 
     def lacks(self, record: Record) -> bool:
         """Tell whether the second log may not have an end yet, although its bounds leave room for it."""
-        return not self.caught_up.is_set() or key_of(record) in self._due
+        key = key_of(record)
+        return not self.caught_up.is_set() or key in self._due or key in self._acknowledged
+
+    @property
+    def is_behind(self) -> bool:
+        """Tell whether this process has forgotten operations of which it has yet to read how they ended."""
+        wanted = self._tracker.fold.horizon.history
+        # The one after it: a stream in which nothing stands ends before its first number.
+        return self.position < wanted and (not self.position or is_one_stream(self.position + 1, wanted))
 
     def _hear(self, record: Record) -> None:
         if operations.is_ended(record):
@@ -98,12 +111,16 @@ class History:
             async for each in heard:
                 if isinstance(each, Entry):
                     self._keep(each)
+                    self.position = each.sequence
                 elif isinstance(each, Anew):
                     # What a log that came back empty has lost is due again, like an end that was just seen.
                     self._clock.forget()
+                    self.position = 0
                     self._kept.clear()
+                    self._acknowledged.clear()
                     self._due = {key_of(record): record for record in self._past}
                 elif isinstance(each, CaughtUp):
+                    self.position = each.sequence
                     self.caught_up.set()
                     self._woken.set()
 
@@ -115,12 +132,14 @@ class History:
             return
         self._clock.hear(entry.time)
         self._due.pop(key_of(record), None)
+        self._acknowledged.discard(key_of(record))
         self._kept.add(key_of(record))
         self._forget(self._past.add(record, entry.time))
 
     def _forget(self, dropped: Iterable[Key]) -> None:
         for key in dropped:
             self._kept.discard(key)
+            self._acknowledged.discard(key)
             self._due.pop(key, None)
 
     async def _write(self) -> None:
@@ -136,7 +155,8 @@ class History:
         while key in self._due:
             try:
                 await archive.keep(self._tracker.bus.history, record)
-                self._due.pop(key, None)
+                if self._due.pop(key, None) is not None:
+                    self._acknowledged.add(key)
             except BusUnavailable:
                 await asyncio.sleep(RETRY_INTERVAL)
 

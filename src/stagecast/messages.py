@@ -106,11 +106,12 @@ class Horizon(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What everybody forgets where this stands in the log: words on operations that stand no later than ``through``.
 
     All but those at ``through`` minus a number in ``kept``. ``number`` rises with each horizon. It is written with a
-    compare-and-set by whichever judge is first, once the history has what is forgotten.
+    compare-and-set by whichever judge is first, once the history has what is forgotten, up to its sequence ``history``.
     """
 
     number: int = 0
     through: int = 0
+    history: int = 0
     kept: tuple[int, ...] = ()
 
     def forgets(self, sequence: int) -> bool:

@@ -18,7 +18,7 @@ from stagecast import rows, subjects
 from stagecast.announcer import Announcer
 from stagecast.bus import Bus
 from stagecast.commands import Commands
-from stagecast.errors import Unknown
+from stagecast.errors import BusUnavailable, Unknown
 from stagecast.feed import Feed
 from stagecast.fold import Fold
 from stagecast.forgetting import Forgetting
@@ -60,11 +60,13 @@ class Participant:
         return is_known or bool(self.history.page(Sought(kind=kind), limit=1).records)
 
     def row(self, operation: str) -> Row:
-        """Return the row of an operation by its id or its job, also after its end. Raises `Unknown`."""
+        """Return the row of an operation by its id or job, also after its end. Raises `Unknown`, `BusUnavailable`."""
         record = self.fold.record(operation) or self.history.find(operation)
         if record is not None:
             return rows.detailed(record, rows.shares(self.fold, record))
         mirror = self.fold.mirror(operation)
+        if mirror is None and self.history.is_behind:
+            raise BusUnavailable(f"{self.name} has yet to read what has ended")
         if mirror is None:
             raise Unknown("operation", operation)
         return rows.mirror_row(mirror)
@@ -95,7 +97,7 @@ async def participating(
         await tracker.caught_up.wait()
         await commands.check_name(name)
         announcer = await stack.enter_async_context(Announcer(tracker).running())
-        commands.ended = history.find
+        commands.ended, commands.is_behind = history.find, lambda: history.is_behind
         if forgetting is not None:
             await stack.enter_async_context(history.running())
             # What the log has forgotten is answered from there: late is complete (law L4).

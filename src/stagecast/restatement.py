@@ -41,6 +41,11 @@ class Restatement:
             self._era = max(self._era, fold.horizon.number)
 
     @property
+    def is_needed(self) -> bool:
+        """Tell whether there is anything to write."""
+        return bool(self._missing or self._placements or self._nodes or self._era)
+
+    @property
     def is_whole(self) -> bool:
         """Tell whether the new log has every operation again."""
         return not self._missing

@@ -19,7 +19,7 @@ from stagecast.changes import Changes, Topic
 from stagecast.errors import AppendConflict, BusUnavailable, Fenced, Interrupted, StagecastError
 from stagecast.fold import Change, Fold, Mirror, Slot
 from stagecast.mending import Mender
-from stagecast.messages import Entry, Kind, Record
+from stagecast.messages import Entry, Horizon, Kind, Record
 from stagecast.ownership import RETRY_INTERVAL, TICK_INTERVAL, Ownership, horizon_in, standing_record
 from stagecast.restatement import Restatement
 from stagecast.revision import Revision, is_one_stream
@@ -51,8 +51,8 @@ class Tracker:
         self.caught_up = asyncio.Event()
         self.hearers: list[Callable[[Record], None]] = []
         """Called with each record that an operation comes to have, also those that are soon outranked."""
-        self.forgetters: list[Callable[[tuple[Slot | Mirror, ...], int], None]] = []
-        """Called with what a horizon has made this process forget, and how far that one reaches."""
+        self.forgetters: list[Callable[[tuple[Slot | Mirror, ...], Horizon], None]] = []
+        """Called with what a horizon has made this process forget, and with that one."""
         self.server_clock = ServerClock(monotonic or (lambda: asyncio.get_running_loop().time()))
         self._clock = clock
         self._interval = interval
@@ -299,7 +299,7 @@ class Tracker:
         self._restatement = Restatement(self.bus.log, (self.fold, earlier), words)
         self._is_heard, self.is_degraded = False, True
         self._changes.tell("identity")
-        if not self._restatement.is_whole or self.owned:
+        if self._restatement.is_needed or self.owned:
             self._spawn(self._restate())
         self._changes.notify()
 
@@ -369,7 +369,7 @@ class Tracker:
     def _hear_horizon(self, change: Change, sequence: int) -> None:
         self._unheard.let_go(sequence)
         for hear in self.forgetters:
-            hear(change.forgotten, self._incoming.horizon.through)
+            hear(change.forgotten, self._incoming.horizon)
 
     def _tell_owner(self, identifier: str) -> None:
         ownership, slot = self.owned.get(identifier), self.fold.slots.get(identifier)

@@ -118,12 +118,11 @@ class Deadlines:
         if stream is None:
             return "there is no log"
         at = Revision(_identity(stream.info()), stream.last_sequence)
-        ended = {job for job, _ in self.ledger.ends}
         found = [f"{brief(record)} goes on" for record in self.ledger.ideal.live() if record.state != "paused"]
         found += [
             f"{id_} was accepted and is not in the log"
             for id_ in self.ledger.jobs.keys() - self.ledger.ideal.slots.keys()
-            if id_ not in self.ledger.forgotten or self.ledger.jobs[id_] not in ended
+            if id_ not in self.ledger.forgotten or self.ledger.jobs[id_] not in self.ledger.ended_jobs
         ]
         found += [
             f"{brief(risk.record)} was known by {sorted(risk.keepers)} and is not in the log that came back"

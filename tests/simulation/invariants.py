@@ -71,7 +71,7 @@ class Ledger:
         """Which operations are known at a revision, ended or not."""
         self.forgotten: dict[str, tuple[int, float]] = {}
         """Where in the log, and when, an operation was forgotten last."""
-        self.forgotten_jobs: set[str] = set()
+        self.ended_jobs: set[str] = set()
         self.words: dict[tuple[str, int], Record] = {}
         self.owners: dict[tuple[str, str, int, int], str] = {}
         self.ends: dict[tuple[str, int], Record] = {}
@@ -145,7 +145,6 @@ class Ledger:
             if subjects.history(record.job, record.attempt) not in history:
                 self.fail("L3", f"{brief(record)} is forgotten, and the history does not have it")
             self.forgotten[record.id] = (sequence, now)
-            self.forgotten_jobs.add(record.job)
         if _encode(rows.listed(self.ideal)) != self._kept:
             self.fail("L3", "the list changes though only what has ended is forgotten")
 
@@ -182,6 +181,7 @@ class Ledger:
                 self.fail("L6", f"{record.id} has two owners in attempt {record.attempt}: {owner} and {record.owner}")
         if is_ended(record):
             self.ends[record.job, record.attempt] = record
+            self.ended_jobs.add(record.job)
         elif held is None and not self.is_emptied and (record.job, record.attempt) in self.ends:
             self.fail("L3", f"{brief(record)} is revived")
         risk = self.risks.get(record.id)
@@ -376,12 +376,16 @@ class Ledger:
         now = (row.attempt, is_over, row.current_bytes)
         job, before = self._rows.get(key, (row.job_id, now))
         earlier = self._earlier.setdefault(key, set())
-        is_anew = job != row.job_id and job in self.forgotten_jobs
+        is_anew = job != row.job_id and self._is_long_over(id_, job)
         if row.job_id in earlier or (now < before and not is_anew):
             self.fail("L2", f"{browser.name} sees {id_} at {now} on {answer.replica} after {before}")
         if job != row.job_id:
             earlier.add(job)
         self._rows[key] = (row.job_id, now)
+
+    def _is_long_over(self, id_: str, job: str) -> bool:
+        """Tell whether a run has ended by the log's own word, and the log has forgotten the operation since."""
+        return id_ in self.forgotten and job in self.ended_jobs
 
     def _cannot_know(self, answer: Answer, id_: str, at: Revision) -> bool:
         """Tell whether a replica was born into a log that came back empty, where nobody had put back this word yet."""
@@ -401,8 +405,9 @@ class Ledger:
                 self.fail("L8", f"{browser.name} misses {id_} on {answer.replica} at {at}; it was known")
             return
         job, _ = self._rows[browser.name, id_]
-        is_forgotten = job in self.forgotten_jobs
-        if not is_forgotten and (held is None or (not is_ended(held.record) and held.record.attempt <= attempt)):
+        if not self._is_long_over(id_, job) and (
+            held is None or (not is_ended(held.record) and held.record.attempt <= attempt)
+        ):
             what = brief(held.record) if held else "unknown to the log"
             self.fail("L3", f"{browser.name} misses {id_} on {answer.replica} at {at}; it is {what}")
         self._rows[browser.name, id_] = (job, (attempt, True, 1 << 60))

@@ -35,6 +35,7 @@ def test_the_laws_hold_in_ten_thousand_schedules() -> None:
     assert {law: total.checks[law] > 1000 for law in ("L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9")} == {
         f"L{number}": True for number in range(1, 10)
     }
+    assert total.checks["forgotten"] > 1000
     asked = ("list", "stage", "install", "cancel", "pause", "resume", "retry", "dismiss")
     assert {verb: total.answers[f"{verb} 200"] > 20 for verb in asked} == dict.fromkeys(asked, True)
 
