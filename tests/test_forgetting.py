@@ -16,7 +16,7 @@ from stagecast.errors import BusUnavailable, Fenced
 from stagecast.forgetting import Forgetting
 from stagecast.history import History
 from stagecast.horizon import AGE, STEP
-from stagecast.messages import Horizon, NodeRecord, Record
+from stagecast.messages import Horizon, NodeRecord, Placement, Record
 from stagecast.ownership import Ownership, standing_record
 from stagecast.participant import Participant, participating
 from stagecast.presence import Presence
@@ -268,12 +268,15 @@ async def test_a_log_that_came_back_empty_goes_on_in_the_era_of_the_one_before(
     bus = await stack.enter_async_context(connect(nats_server.url, "one"))
     one = await Judge(Tracker(bus, "one"), stack).read()
     await one.tracker.say(subjects.HORIZON, msgspec.json.encode(Horizon(number=7)), expected=0)
+    wish = Placement(model="m", nodes=("w1",))
+    await one.tracker.say(subjects.placement("m"), msgspec.json.encode(wish))
     await eventually(lambda: one.tracker.fold.horizon.number == 7)
     before = one.tracker.identity
     nats_server.stop(kill=True)
     nats_server.empty()
     nats_server.start()
     await eventually(lambda: one.tracker.revision.identity != before and one.tracker.fold.horizon.number == 7, 20)
+    await eventually(lambda: one.tracker.fold.placements == {"m": wish})  # no operation was known, and yet
     record, _ = await one.tracker.open("render", "film", cause="test")
     assert record.era == 7
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecast import operations, rows
+from stagecast import broadcast, operations, rows, subjects
 from stagecast.bus.memory import MemoryBus
 from stagecast.fold import Fold
+from stagecast.messages import Entry, Horizon
 from stagecast.revision import Revision
 from stagecast.view import OperationList, View
 from tests.alone import find_again, lose
@@ -120,3 +121,17 @@ async def test_of_the_parts_of_a_call_that_have_ended_it_keeps_nothing(peers: Pe
     told = [json.loads(row) for _, row in view.changed(0)]
     assert [(row["state"], len(row["nodes"])) for row in told].count(("succeeded", 3)) == 2
     assert view._bases.keys() == {"staging:m@n3"}
+
+
+def test_a_row_that_ended_and_was_forgotten_between_two_looks_is_shown_no_more() -> None:
+    """As a replica that slept folds it: the end was taken out of the log before it heard that."""
+    stand = Stand(Fold(Revision("s", 0)))
+    view = View(stand)  # type: ignore[arg-type]
+    for at, record in enumerate((a_record(model="gone"), a_record(model="stays")), 1):
+        stand.fold.apply(Entry(subjects.operation(record), at, broadcast.encode(record), 1.0))
+    assert len(json.loads(view.body)["operations"]) == 2
+    horizon = msgspec.json.encode(Horizon(number=1, through=5, kept=(3,)))
+    stand.fold.apply(Entry(subjects.HORIZON, 6, horizon, 1.0))
+    listed = OperationList(operations=rows.listed(stand.fold), revision="s-6", degraded=False)
+    assert view.body == msgspec.json.encode(listed)
+    assert [row.id for row in listed.operations] == ["staging:stays@n"]

@@ -338,3 +338,18 @@ async def test_what_was_driven_out_and_came_back_at_once_stays(tmp_path: Path) -
 
 def database_entries(bus: SqliteBus) -> list[Entry]:
     return list(bus.history._last.values())
+
+
+async def test_what_is_removed_leaves_the_file_with_what_is_written_next(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    async with sqlite.opened(path) as bus:
+        one = await bus.log.append("staging.one.progress", b"1")
+        again = await bus.log.append("staging.again.progress", b"1")
+        await bus.log.remove("staging.one.progress", one)
+        await bus.log.remove("staging.again.progress", again)
+        await bus.log.append("staging.again.progress", b"2", expected=0)
+    async with sqlite.opened(path) as bus:
+        assert await bus.log.last("staging.one.progress") is None
+        standing = await bus.log.last("staging.again.progress")
+        assert standing is not None
+        assert (standing.payload, standing.sequence) == (b"2", again + 1)

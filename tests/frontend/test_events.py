@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, nullcontext
 from typing import NamedTuple
 
+import msgspec
 import pytest
 
-from stagecast import feed
+from stagecast import feed, subjects
 from stagecast import tracker as tracker_module
 from stagecast.bus import Anew, CaughtUp
 from stagecast.bus.memory import MemoryBus
@@ -16,6 +17,7 @@ from stagecast.errors import ReplicaBehind
 from stagecast.event_stream import EventParser, StreamEvent
 from stagecast.feed import Feed
 from stagecast.frontend import events, gate
+from stagecast.messages import Horizon
 from stagecast.revision import Revision, parse
 from stagecast.tracker import Tracker
 from stagecast.view import View
@@ -119,6 +121,34 @@ async def test_resumed_after_an_id_only_what_changed_is_told_on_any_replica(peer
     assert told(await stream.event()).rows == {"staging:m@c": "running"}
     last = await write(tracker, "d")
     assert told(await stream.event()) == ("operation", {"staging:m@d": "running"}, str(last))
+
+
+async def test_resumed_before_what_is_forgotten_it_begins_with_a_snapshot_and_after_it_goes_on(
+    tracker: Tracker,
+) -> None:
+    """Else nobody would tell the client how what it shows as running has ended."""
+    seen = await write(tracker, "a")
+    ended = await write(tracker, "a", expected=seen.sequence, state="succeeded", seq=1)
+    await write(tracker, "b")
+    horizon = msgspec.json.encode(Horizon(number=1, through=ended.sequence))
+    await tracker.reached(await tracker.say(subjects.HORIZON, horizon))
+    for after, first in ((seen, "snapshot"), (ended, "operation")):
+        stream = listen(tracker, await events.begin(tracker, str(after)))
+        await stream.greeting()
+        event = told(await stream.event())
+        assert (event.name, event.rows) == (first, {"staging:m@b": "running"})
+
+
+async def test_a_client_that_was_slow_for_so_long_gets_a_snapshot_too(tracker: Tracker) -> None:
+    seen = await write(tracker, "a")
+    stream = listen(tracker)
+    await stream.greeting()
+    assert told(await stream.event()).rows == {"staging:m@a": "running"}
+    ended = await write(tracker, "a", expected=seen.sequence, state="succeeded", seq=1)
+    horizon = msgspec.json.encode(Horizon(number=1, through=ended.sequence))
+    await tracker.reached(await tracker.say(subjects.HORIZON, horizon))
+    event = told(await stream.event())
+    assert (event.name, event.rows) == ("snapshot", {})
 
 
 async def test_resumed_where_nothing_changed_nothing_is_told_but_a_beat(
