@@ -26,7 +26,7 @@ from stagecast.messages import Horizon, Record
 from stagecast.presence import Presence
 from stagecast.tracker import Tracker
 
-SWEEP: Final = 1.0
+SWEEP: Final = 2.0
 """Seconds between two looks at what is old enough."""
 
 

@@ -23,7 +23,7 @@ STEP: Final = 60.0
 MOST: Final = 1000
 """Words that are forgotten at once; a fold takes a millisecond or two for them. The rest follows at the next look."""
 KEPT_MOST: Final = 50_000
-"""Words before a horizon that it can name, so that it stays below NATS's 1 MB. With more that wait, none is set."""
+"""Words before a horizon that it can name, so that it stays below NATS's 1 MB. Beyond more that wait none is set."""
 
 Word = Slot | Mirror
 
@@ -33,15 +33,22 @@ def due(fold: Fold, now: float, is_wanted: Callable[[Record], bool]) -> Horizon 
 
     ``is_wanted`` tells of which ended operations somebody still has to learn: the history, or a node that is away.
     """
-    old = list(takewhile(lambda word: word.time <= now - AGE, _by_sequence(fold)))
-    gone = [word for word in old if _is_over(fold, word, is_wanted)][:MOST]
-    if not gone or (gone[0].time > now - AGE - STEP):
+    gone: set[int] = set()
+    kept: list[int] = []
+    for word in takewhile(lambda word: word.time <= now - AGE, _by_sequence(fold)):
+        if not _is_over(fold, word, is_wanted):
+            kept.append(word.sequence)
+        elif gone or word.time <= now - AGE - STEP:
+            gone.add(word.sequence)
+        else:
+            break
+        if len(gone) == MOST or len(kept) > KEPT_MOST:
+            break
+    if not gone:
         return None
-    through, sequences = gone[-1].sequence, {word.sequence for word in gone}
-    kept = tuple(through - at for word in old if (at := word.sequence) <= through and at not in sequences)
-    if len(kept) > KEPT_MOST:
-        return None
-    return Horizon(number=fold.horizon.number + 1, through=through, kept=kept)
+    through = max(gone)
+    offsets = tuple(through - at for at in kept if at <= through and at not in gone)
+    return Horizon(number=fold.horizon.number + 1, through=through, kept=offsets)
 
 
 def _by_sequence(fold: Fold) -> Iterator[Word]:
