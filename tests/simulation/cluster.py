@@ -13,6 +13,7 @@ from tests.simulation.network import Noise
 from tests.simulation.server import Server
 
 if TYPE_CHECKING:
+    from tests.simulation.client import Client
     from tests.simulation.invariants import Ledger
 
 CLIENT_PATIENCE: Final = 4.0
@@ -51,6 +52,8 @@ class Cluster:
         self._turn = 0
         self._clients = 0
         self.deaths: dict[str, float] = {}
+        self.mourned: dict[str, Client] = {}
+        """The connections of the dead: what they had sent may be on its way still."""
         ledger.begin(self)
 
     def number(self) -> int:

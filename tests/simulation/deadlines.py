@@ -101,7 +101,10 @@ class Deadlines:
                 self.ledger.fail("L7", f"{record.node} is back and does not go on with {brief(record)}")
 
     def _dead_since(self, process: str) -> float:
-        return self.ledger.cluster.deaths.get(process, 0.0)
+        # A sign of life that a cut held back is heard once that is mended, as if it was given then: nobody can tell.
+        cluster = self.ledger.cluster
+        died = cluster.deaths.get(process, 0.0)
+        return max(died, cluster.mourned[process].healed_since) if died else 0.0
 
     # The end.
 

@@ -233,6 +233,7 @@ class Node:
         life = self.life
         if life is not None and life.is_alive:
             life.ended_at = self.cluster.deaths[life.id] = self.cluster.loop.time()
+            self.cluster.mourned[life.id] = life.client
             life.client.die()
             life.process.kill()
             self.cluster.ledger.died(life)
