@@ -16,9 +16,9 @@ from stagecast.bus.memory import MemoryBus
 from stagecast.bus.nats import connect
 from stagecast.commands import Commands
 from stagecast.errors import BusUnavailable, CommandLost, NameTaken, Unknown, WrongState
-from stagecast.fold import Mirror
 from stagecast.messages import Entry, GalleryCancel, GalleryStatus, NodeRecord, Record, State, Verb
 from stagecast.meter import Wait
+from stagecast.mirror import Mirror
 from stagecast.tracker import Tracker
 from tests.conftest import NatsServer, eventually
 from tests.peers import Peers, a_record, agree, gathered

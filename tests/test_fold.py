@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from stagecast import broadcast, operations, rows, subjects
 from stagecast.errors import AppendConflict
-from stagecast.fold import FOREIGN_LIFETIME, Fold, speaks_of
+from stagecast.fold import FOREIGN_LIFETIME, Fold
 from stagecast.messages import (
     Entry,
     GalleryEvent,
@@ -18,6 +18,7 @@ from stagecast.messages import (
     Placement,
     Record,
 )
+from stagecast.mirror import speaks_of
 from stagecast.presence import goodbye
 from stagecast.revision import Revision
 from tests.peers import SimulatedLog, a_record

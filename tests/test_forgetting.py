@@ -16,10 +16,9 @@ from stagecast.errors import BusUnavailable, Fenced
 from stagecast.forgetting import Forgetting
 from stagecast.history import History
 from stagecast.horizon import AGE, STEP
-from stagecast.messages import Horizon, NodeRecord, Placement, Record
+from stagecast.messages import Horizon, Placement, Record
 from stagecast.ownership import Ownership, standing_record
 from stagecast.participant import Participant, participating
-from stagecast.presence import Presence
 from stagecast.tracker import Tracker
 from tests.conftest import NatsServer, eventually
 from tests.peers import Peers, agree, gathered
@@ -40,7 +39,6 @@ class Judge:
     def __init__(self, tracker: Tracker, stack: AsyncExitStack) -> None:
         self.tracker = tracker
         self.history = History(tracker)
-        self.presence = Presence(tracker, judges=True)
         self.forgetting = Forgetting(tracker, self.history)
         self._stack = stack
 
@@ -51,7 +49,7 @@ class Judge:
         return self
 
     async def sweep(self, now: float = LATE) -> None:
-        await self.forgetting.sweep(now, self.presence)
+        await self.forgetting.sweep(now)
 
     async def sets_a_horizon_and_dies(self) -> None:
         """Set one, and hear it, but take nothing out of the log any more."""
@@ -222,24 +220,6 @@ async def test_what_failed_stays_until_it_is_dismissed(peers: Peers, stack: Asyn
     slot = one.tracker.fold.slots[failed.id]
     await one.tracker.write(operations.commanded(failed, "dismiss", 2.0), slot.sequence)
     await eventually(lambda: not operations.is_listed(one.tracker.fold.slots[failed.id].record))
-    await one.sweep()
-    await eventually(lambda: not one.known)
-
-
-async def test_what_a_cancel_left_on_the_disk_of_a_node_that_is_away_is_remembered_until_it_is_back(
-    peers: Peers, stack: AsyncExitStack
-) -> None:
-    one = await judge(peers, stack, "one")
-    record, revision = await one.tracker.open("staging", "m", "w1", cause="test")
-    cancelled = operations.commanded(record, "cancel", 1.0)
-    await one.tracker.write(cancelled, revision.sequence)
-    await eventually(lambda: one.tracker.fold.record(record.id) == cancelled and not one.history.lacks(cancelled))
-    await one.sweep()
-    assert one.tracker.fold.horizon_at == 0
-    one.presence.leases.renew("p", one.presence.now())
-    node = NodeRecord(name="w1", kind="worker", process="p")
-    await one.tracker.say(subjects.node("w1"), msgspec.json.encode(node))
-    await eventually(lambda: one.presence.is_node_alive("w1"))
     await one.sweep()
     await eventually(lambda: not one.known)
 

@@ -218,3 +218,23 @@ def test_a_horizon_that_was_meant_for_a_log_that_is_lost_says_nothing_of_this_on
     assert fold.slots.keys() == {"render:a"}
     assert fold.horizon == Horizon(number=4)
     assert not late.forgets(first_of(3))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        a_record(state="cancelled"),
+        a_record(state="failed", error="x", dismissed=True),
+        a_record(kind="installation", node="", state="cancelled", keep_partial=True),
+        a_record(kind="deletion", state="succeeded"),
+    ],
+    ids=lambda record: f"{record.kind} {record.state}",
+)
+def test_what_says_what_lies_on_a_disk_is_kept(record: Record) -> None:
+    assert due(written(record), LATE, wanted_by_nobody) is None
+    assert due(written(a_record(state="succeeded")), LATE, wanted_by_nobody) is not None
+
+
+def test_what_an_operation_of_a_later_call_tells_of_is_kept_for_as_long_as_that_is_shown() -> None:
+    told, telling = of("a", state="succeeded", call="c"), of("b", call="later", beside=("job of a",))
+    assert due(written(told, telling), LATE, wanted_by_nobody) is None

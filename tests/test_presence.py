@@ -9,10 +9,11 @@ import pytest
 
 from stagecast import rows, subjects, turns
 from stagecast.bus.memory import MemoryBus
-from stagecast.fold import FOREIGN_LIFETIME, Mirror
+from stagecast.fold import FOREIGN_LIFETIME
 from stagecast.history import History
 from stagecast.leases import LIFETIME, MEMORY, PATIENCE
 from stagecast.messages import GalleryEvent, GalleryStatus, NodeRecord, StagingEvent, StagingStatus
+from stagecast.mirror import Mirror
 from stagecast.presence import Presence, goodbye
 from stagecast.settings import Bounds
 from stagecast.tracker import Tracker

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagecast import broadcast, operations, rows, subjects
-from stagecast.fold import Fold, Mirror, Slot
+from stagecast.fold import Fold, Slot
 from stagecast.messages import Entry, GalleryStatus, Record, StagingStatus
+from stagecast.mirror import Mirror
 from tests.peers import a_record
 from tests.test_operations import records
 

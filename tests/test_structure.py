@@ -24,8 +24,8 @@ LADDER: Final = (
         {
             "FILES": "pieces",
             "CONTROL": (
-                "server_clock subjects operations broadcast fold unheard rows leases turns horizon leftovers past placement "
-                "event_stream"
+                "server_clock subjects operations broadcast mirror fold unheard rows leases turns horizon leftovers "
+                "past placement event_stream"
             ),
         },
     ),

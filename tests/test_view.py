@@ -133,5 +133,5 @@ def test_a_row_that_ended_and_was_forgotten_between_two_looks_is_shown_no_more()
     horizon = msgspec.json.encode(Horizon(number=1, through=5, kept=(3,)))
     stand.fold.apply(Entry(subjects.HORIZON, 6, horizon, 1.0))
     listed = OperationList(operations=rows.listed(stand.fold), revision="s-6", degraded=False)
-    assert view.body == msgspec.json.encode(listed)
+    assert view.body == msgspec.json.encode(listed) + b"\n"
     assert [row.id for row in listed.operations] == ["staging:stays@n"]

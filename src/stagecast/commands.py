@@ -25,8 +25,8 @@ from stagecast.errors import (
     Unknown,
     WrongState,
 )
-from stagecast.fold import Mirror
 from stagecast.messages import Command, CommandReply, GalleryCancel, GalleryStatus, NodeVerb, Record, Verb
+from stagecast.mirror import Mirror
 from stagecast.revision import Revision
 from stagecast.tracker import Tracker
 

@@ -18,17 +18,15 @@ import msgspec
 from stagecast import broadcast, operations, subjects
 from stagecast.messages import (
     Entry,
-    GalleryEvent,
-    GalleryStatus,
     Holding,
     Horizon,
     Instance,
     NodeRecord,
     Placement,
     Record,
-    StagingEvent,
     StagingStatus,
 )
+from stagecast.mirror import Mirror, mirror_of, speaks_of
 from stagecast.revision import Revision, is_one_stream
 
 FOREIGN_LIFETIME: Final = 60.0
@@ -47,21 +45,6 @@ class Slot(msgspec.Struct, frozen=True):
     sequence: int
     time: float = 0.0
     """The server's clock when it came, in seconds since 1970."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mirror:
-    """The last event of a publisher that speaks WIRE sections 1 or 2 only. ``done`` ones stay, to be told once."""
-
-    id: str
-    job: str
-    model: str
-    subject: str
-    sequence: int
-    time: float
-    done: bool
-    status: StagingStatus | GalleryStatus
-    payload: bytes = b""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -146,6 +129,11 @@ class Fold:
             if name in self.slots:
                 found[name] = self.slots[name]
         return sorted(found.values(), key=lambda slot: (slot.record.node, slot.record.id))
+
+    def calls_of(self, record: Record) -> dict[str, None]:
+        """Return the calls that tell of a run, its own first."""
+        own = {record.call: None} if record.call else {}
+        return own | dict.fromkeys(self._besides.get(record.job, ()))
 
     def mirror(self, operation: str) -> Mirror | None:
         """Return a foreign operation by its id or its job."""
@@ -255,8 +243,9 @@ class Fold:
         if self._jobs.get(record.job) == record.id:
             del self._jobs[record.job]
         if record.call:
-            self._calls[record.call].discard(record.id)
-            self._touch(record.call, sequence)
+            self._leave_call(record)
+        for call in self.calls_of(record):
+            self._touch(call, sequence)
         if record.kind == "staging":
             self._stagings[record.model].discard(record.id)
             if not self._stagings[record.model]:
@@ -275,7 +264,7 @@ class Fold:
     def _apply_event(self, event: broadcast.Event, entry: Entry) -> Change:
         if event.op is not None:
             return self._apply_record(event.op, entry)
-        mirror = _mirror(event, entry)
+        mirror = mirror_of(event, entry)
         displaced = self._displaced_by(entry)
         if mirror is None:
             return Change("malformed", entry.subject, displaced, self._unseated_by(entry))
@@ -307,12 +296,9 @@ class Fold:
             self._live[record.id] = slot
         if held is None or not _is_same_run(held.record, record):
             self._name(record, held.record if held else None)
-        touched = {record.call: None, **dict.fromkeys(self._besides.get(record.job, ()))}
-        if held is not None:
-            touched |= {held.record.call: None, **dict.fromkeys(self._besides.get(held.record.job, ()))}
+        touched = self.calls_of(record) | (self.calls_of(held.record) if held else {})
         for call in touched:
-            if call:
-                self._touch(call, slot.sequence)
+            self._touch(call, slot.sequence)
 
     def _name(self, record: Record, held: Record | None) -> None:
         """Let an operation be found by its job, its subject and its model."""
@@ -378,32 +364,5 @@ def _is_same_run(one: Record, other: Record) -> bool:
     return one.job == other.job and one.call == other.call and one.model == other.model and one.kind == other.kind
 
 
-def speaks_of(mirror: Mirror, record: Record) -> bool:
-    """Tell whether a foreign event can be about the very work that ``record`` is about."""
-    if isinstance(mirror.status, GalleryStatus):
-        return record.id == mirror.id
-    is_staging = record.kind == "staging" and record.model == mirror.model
-    return is_staging and mirror.status.node_name in {"", record.node}
-
-
 def _decode(entry: Entry, message: type[_Message]) -> _Message:
     return msgspec.json.decode(entry.payload, type=message)
-
-
-def _mirror(event: broadcast.Event, entry: Entry) -> Mirror | None:
-    if isinstance(event, StagingEvent):
-        job = model = event.model_id
-        done = event.done
-        id_ = f"staging:{model}"
-        status: StagingStatus | GalleryStatus = event.status or StagingStatus(model_id=model)
-    elif isinstance(event, GalleryEvent):
-        status = event.status or GalleryStatus()
-        job = event.job_id
-        model = status.gallery_element_name or job
-        done = status.processed or status.cancelled
-        id_ = f"{'deletion' if status.deletion else 'installation'}:{model}"
-    else:
-        return None
-    if not model:
-        return None
-    return Mirror(id_, job, model, entry.subject, entry.sequence, entry.time, done, status, entry.payload)

@@ -19,11 +19,11 @@ import msgspec
 
 from stagecast import horizon, subjects
 from stagecast.errors import AppendConflict, BusUnavailable
-from stagecast.fold import Mirror, Slot
+from stagecast.fold import Slot
 from stagecast.history import History
 from stagecast.horizon import Word
-from stagecast.messages import Horizon, Record
-from stagecast.presence import Presence
+from stagecast.messages import Horizon
+from stagecast.mirror import Mirror
 from stagecast.tracker import Tracker
 
 SWEEP: Final = 2.0
@@ -44,23 +44,19 @@ class Forgetting:
         tracker.forgetters.append(self._hear)
 
     @asynccontextmanager
-    async def running(self, presence: Presence) -> AsyncGenerator[Forgetting, None]:
+    async def running(self) -> AsyncGenerator[Forgetting, None]:
         """Judge for as long as the block lasts."""
-        sweeping = asyncio.create_task(self._sweep(presence), name="forgetting")
+        sweeping = asyncio.create_task(self._sweep(), name="forgetting")
         try:
             yield self
         finally:
             sweeping.cancel()
             await asyncio.gather(sweeping, return_exceptions=True)
 
-    async def sweep(self, now: float, presence: Presence) -> None:
+    async def sweep(self, now: float) -> None:
         """Set a new horizon if one is due at ``now``, the server's clock, and take out of the log what is to be."""
-
-        def is_wanted(record: Record) -> bool:
-            return self._history.lacks(record) or _is_to_be_freed(record, presence)
-
         fold = self._tracker.fold
-        found = horizon.due(fold, now, is_wanted) if now and self._history.caught_up.is_set() else None
+        found = horizon.due(fold, now, self._history.lacks) if now and self._history.caught_up.is_set() else None
         with suppress(AppendConflict, BusUnavailable):
             await self._end_again()
             if found is not None:
@@ -91,14 +87,8 @@ class Forgetting:
                 self._leavings |= each
         self._tried = [each for each in self._tried if each.number > standing.number]
 
-    async def _sweep(self, presence: Presence) -> None:
+    async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP)
             if not self._tracker.is_degraded:
-                await self.sweep(self._tracker.server_clock.now(), presence)
-
-
-def _is_to_be_freed(record: Record, presence: Presence) -> bool:
-    """Tell whether what a cancelled operation left may lie on a disk still, whose process has not heard of it."""
-    has_left = record.state == "cancelled" and record.kind in {"staging", "installation"} and not record.keep_partial
-    return has_left and not presence.is_node_alive(record.node)
+                await self.sweep(self._tracker.server_clock.now())

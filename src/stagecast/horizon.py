@@ -13,8 +13,9 @@ from itertools import takewhile
 from typing import Final
 
 from stagecast import operations
-from stagecast.fold import Fold, Mirror, Slot
+from stagecast.fold import Fold, Slot
 from stagecast.messages import Horizon, Record
+from stagecast.mirror import Mirror
 
 AGE: Final = 600.0
 """Seconds after its end at which an operation is forgotten: no poll or retry that belongs to it is on its way still."""
@@ -31,7 +32,7 @@ Word = Slot | Mirror
 def due(fold: Fold, now: float, is_wanted: Callable[[Record], bool]) -> Horizon | None:
     """Return the horizon to be set at ``now``, the server's clock; None where nothing has to be forgotten yet.
 
-    ``is_wanted`` tells of which ended operations somebody still has to learn: the history, or a node that is away.
+    ``is_wanted`` tells of which ended operations somebody still has to learn: as the history.
     """
     gone: set[int] = set()
     kept: list[int] = []
@@ -60,6 +61,13 @@ def _is_over(fold: Fold, word: Word, is_wanted: Callable[[Record], bool]) -> boo
     if isinstance(word, Mirror):
         return word.done
     record = word.record
-    if operations.is_listed(record) or is_wanted(record):
+    if operations.is_listed(record) or _tells_of_a_disk(record) or is_wanted(record):
         return False
-    return not record.call or not any(operations.is_listed(part.record) for part in fold.call(record.call))
+    parts = (part for call in fold.calls_of(record) for part in fold.call(call))
+    return not any(operations.is_listed(part.record) for part in parts)
+
+
+def _tells_of_a_disk(record: Record) -> bool:
+    """Tell whether it says what lies on a disk still, or lies there no more: of models and nodes there are not many."""
+    is_partial = record.kind in {"staging", "installation"} and record.state != "succeeded"
+    return is_partial or record.kind == "deletion"

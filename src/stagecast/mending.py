@@ -15,8 +15,9 @@ from typing import Final
 from stagecast import broadcast, subjects
 from stagecast.bus import Log
 from stagecast.errors import AppendConflict, BusUnavailable
-from stagecast.fold import Change, Fold, Mirror
+from stagecast.fold import Change, Fold
 from stagecast.messages import Record
+from stagecast.mirror import Mirror
 
 MEND_DELAY: Final = (0.02, 0.3)
 """Seconds after which one of several processes puts right what another wrote over, if nobody else has."""

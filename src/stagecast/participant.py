@@ -102,7 +102,7 @@ async def participating(
             await stack.enter_async_context(history.running())
             # What the log has forgotten is answered from there: late is complete (law L4).
             await history.caught_up.wait()
-            await stack.enter_async_context(forgetting.running(presence))
+            await stack.enter_async_context(forgetting.running())
         view = View(tracker)
         yield Participant(name, tracker, presence, commands, announcer, history, view, Feed(tracker, view))
 

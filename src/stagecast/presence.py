@@ -14,9 +14,9 @@ import msgspec
 
 from stagecast import leases, subjects, turns
 from stagecast.errors import AppendConflict, BusUnavailable
-from stagecast.fold import Mirror
 from stagecast.leases import Leases
 from stagecast.messages import Beat, GalleryEvent, GalleryStatus, Kind, StagingEvent
+from stagecast.mirror import Mirror
 from stagecast.tracker import Tracker
 
 SWEEP: Final = 0.5

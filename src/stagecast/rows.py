@@ -12,8 +12,9 @@ from typing import Literal
 import msgspec
 
 from stagecast import broadcast, operations
-from stagecast.fold import Fold, Mirror, Slot
+from stagecast.fold import Fold, Slot
 from stagecast.messages import Attempt, GalleryStatus, Hindrance, Kind, Phase, Record, StagingStatus, State
+from stagecast.mirror import Mirror
 from stagecast.quantities import format_time, parse_time
 
 _CAMEL = {

@@ -17,9 +17,10 @@ from stagecast import archive, broadcast, operations, subjects
 from stagecast.bus import Anew, Bus, CaughtUp, Heard, Lost
 from stagecast.changes import Changes, Topic
 from stagecast.errors import AppendConflict, BusUnavailable, Fenced, Interrupted, StagecastError
-from stagecast.fold import Change, Fold, Mirror, Slot
+from stagecast.fold import Change, Fold, Slot
 from stagecast.mending import Mender
 from stagecast.messages import Entry, Horizon, Kind, Record
+from stagecast.mirror import Mirror
 from stagecast.ownership import RETRY_INTERVAL, TICK_INTERVAL, Ownership, horizon_in, standing_record
 from stagecast.restatement import Restatement
 from stagecast.revision import Revision, is_one_stream

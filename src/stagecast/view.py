@@ -8,8 +8,9 @@ from typing import Final
 import msgspec
 
 from stagecast import operations, rows
-from stagecast.fold import Fold, Mirror, Slot
+from stagecast.fold import Fold, Slot
 from stagecast.messages import Record
+from stagecast.mirror import Mirror
 from stagecast.revision import Revision
 from stagecast.rows import Row
 from stagecast.tracker import Tracker

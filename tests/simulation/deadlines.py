@@ -166,6 +166,5 @@ class Deadlines:
 
 
 def _is_forgettable(record: Record) -> bool:
-    """Tell whether nobody has to know of an operation any more; of what a cancel leaves on a disk somebody has."""
-    is_listed = not is_ended(record) or (record.state == "failed" and not record.dismissed)
-    return not is_listed and not (record.state == "cancelled" and record.kind == "installation")
+    """Tell whether nobody has to know of an operation any more, nor of what it left on a disk."""
+    return record.state == "succeeded"

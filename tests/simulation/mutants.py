@@ -18,7 +18,6 @@ from stagecast.fold import Change, Fold
 from stagecast.forgetting import Forgetting
 from stagecast.history import History
 from stagecast.messages import Entry, Horizon, Record
-from stagecast.presence import Presence
 from stagecast.restatement import Restatement
 from stagecast.revision import Revision
 from stagecast.tracker import Tracker
@@ -78,7 +77,7 @@ def _due_at_once(fold: Fold, now: float, is_wanted: Callable[[Record], bool]) ->
     return _due(fold, now + horizon.AGE + horizon.STEP, is_wanted)
 
 
-async def _forget_alone(self: Forgetting, now: float, _: Presence) -> None:
+async def _forget_alone(self: Forgetting, now: float) -> None:
     fold = self._tracker.fold
     found = _due(fold, now, _never)
     if found is not None:
