@@ -306,7 +306,7 @@ class Ledger:
             if now is slot:
                 continue
             self.checks["L2"] += 1
-            if now is None and self.forgotten.get(id_, (at.sequence + 1,))[0] <= at.sequence:
+            if now is None and id_ in self.forgotten and id_ not in self.named.get(at, (id_,)):
                 continue
             if now is None:
                 self.fail("L8", f"{life.id} shows {brief(slot.record)} no more")
