@@ -454,7 +454,9 @@ def test_while_no_byte_comes_it_says_what_it_waits_for(store: Store, fault: faul
         with pytest.raises(HoldersFailed):
             Caller(partial).pull(bad, patience=0.4, stall=0.3, waiting=told.append)
     assert told.count(on) > len(told) / 2
-    assert set(told) <= {on, "network", "source"}
+    # What came before it hung is written first, which takes a busy disk a moment.
+    before = {"target disk"} if fault is faults.hang_in_the_body else set()
+    assert set(told) <= {on, "network", "source"} | before
 
 
 def test_without_any_holder_it_waits_for_the_source(store: Store) -> None:
