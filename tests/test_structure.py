@@ -33,7 +33,8 @@ LADDER: Final = (
         "seams",
         {
             "FILES": (
-                "address disk durable journal records publication adoption partial draft_file draft store leash recipes"
+                "address durable publication reservation disk journal records adoption partial draft_file draft store "
+                "leash recipes"
             ),
             "CONTROL": (
                 "bus bus.memory bus.whole bus.database bus.sqlite bus.streams bus.connection bus.consumer "

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from stagecast.errors import NotEnoughSpace
+from stagecast import reservation
+from stagecast.errors import Busy, NotEnoughSpace
+from stagecast.publication import WORKSHOP
+from stagecast.reservation import Promise, Reservation
 
 
 class Space(NamedTuple):
@@ -44,48 +46,54 @@ def naming_full_disk(path: Path, node: str, count: Callable[[], tuple[int, int]]
         raise NotEnoughSpace(node, str(path), needed, space_of(path).free, present) from error
 
 
-class Reservation:
-    """Room that is promised to one transfer, and shrinks as its bytes land on the disk."""
-
-    def __init__(self, count: int) -> None:
-        self._guard = threading.Lock()
-        self.left = count
-
-    def landed(self, count: int) -> None:
-        """Hand back ``count`` bytes of the promise, because they are on the disk now. Leaving it out is safe."""
-        with self._guard:
-            self.left = max(0, self.left - count)
-
-
 class Disk:
-    """The disk under ``path``; ``node`` names its machine in errors. Promises are counted in this process."""
+    """The disk under ``path``; ``node`` names its machine in errors.
+
+    Promises are kept in the workshop there (`stagecast.reservation`), and hold for every process that shares ``path``.
+    """
 
     def __init__(self, path: Path, node: str = "") -> None:
         self._path = path
         self._node = node
-        self._guard = threading.Lock()
-        self._reservations: list[Reservation] = []
 
     def space(self) -> Space:
         """Return what is free and what there is, now."""
         return space_of(self._path)
 
+    def promises(self) -> list[Promise]:
+        """Return what living processes have promised of the free room."""
+        return reservation.standing(self._path / WORKSHOP)
+
+    def tidy(self) -> None:
+        """Clear away the promises of dead processes; whoever makes one does that, too."""
+        with suppress(Busy, OSError), reservation.deciding(self._path / WORKSHOP):
+            reservation.clear(self._path / WORKSHOP)
+
     @contextmanager
-    def reserve(self, needed: int, present: int = 0) -> Iterator[Reservation]:
+    def reserve(self, needed: int, present: int = 0, purpose: str = "") -> Iterator[Reservation]:
         """Promise ``needed`` bytes for the time of the ``with``; ``present`` bytes are there already, for the message.
 
         Raises:
+            Busy: somebody else has been at a promise of his own for seconds: a process that sleeps.
             NotEnoughSpace: less than that is free and not promised yet.
         """
-        reservation = Reservation(needed)
-        with self._guard:
-            free = self.space().free - sum(other.left for other in self._reservations)
-            if needed > free:
-                raise NotEnoughSpace(self._node, str(self._path), needed, max(0, free), present)
-            self._reservations.append(reservation)
-        try:
-            yield reservation
-        finally:
-            with self._guard:
-                # By identity: two promises of the same size are not the same promise.
-                self._reservations = [other for other in self._reservations if other is not reservation]
+        if needed <= 0:
+            yield Reservation(0)  # a full disk has room for that, and for no file
+            return
+        with ExitStack() as stack:
+            with naming_full_disk(self._path, self._node, lambda: (needed, present)):
+                made = self._promise(stack, needed, present, purpose)
+            yield made
+
+    def _promise(self, stack: ExitStack, needed: int, present: int, purpose: str) -> Reservation:
+        workshop = self._path / WORKSHOP
+        with reservation.deciding(workshop):
+            reservation.clear(workshop)
+            # Promises first: what lands in between is then counted twice, never not at all.
+            promised = sum(promise.left for promise in self.promises())
+            space = self.space()
+            if needed > space.free - promised:
+                raise NotEnoughSpace(
+                    self._node, str(self._path), needed, space.free, present, promised, total=space.total
+                )
+            return stack.enter_context(reservation.promised(workshop, needed, purpose))

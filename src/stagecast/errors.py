@@ -143,20 +143,29 @@ class WrongState(StagecastError):
 
 
 class NotEnoughSpace(StagecastError):
-    """The disk has no room for what is still to come. Sizes in bytes."""
+    """The disk has no room for what is still to come. Sizes in bytes.
+
+    ``free`` is what the disk has, ``promised`` what of it other transfers were promised, ``total`` its size if known.
+    """
 
     code = "not_enough_space"
     status = 507
 
-    def __init__(self, node: str, path: str, needed: int, free: int, present: int = 0) -> None:
+    def __init__(
+        self, node: str, path: str, needed: int, free: int, present: int = 0, promised: int = 0, *, total: int = 0
+    ) -> None:
         where = f"{node}: " if node else ""
+        of_these = f" of which {promised:,} are promised to other transfers," if promised else ""
         super().__init__(
-            f"{where}{path} has {free:,} bytes free, but {needed:,} more are needed "
+            f"{where}{path} has {free:,} bytes free,{of_these} but {needed:,} more are needed "
             f"({present:,} are there already); free some space or use another node, then retry"
         )
         self.needed = needed
         self.free = free
         self.present = present
+        self.promised = promised
+        self.is_hopeless = 0 < total < needed
+        """Whether even the empty disk would have no room."""
 
 
 class TransferFailed(StagecastError):

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from stagecast.address import shown
-from stagecast.disk import Reservation
 from stagecast.draft import Draft, draft_records
 from stagecast.draft_file import DraftFile
 from stagecast.errors import Busy, HolderFailed, Interrupted, NotEnoughSpace, SourceRefused, TransferFailed
@@ -25,6 +24,7 @@ from stagecast.gallery import Source, SourceFile
 from stagecast.installed import installed
 from stagecast.manifest import Manifest, ManifestFile
 from stagecast.messages import Hindrance
+from stagecast.reservation import Reservation
 from stagecast.store import Store
 from stagecast.stream import STALL, Stream, probe
 from stagecast.transfer.limit import RateLimit
@@ -248,7 +248,7 @@ def _measured(file: SourceFile, stop: threading.Event, waiting: Callable[[Hindra
 
 @contextmanager
 def _room(source: Source, draft: Draft, store: Store) -> Iterator[Reservation]:
-    with store.reserve(_needed(source, draft), draft.present) as reservation:
+    with store.reserve(_needed(source, draft), draft.present, f"installation of {source.model}") as reservation:
         try:
             yield reservation
         except OSError as error:

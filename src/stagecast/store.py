@@ -14,13 +14,14 @@ from typing import Final, NamedTuple
 
 from stagecast import publication
 from stagecast.adoption import adopt, survey
-from stagecast.disk import Disk, Reservation, Space, naming_full_disk
+from stagecast.disk import Disk, Space, naming_full_disk
 from stagecast.durable import Lock
 from stagecast.errors import Busy, Interrupted, InvalidManifest, InvalidName, Unknown, WrongState
 from stagecast.manifest import Manifest, check_name, decode, encode
 from stagecast.partial import PREFIX, Partial, read_status
 from stagecast.pieces import pieces_of
 from stagecast.records import Record, Records, identity_of
+from stagecast.reservation import Promise, Reservation
 
 _LOCK_POLL: Final = 0.05
 """Seconds between two looks at whether another process has ended its hashing; flock cannot wait and heed a stop."""
@@ -49,6 +50,7 @@ class Store:
         self._records = Records(data / "manifests")
         self._disk = Disk(models, node)
         publication.tidy(models)
+        self._disk.tidy()
 
     def names(self) -> list[str]:
         """Return the models that lie here, sorted."""
@@ -173,9 +175,15 @@ class Store:
         """Return the free bytes of the models' disk, and its bytes in all."""
         return self._disk.space()
 
-    def reserve(self, needed: int, present: int = 0) -> AbstractContextManager[Reservation]:
-        """Promise ``needed`` bytes for the time of a ``with``. Raises `NotEnoughSpace`."""
-        return self._disk.reserve(needed, present)
+    def reserve(
+        self, needed: int, present: int = 0, purpose: str = "a transfer"
+    ) -> AbstractContextManager[Reservation]:
+        """Promise ``needed`` bytes for the time of a ``with``. Raises `Busy`, `NotEnoughSpace`."""
+        return self._disk.reserve(needed, present, purpose)
+
+    def promises(self) -> list[Promise]:
+        """Return what living processes, of all that share the models folder, have promised of the free bytes."""
+        return self._disk.promises()
 
     def _put(self, record: Record) -> None:
         with naming_full_disk(self.data, self.node, lambda: (len(encode(record.manifest)), 0)):
