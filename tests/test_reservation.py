@@ -76,7 +76,7 @@ def test_what_another_process_was_promised_is_not_promised_again(tmp_path: Path,
 
 def test_a_killed_holder_frees_its_promise(tmp_path: Path, workshop: Path) -> None:
     free = space_of(tmp_path).free
-    with holder(tmp_path, free - MB) as process:
+    with holder(tmp_path, free - free // 4) as process:
         with pytest.raises(NotEnoughSpace):
             Disk(tmp_path).reserve(free // 2).__enter__()
         process.send_signal(signal.SIGKILL)

@@ -22,7 +22,7 @@ LADDER: Final = (
     (
         "pure",
         {
-            "FILES": "pieces",
+            "FILES": "pieces plan eviction",
             "CONTROL": (
                 "server_clock subjects operations broadcast mirror fold unheard rows leases turns horizon leftovers "
                 "past placement event_stream"
@@ -33,7 +33,8 @@ LADDER: Final = (
         "seams",
         {
             "FILES": (
-                "address durable publication reservation disk journal records adoption partial draft_file draft store "
+                "address durable publication reservation disk journal records adoption partial draft_file draft "
+                "workshop marks volume store stocktaking "
                 "leash recipes"
             ),
             "CONTROL": (
@@ -56,14 +57,22 @@ LADDER: Final = (
         },
     ),
     ("verbs", {"FILES": "gallery installed installation", "CONTROL": "router proxy"}),
-    ("hosts", {"BOTH": "work listener loopback listening output backend supervision node loader metrics instances"}),
+    (
+        "hosts",
+        {
+            "BOTH": (
+                "work listener loopback listening output backend supervision node room collection keeper loader "
+                "metrics instances"
+            )
+        },
+    ),
     (
         "processes",
         {
             "FRONTEND": (
                 "frontend frontend.docs frontend.encoded frontend.refusals frontend.segment frontend.gate "
                 "frontend.events frontend.replica frontend.installs frontend.operations_api frontend.mounted "
-                "frontend.models_api frontend.openai "
+                "frontend.models_api frontend.disk_api frontend.openai "
                 "frontend.application"
             ),
             "WORKER": "worker",
@@ -74,6 +83,7 @@ LADDER: Final = (
         {
             "BOTH": (
                 "service composition child balancer cluster answers client seen following display options remote "
+                "upkeep "
                 "demo_vectors demo_model demo_checks demo_view demo_job demo_report demo cli __main__ stagecast"
             ),
         },

@@ -61,6 +61,11 @@ class Node(msgspec.Struct, kw_only=True):
     labels: dict[str, str] = {}
     disk_free: int = 0
     disk_total: int = 0
+    disk_reserved: int = 0
+    disk_orphaned: int = 0
+    disk_budget: int = 0
+    disk_keep_free: int = 0
+    pinned: list[str] = []
 
 
 class Nodes(msgspec.Struct, kw_only=True):
@@ -70,14 +75,19 @@ class Nodes(msgspec.Struct, kw_only=True):
 
 
 class PlannedNode(msgspec.Struct, kw_only=True):
-    """What staging would move to one node. ``seconds`` is an estimate, absent where there is no ground for one."""
+    """What staging would move to one node, and from where. Of the free bytes, the reserved ones are promised to others.
+
+    ``seconds`` is an estimate, absent where there is no ground for one.
+    """
 
     node: str
     bytes: int = 0
     present: int = 0
     to_move: int = 0
     disk_free: int = 0
+    disk_reserved: int = 0
     fits: bool = True
+    holders: list[str] = []
     seconds: float | None = None
 
 
@@ -106,6 +116,53 @@ class Removed(msgspec.Struct, kw_only=True):
     """``DELETE /api/models/{name}``."""
 
     removed: list[RemovedFiles] = []
+
+
+class HeldCopy(msgspec.Struct, kw_only=True):
+    """A model on a node's disk: when it came and was used last, in seconds since 1970. ``keep``: why it may not go."""
+
+    model: str
+    bytes: int = 0
+    came_at: float = 0.0
+    used_at: float = 0.0
+    pinned: bool = False
+    keep: str = ""
+
+
+class LeftBehind(msgspec.Struct, kw_only=True):
+    """What work has left on a node's disk. ``keep``: why it may not go."""
+
+    folder: str
+    kind: str = ""
+    model: str = ""
+    bytes: int = 0
+    keep: str = ""
+
+
+class FreedNode(msgspec.Struct, kw_only=True):
+    """What goes from one node's disk, or has gone, and what stays there."""
+
+    node: str
+    bytes: int = 0
+    disk_free: int = 0
+    disk_reserved: int = 0
+    evicted: list[HeldCopy] = []
+    leftovers: list[LeftBehind] = []
+    kept: list[HeldCopy] = []
+    kept_leftovers: list[LeftBehind] = []
+
+
+class Collected(msgspec.Struct, kw_only=True):
+    """``POST /api/gc``. ``failed``: nodes that could not be asked, or not do it, with the cause."""
+
+    nodes: list[FreedNode] = []
+    failed: dict[str, str] = {}
+
+
+class Pinned(msgspec.Struct, kw_only=True):
+    """``POST /api/models/{name}/pin``: the models that are to stay, by node."""
+
+    pinned: dict[str, list[str]] = {}
 
 
 class Vector(msgspec.Struct, kw_only=True):

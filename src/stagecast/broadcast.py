@@ -30,6 +30,7 @@ _WAITS: Final[dict[Hindrance, str]] = {
     "source": "not a byte from the source",
     "network": "no connection to the source",
     "target disk": "the target disk takes no bytes",
+    "room": "no room on the target disk",
     "backend": "no sign of life from the backend",
 }
 

@@ -15,15 +15,17 @@ from typing import Annotated, Any, Final
 import uvloop
 from cyclopts import App, CycloptsError, Parameter
 
-from stagecast import remote
+from stagecast import remote, upkeep
 from stagecast.cluster import ClusterSettings, cluster
 from stagecast.errors import BadInput, StagecastError
 from stagecast.options import (
     ApiKey,
     Backends,
+    DiskBudget,
     Environment,
     Galleries,
     HistoryOptions,
+    KeepFree,
     Labels,
     Models,
     NodeOptions,
@@ -52,6 +54,8 @@ async def up(
     data: Annotated[Path | None, Parameter(help="Folder of what must survive a restart.")] = None,
     models: Models = None,
     rate_limit: Rate = 0,
+    disk_budget: DiskBudget = 0,
+    keep_free: KeepFree = 0,
     backends: Backends = None,
     galleries: Galleries = (),
     api_key: ApiKey = "",
@@ -64,6 +68,8 @@ async def up(
         workers=workers,
         port=port,
         rate_limit=rate_limit,
+        disk_budget=disk_budget,
+        keep_free=keep_free,
         backends=backends,
         galleries=galleries,
         api_key=api_key,
@@ -136,6 +142,9 @@ app.command(remote.nodes)
 app.command(remote.drain)
 app.command(remote.undrain)
 app.command(remote.load)
+app.command(upkeep.gc)
+app.command(upkeep.pin)
+app.command(upkeep.unpin)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

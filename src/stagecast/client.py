@@ -156,9 +156,13 @@ class Client:
         """Return the models that anybody holds."""
         return _read(await self.request("GET", "/api/models"), answers.Models).models
 
-    async def stage(self, model: str, nodes: Sequence[str] = ()) -> list[Row]:
-        """Begin to stage a model onto ``nodes``, or onto every worker; return the operations."""
+    async def stage(self, model: str, nodes: Sequence[str] = (), *, wait_for_space: bool = False) -> list[Row]:
+        """Begin to stage a model onto ``nodes``, or onto every worker; return the operations.
+
+        ``wait_for_space``: where a disk has no room now, it is waited for, instead of failing.
+        """
         body = {"nodes": list(nodes) or "all", "dry_run": False}
+        body |= {"wait_for_space": True} if wait_for_space else {}
         answer = await self.request("POST", f"/api/models/{_part(model)}/stage", body=body, is_idempotent=True)
         return _read(answer, answers.Operations).operations
 
@@ -174,6 +178,20 @@ class Client:
         body = {key: value for key, value in given.items() if value}
         answer = await self.request("POST", "/api/models/install", body=body, is_idempotent=True)
         return _read(answer, answers.Operations).operations[0]
+
+    async def collect(self, nodes: Sequence[str] = (), *, free: int = 0, dry_run: bool = False) -> answers.Collected:
+        """Free what nobody needs on ``nodes``, or everywhere, and models until ``free`` bytes are free on each disk.
+
+        Returns when it is gone; with ``dry_run`` what would go.
+        """
+        body = {"nodes": list(nodes) or "all", "free": free, "dry_run": dry_run}
+        return _read(await self.request("POST", "/api/gc", body=body, is_idempotent=True), answers.Collected)
+
+    async def pin(self, model: str, nodes: Sequence[str] = (), *, is_pinned: bool = True) -> dict[str, list[str]]:
+        """Let a model stay on ``nodes``, or wherever it is, or go again; return all that are to stay, by node."""
+        path = f"/api/models/{_part(model)}/{'pin' if is_pinned else 'unpin'}"
+        answer = await self.request("POST", path, body={"nodes": list(nodes) or "all"}, is_idempotent=True)
+        return _read(answer, answers.Pinned).pinned
 
     async def remove(self, model: str, node: str = "") -> list[answers.RemovedFiles]:
         """Remove a model's files from ``node``, or everywhere; return when they are gone."""

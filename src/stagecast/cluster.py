@@ -53,7 +53,8 @@ class MissingProgram(StagecastError):
 class ClusterSettings:
     """What to start. ``port`` 0 takes a free one; ``models`` defaults to ``data/models``.
 
-    ``rate_limit`` is what each worker pulls at most, in bytes per second, 0 for no limit. ``program`` is what
+    ``rate_limit`` is what each worker pulls at most, in bytes per second, 0 for no limit; ``disk_budget`` and
+    ``keep_free`` are theirs, too: see `NodeSettings`. ``program`` is what
     ``serve`` and ``worker`` are arguments of. ``wait_budget``: see `ReplicaSettings`, whose default stands for None.
     """
 
@@ -63,6 +64,8 @@ class ClusterSettings:
     workers: int = 2
     port: int = 0
     rate_limit: int = 0
+    disk_budget: int = 0
+    keep_free: int = 0
     wait_budget: float | None = None
     backends: Path | None = None
     galleries: tuple[str, ...] = ()
@@ -191,9 +194,11 @@ class Cluster:
 
     def _worker(self, number: int) -> Program:
         name = f"worker-{number}"
-        limit = ("--rate-limit", str(self.settings.rate_limit)) if self.settings.rate_limit else ()
+        given = self.settings
+        bounds = {"--rate-limit": given.rate_limit, "--disk-budget": given.disk_budget, "--keep-free": given.keep_free}
+        limits = tuple(word for option, bound in bounds.items() if bound for word in (option, str(bound)))
         backends = ("--backends", str(self.settings.backends.expanduser().absolute())) if self.settings.backends else ()
-        return self._process("worker", name, self.data / name, (*limit, *backends))
+        return self._process("worker", name, self.data / name, (*limits, *backends))
 
     def _process(self, verb: str, name: str, data: Path, options: tuple[str, ...]) -> Program:
         host, port = self._ground.host(name), free_port()

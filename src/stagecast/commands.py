@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ from stagecast.errors import (
     BusUnavailable,
     CommandLost,
     NameTaken,
+    NodeRefused,
     StagecastError,
     Unknown,
     WrongState,
@@ -37,6 +38,10 @@ OWNER_TIMEOUT: Final = 1.5
 """Seconds within which an owner obeys; then the command is written over its head, all in 2 s."""
 
 
+_Answer = TypeVar("_Answer")
+Question = Callable[[msgspec.Raw], Awaitable[object]]
+
+
 class Commands:
     """Gives commands to other processes' operations, and obeys those for this process's own.
 
@@ -49,6 +54,8 @@ class Commands:
         self._tasks: set[asyncio.Task[None]] = set()
         self.drain: Callable[[bool], None] | None = None
         """What draining means for this process's node, if it has one."""
+        self.questions: dict[str, Question] = {}
+        """What this process's node can be asked, by verb."""
         self.ended: Callable[[str], Record | None] = lambda _: None
         """Finds the last end of an operation that the log has no more, by id or job, where this process keeps them."""
         self.is_behind: Callable[[], bool] = lambda: False
@@ -148,12 +155,34 @@ class Commands:
             Unknown: no node of this name is known.
             BusError: its process does not answer.
         """
+        await self._request(name, Command(verb=verb, id=name), OWNER_TIMEOUT)
+        await self._tracker.until(lambda: self._tracker.fold.nodes[name].draining == (verb == "drain"), OWNER_TIMEOUT)
+
+    async def ask_node(
+        self, name: str, verb: NodeVerb, question: object, answer: type[_Answer], timeout: float = OWNER_TIMEOUT
+    ) -> _Answer:
+        """Ask a node about its own disk, or to do something there, and return what it answers.
+
+        Raises:
+            BusError: its process does not answer within ``timeout`` seconds.
+            NodeRefused: it could not, with the cause.
+            Unknown: no node of this name is known.
+        """
+        command = Command(verb=verb, id=name, question=msgspec.Raw(msgspec.json.encode(question)))
+        try:
+            reply = msgspec.json.decode(await self._request(name, command, timeout), type=CommandReply)
+            if reply.error:
+                raise NodeRefused(name, reply.error)
+            return msgspec.json.decode(reply.answer, type=answer)
+        except msgspec.DecodeError as error:
+            raise NodeRefused(name, f"its answer is not understood: {error}") from None
+
+    async def _request(self, name: str, command: Command, timeout: float) -> bytes:
         node = self._tracker.fold.nodes.get(name)
         if node is None or node.left:
             raise Unknown("node", name, [each.name for each in self._tracker.fold.nodes.values() if not each.left])
-        command = msgspec.json.encode(Command(verb=verb, id=name))
-        await self._tracker.bus.request(subjects.command(node.process), command, OWNER_TIMEOUT)
-        await self._tracker.until(lambda: self._tracker.fold.nodes[name].draining == (verb == "drain"), OWNER_TIMEOUT)
+        subject = subjects.command(node.process)
+        return await self._tracker.bus.request(subject, msgspec.json.encode(command), timeout)
 
     async def check_name(self, name: str) -> None:
         """Raise `NameTaken` where another living process speaks for a node of this name."""
@@ -195,7 +224,7 @@ class Commands:
         try:
             command = msgspec.json.decode(payload, type=Command)
             reply = await self._obey(command)
-        except (msgspec.DecodeError, StagecastError) as error:
+        except (msgspec.DecodeError, StagecastError, OSError) as error:
             reply = CommandReply(error=str(error))
         return msgspec.json.encode(reply)
 
@@ -205,6 +234,9 @@ class Commands:
             return CommandReply()
         if command.verb == "ping":
             return CommandReply()
+        if command.verb in self.questions:
+            answer = await self.questions[command.verb](command.question)
+            return CommandReply(answer=msgspec.Raw(msgspec.json.encode(answer)))
         ownership = self._tracker.owned.get(command.id)
         if ownership is None:
             return CommandReply(error="not owned here")

@@ -15,10 +15,12 @@ from stagecast import recipes
 from stagecast.bus import Bus
 from stagecast.bus.nats import connect
 from stagecast.bus.sqlite import opened
+from stagecast.eviction import Budget
 from stagecast.frontend.application import build
 from stagecast.frontend.installs import Installs
 from stagecast.frontend.replica import Replica
 from stagecast.instances import Instances
+from stagecast.keeper import Keeper
 from stagecast.listener import Endpoint, bound, check_open, parse_endpoint, serving
 from stagecast.loader import Loader
 from stagecast.manifest import check_name
@@ -111,7 +113,12 @@ async def _node(
         control.tracker, control.announcer, store, name=settings.name, kind=kind, address=address, labels=labels
     )
     control.commands.drain = node.drain
-    async with node.running(files.host, files.port, settings.token, _advertised(settings, files)):
+    keeper = Keeper(node, control.tracker, control.presence, Budget(settings.disk_budget, settings.keep_free))
+    control.commands.questions.update(keeper.questions)
+    async with (
+        node.running(files.host, files.port, settings.token, _advertised(settings, files)),
+        keeper.running(),
+    ):
         yield node
         # The announcer ends after this block, so that the node's last word still goes out.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -150,23 +150,54 @@ def models(found: Sequence[answers.Model]) -> RenderableType:
 
 def nodes(found: Sequence[answers.Node]) -> RenderableType:
     """Draw the processes of the cluster."""
-    table = _table("node", "kind", "state", "disk free", "address", "labels")
+    table = _table("node", "kind", "state", "disk free", "pinned", "address", "labels")
     for node in found:
         state = "dead" if not node.alive else "draining" if node.draining else "alive"
         labels = " ".join(f"{key}={value}" for key, value in node.labels.items())
         free = f"{format_size(node.disk_free)} of {format_size(node.disk_total)}"
-        table.add_row(node.name, node.kind, state, free, node.address, labels)
+        free += f", {format_size(node.disk_reserved)} reserved" if node.disk_reserved else ""
+        free += f", {format_size(node.disk_orphaned)} orphaned" if node.disk_orphaned else ""
+        table.add_row(node.name, node.kind, state, free, ", ".join(node.pinned) or "-", node.address, labels)
     return table
 
 
 def plan(found: answers.Plan) -> RenderableType:
     """Draw what staging would do."""
-    table = _table("node", "there already", "to move", "disk free", "fits", "about")
+    table = _table("node", "there already", "to move", "from", "disk free", "reserved", "fits", "about")
     for node in found.nodes:
         about = format_duration(node.seconds) if node.seconds is not None else "-"
-        sizes = (format_size(size) for size in (node.present, node.to_move, node.disk_free))
-        table.add_row(node.node, *sizes, "yes" if node.fits else Text("no", style="red"), about)
+        present, to_move, free, reserved = map(
+            format_size, (node.present, node.to_move, node.disk_free, node.disk_reserved)
+        )
+        source = ", ".join(node.holders) if node.to_move else "-"
+        fits = "yes" if node.fits else Text("no", style="red")
+        table.add_row(node.node, present, to_move, source, free, reserved, fits, about)
     return Group(Text(f"{found.model}: {format_size(found.bytes)}"), table)
+
+
+def collected(found: answers.Collected, *, is_plan: bool) -> RenderableType:
+    """Draw what a collection frees, or has freed, a model or leftover a line, and why the others stay."""
+    table = _table("node", "what", "size", "used last", "would go" if is_plan else "gone")
+    for node in found.nodes:
+        for copy in (*node.evicted, *node.kept):
+            gone = Text("yes", style="red") if copy in node.evicted else Text(copy.keep or "no need", style="dim")
+            table.add_row(
+                node.node, copy.model, format_size(copy.bytes), _date(copy.used_at) if copy.used_at else "never", gone
+            )
+        for left in (*node.leftovers, *node.kept_leftovers):
+            gone = Text("yes", style="red") if left in node.leftovers else Text(left.keep or "in use", style="dim")
+            what = f"{left.kind} of {left.model}" if left.model else left.kind
+            table.add_row(node.node, what, format_size(left.bytes), "", gone)
+    freed = sum(node.bytes for node in found.nodes)
+    return Group(table, Text(f"{format_size(freed)} ({freed:,} bytes) {'would be freed' if is_plan else 'freed'}"))
+
+
+def pins(found: Mapping[str, Sequence[str]]) -> RenderableType:
+    """Draw the models that are to stay, by node."""
+    table = _table("node", "pinned")
+    for node, models in found.items():
+        table.add_row(node, ", ".join(models) or "-")
+    return table
 
 
 def removed(found: Sequence[answers.RemovedFiles]) -> RenderableType:
@@ -267,7 +298,11 @@ def _count(row: Row, number: float) -> str:
 
 def _when(row: Row) -> str:
     """Return when it ended, by this machine's clock and calendar."""
-    return datetime.fromtimestamp(parse_time(row.updated_at)).strftime("%Y-%m-%d %H:%M:%S")  # local time is meant
+    return _date(parse_time(row.updated_at))
+
+
+def _date(epoch: float) -> str:
+    return datetime.fromtimestamp(epoch).strftime("%Y-%m-%d %H:%M:%S")  # local time is meant
 
 
 def _outcome(row: Row) -> str:

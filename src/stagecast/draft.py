@@ -20,7 +20,7 @@ from stagecast.journal import FileRecord, read_journal, written_journal
 from stagecast.manifest import Manifest, check_name, decode, encode
 from stagecast.publication import WORKSHOP, throw_away
 
-_PREFIX: Final = "draft-"
+PREFIX: Final = "draft-"
 
 
 class DraftState(NamedTuple):
@@ -33,8 +33,8 @@ class DraftState(NamedTuple):
 def drafts(models: Path) -> list[DraftState]:
     """Return every draft in a models folder, worked on or left behind, by name."""
     found = []
-    for folder in sorted((models / WORKSHOP).glob(f"{_PREFIX}*")):
-        name = folder.name.removeprefix(_PREFIX)
+    for folder in sorted((models / WORKSHOP).glob(f"{PREFIX}*")):
+        name = folder.name.removeprefix(PREFIX)
         with suppress(InvalidName):
             found.append(DraftState(name, sum(record.position for record in draft_records(models, name).values())))
     return found
@@ -157,7 +157,7 @@ class Draft:
 
 def _folder(models: Path, model: str) -> Path:
     check_name(model)
-    return models / WORKSHOP / f"{_PREFIX}{model}"
+    return models / WORKSHOP / f"{PREFIX}{model}"
 
 
 def _size_of(path: Path) -> int:

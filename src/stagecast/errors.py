@@ -13,6 +13,7 @@
     ├── Unknown                   404   a model, node, operation, gallery entry that nobody knows
     ├── WrongState                409   known, but the state forbids it
     ├── NotEnoughSpace            507
+    ├── NodeRefused               502   a node could not do what was asked of it
     ├── TransferFailed            502   no holder could give the bytes
     │   ├── HolderFailed
     │   │   └── SourceRefused       upstream said no: asking again will not help
@@ -166,6 +167,16 @@ class NotEnoughSpace(StagecastError):
         self.promised = promised
         self.is_hopeless = 0 < total < needed
         """Whether even the empty disk would have no room."""
+
+
+class NodeRefused(StagecastError):
+    """A node could not do what was asked of it."""
+
+    code = "node_refused"
+    status = 502
+
+    def __init__(self, node: str, why: str) -> None:
+        super().__init__(f"{node}: {why}")
 
 
 class TransferFailed(StagecastError):

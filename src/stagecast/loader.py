@@ -43,8 +43,15 @@ class Loader:
         self._beginning: set[asyncio.Task[None]] = set()
 
     def url(self, instance: str) -> str | None:
-        """Return the base URL of an instance that is ready, or None if it does not run here (any more)."""
-        return next((each.url for each in self._ready.values() if each.instance == instance), None)
+        """Return the base URL of an instance that is ready, or None if it does not run here (any more).
+
+        Whoever asks sends a request there: that is a use of the model.
+        """
+        model = next((model for model, each in self._ready.items() if each.instance == instance), None)
+        if model is None:
+            return None
+        self._node.store.marks.use(model)
+        return self._ready[model].url
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Loader, None]:
@@ -140,6 +147,7 @@ class Loader:
                 return await started.ended()
             finally:
                 self._ready.pop(model, None)
+                self._node.store.marks.use(model)
 
     def _note(self, model: str, state: State, detail: str) -> None:
         if state in ("restarting", "failed"):
@@ -171,6 +179,7 @@ class Loader:
                 raise
             ownership.settle()
             self._ready[model] = started
+            store.marks.use(model)
             self._report(model, "ready", started.instance)
             await self._announcer.settled()
             await ownership.change(bytes_done=manifest.size)

@@ -20,10 +20,13 @@ State = Literal["queued", "running", "paused", "stalled", "succeeded", "failed",
 Outcome = Literal["succeeded", "failed", "cancelled"]
 Phase = Literal["planning", "transferring", "verifying", "publishing", "loading"]
 Verb = Literal["cancel", "pause", "resume", "retry", "dismiss"]
-NodeVerb = Literal["drain", "undrain", "ping"]
-Hindrance = Literal["", "source", "network", "target disk", "backend", "owner"]
-"""What a stalled operation waits for: bytes of a holder or upstream, a connection to one, the disk it writes to, a sign
-of life from the backend that loads, or its owner, which is gone."""
+NodeVerb = Literal["drain", "undrain", "ping", "stock", "inventory", "pin", "unpin"]
+Hindrance = Literal["", "source", "network", "target disk", "room", "backend", "owner"]
+"""What a stalled operation waits for: bytes of a holder or upstream, a connection to one, the disk it writes to, room
+on that, a sign of life from the backend that loads, or its owner, which is gone."""
+
+
+NOTHING: Final = msgspec.Raw(b"null")
 
 
 class Entry(NamedTuple):
@@ -183,7 +186,12 @@ class OperationEvent(msgspec.Struct, kw_only=True):
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a node says of itself. ``process`` changes with every start; ``address`` and ``files`` are base URLs."""
+    """What a node says of itself. ``process`` changes with every start; ``address`` and ``files`` are base URLs.
+
+    Of the free bytes of its disk, ``disk_reserved`` are promised to transfers; ``disk_orphaned`` are taken by what is
+    left of work that nobody goes on with. ``disk_budget`` and ``disk_keep_free``: see `stagecast.eviction.Budget`.
+    ``volume`` names the folder of its models, also for other nodes that share it; ``pinned`` models are never evicted.
+    """
 
     name: str
     kind: Literal["replica", "worker"]
@@ -193,6 +201,12 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     labels: dict[str, str] = {}
     disk_free: int = 0
     disk_total: int = 0
+    disk_reserved: int = 0
+    disk_orphaned: int = 0
+    disk_budget: int = 0
+    disk_keep_free: int = 0
+    volume: str = ""
+    pinned: tuple[str, ...] = ()
     draining: bool = False
     left: bool = False
 
@@ -247,16 +261,18 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What somebody asks the owner of an operation, or a node, to do. ``id``: of the operation, or the node's name.
 
-    ``keep_partial``: a cancel leaves on the disk what has arrived.
+    ``keep_partial``: a cancel leaves on the disk what has arrived. ``question``: what is asked of a node.
     """
 
     verb: Verb | NodeVerb
     id: str
     keep_partial: bool = False
+    question: msgspec.Raw = NOTHING
 
 
 class CommandReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The owner's answer: the sequence at which the log shows the effect, or why there is none."""
+    """The owner's answer: the sequence at which the log shows the effect, or why there is none. Or a node's."""
 
     sequence: int = 0
     error: str = ""
+    answer: msgspec.Raw = NOTHING

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, Literal
 
@@ -13,12 +13,14 @@ from stagecast import installation, subjects
 from stagecast.announcer import Announcer
 from stagecast.duty import Duty
 from stagecast.errors import Interrupted, StagecastError, Unknown
+from stagecast.eviction import GC
 from stagecast.manifest import Manifest
 from stagecast.messages import Holding, NodeRecord
 from stagecast.ownership import Ownership
 from stagecast.store import Store
 from stagecast.tracker import Tracker
 from stagecast.transfer import FileServer
+from stagecast.volume import volume_of
 from stagecast.work import in_thread
 
 _logger = logging.getLogger(__name__)
@@ -26,6 +28,14 @@ _logger = logging.getLogger(__name__)
 DISK_INTERVAL: Final = 10.0
 """Seconds between two looks at the disk; what it says is announced when it has moved by `DISK_STEP`."""
 DISK_STEP: Final = 64 * 1024 * 1024
+
+
+Reclaim = Callable[[Ownership], Awaitable[bool]]
+MakeRoom = Callable[[int], Awaitable[bool]]
+
+
+async def _no_room(_needed: int) -> bool:
+    return False
 
 
 class Node:
@@ -46,6 +56,12 @@ class Node:
         self._digests: dict[str, str] = {}
         self._adopting = asyncio.Lock()
         self._stop = threading.Event()
+        self.volume = volume_of(store.models)
+        """Names the models folder; nodes that share it have the same."""
+        self.reclaim: Reclaim | None = None
+        """Does what a collection's deletion wants, up to the end; False where the files are to be deleted as ever."""
+        self.make_room: MakeRoom = _no_room
+        """Frees some bytes for a transfer, as far as that is allowed; tells whether it did."""
         self._counting = threading.Lock()
         self.bytes_received = 0
         """Bytes of files that holders sent here since the start, also in vain."""
@@ -79,6 +95,10 @@ class Node:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 self._announce(left=True)
+
+    def tell(self, **changes: object) -> None:
+        """Say how the disk stands now, and new values for fields of the node's record."""
+        self._announce(**changes)
 
     def drain(self, draining: bool) -> None:  # noqa: FBT001  # the one thing it says
         """Say whether new work may be placed here."""
@@ -151,9 +171,13 @@ class Node:
         self._say(Holding(node=self.name, model=name, state="gone"))
 
     def _announce(self, **changes: object) -> None:
-        space = self.store.space()
+        space, reserved = self.store.space(), sum(promise.left for promise in self.store.promises())
         values = {field: getattr(self._record, field) for field in self._record.__struct_fields__}
-        self._record = NodeRecord(**{**values, "disk_free": space.free, "disk_total": space.total, **changes})
+        disk = {
+            "disk_free": space.free, "disk_total": space.total, "disk_reserved": reserved, "volume": self.volume,
+            "pinned": tuple(self.store.marks.pinned()),
+        }  # fmt: skip
+        self._record = NodeRecord(**{**values, **disk, **changes})
         self._announcer.say(subjects.node(self.name), self._record)
 
     async def _watch_disk(self) -> None:
@@ -165,10 +189,17 @@ class Node:
         """Adopt, and say how much room there is; a disk that fails is looked at again the next time."""
         try:
             await self.adopt()
-            if abs(self.store.space().free - self._record.disk_free) >= DISK_STEP:
+            if self._has_moved():
                 self._announce()
         except OSError as error:
             _logger.warning("the models of %s cannot be looked at: %s", self.name, error)
+
+    def _has_moved(self) -> bool:
+        """Tell whether the disk is another one than was announced, by enough to matter."""
+        free, reserved = self.store.space().free, sum(promise.left for promise in self.store.promises())
+        said = self._record
+        is_other = reserved == 0 != said.disk_reserved or tuple(self.store.marks.pinned()) != said.pinned
+        return is_other or max(abs(free - said.disk_free), abs(reserved - said.disk_reserved)) >= DISK_STEP
 
     async def _watch_models(self) -> None:
         """Adopt at the start, and whenever somebody else says that it holds a model which is not known here yet.
@@ -205,6 +236,8 @@ class Node:
     async def _delete(self, ownership: Ownership) -> None:
         model = ownership.record.model
         async with self._adopting:
+            if ownership.record.cause == GC and self.reclaim is not None and await self.reclaim(ownership):
+                return
             freed = await asyncio.to_thread(self._free, model)
             self._say_gone(model)
         await self._announcer.settled()

@@ -13,7 +13,7 @@ from cyclopts.config import Env
 
 from stagecast.client import DEFAULT_URL
 from stagecast.errors import InvalidQuantity
-from stagecast.quantities import parse_rate
+from stagecast.quantities import parse_rate, parse_size
 from stagecast.settings import (
     DEFAULT_LISTEN,
     DEFAULT_WORKER_LISTEN,
@@ -50,6 +50,15 @@ def _rate(kind: Any, tokens: Sequence[Token]) -> int:  # noqa: ARG001  # cyclopt
         raise ValueError(error.message) from None
 
 
+def _size(kind: Any, tokens: Sequence[Token]) -> int:  # noqa: ARG001  # cyclopts calls it so
+    if tokens[0].value == "0":
+        return 0
+    try:
+        return parse_size(tokens[0].value)
+    except InvalidQuantity as error:
+        raise ValueError(error.message) from None
+
+
 def _is_label(kind: Any, labels: Sequence[str]) -> None:  # noqa: ARG001  # cyclopts calls it so
     for label in labels:
         if not label.partition("=")[0] or "=" not in label:
@@ -82,6 +91,13 @@ Replicas = Annotated[int, Parameter(help="How many replicas.", validator=_at_lea
 Workers = Annotated[int, Parameter(help="How many workers.", validator=_at_least(0))]
 Rate = Annotated[
     int, Parameter(converter=_rate, help="The most that a worker pulls in a second, like 20MB/s; 0 for no limit.")
+]
+Size = Annotated[int, Parameter(converter=_size)]
+DiskBudget = Annotated[
+    int, Parameter(converter=_size, help="Evict the models used longest ago where all take more, like 2TB; 0: never.")
+]
+KeepFree = Annotated[
+    int, Parameter(converter=_size, help="Evict them where less of a worker's disk is free, like 50GB; 0: never.")
 ]
 Models = Annotated[
     Path | None, Parameter(help="Folder of models; each file or folder in it is one. [default: DATA/models]")
@@ -138,6 +154,8 @@ class NodeOptions:
     ] = False
     backends: Backends = None
     rate_limit: Rate = 0
+    disk_budget: DiskBudget = 0
+    keep_free: KeepFree = 0
 
     def replica(self, history: HistoryOptions, **given: Any) -> ReplicaSettings:
         """Return these as a replica's settings, together with what only a replica is ``given``."""

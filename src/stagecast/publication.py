@@ -140,3 +140,13 @@ def _restore(working: Path, models: Path) -> None:
     model = _marker(working)[1]
     if model and os.path.lexists(working / "replaced") and not os.path.lexists(models / model):
         (working / "replaced").rename(models / model)
+
+
+def put_back(working: Path, models: Path) -> None:
+    """Put an older revision back that stood aside for one which did not come; for whoever holds ``lock``."""
+    _restore(working, models)
+
+
+def is_trash(path: Path) -> bool:
+    """Tell whether this was thrown away, and only has to be deleted."""
+    return path.name.startswith(_TRASH)

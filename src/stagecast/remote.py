@@ -43,18 +43,19 @@ async def stage(
     to: Annotated[tuple[str, ...], Parameter(help="A worker; may be given several times.")] = (),
     all: Annotated[bool, Parameter(help="Every worker.")] = False,  # noqa: A002  # the option is called so
     dry_run: Annotated[bool, Parameter(help="Only say what would move; exit 1 if it does not fit.")] = False,
+    wait: Annotated[bool, Parameter(help="Where a disk has no room now, wait for it, instead of failing.")] = False,
     follow: Follow = False,
     reach: Reach = Reach(),  # noqa: B008  # frozen
 ) -> int:
     """Bring a model onto workers."""
     if bool(to) == all:
         raise UsageError("say where to, either with --to NODE, as often as needed, or with --all")
-    async with _client(reach) as client:
+    async with connected(reach) as client:
         if dry_run:
             plan = await client.plan(model, to)
             display.console().print(display.plan(plan))
             return 0 if all_fit(plan) else 1
-        return await _begun(client, await client.stage(model, to), follow=follow)
+        return await _begun(client, await client.stage(model, to, wait_for_space=wait), follow=follow)
 
 
 def all_fit(plan: answers.Plan) -> bool:
@@ -69,7 +70,7 @@ async def ops(
     reach: Reach = Reach(),  # noqa: B008  # frozen
 ) -> int:
     """Show what is under way."""
-    async with _client(reach) as client:
+    async with connected(reach) as client:
         answer = await client.operations_as_sent()
         if json:
             await _print_json(client, answer, watch=watch)
@@ -84,7 +85,7 @@ def commanding(verb: Verb, does: str) -> Callable[..., Awaitable[int]]:
     """Return the command that gives ``verb`` to an operation."""
 
     async def command(operation: Id, /, *, reach: Reach = Reach()) -> int:  # noqa: B008  # frozen
-        async with _client(reach) as client:
+        async with connected(reach) as client:
             _show([await client.command(operation, verb)])
         return 0
 
@@ -102,7 +103,7 @@ async def cancel(
     reach: Reach = Reach(),  # noqa: B008  # frozen
 ) -> int:
     """End an operation; what had arrived of a model that is not whole is removed, unless it is to be kept."""
-    async with _client(reach) as client:
+    async with connected(reach) as client:
         _show([await client.command(operation, "cancel", keep_partial=keep)])
     return 0
 
@@ -121,7 +122,7 @@ async def history(
 ) -> int:
     """Show what has ended, newest first, an attempt a line."""
     sought = {"kind": kind, "model": model, "node": node, "state": state or "", "job": job}
-    async with _client(reach) as client:
+    async with connected(reach) as client:
         answer = await client.history_as_sent(limit=limit, before=before, **sought)
     if json:
         _print_body(answer.body)
@@ -146,14 +147,14 @@ async def install(
     reach: Reach = Reach(),  # noqa: B008  # frozen
 ) -> int:
     """Install a model from upstream onto the replicas."""
-    async with _client(reach) as client:
+    async with connected(reach) as client:
         row = await client.install(_absolute(ref), gallery=_absolute(gallery), name=name, sha256=sha256)
         return await _begun(client, [row], follow=follow)
 
 
 async def models(*, reach: Reach = Reach()) -> int:  # noqa: B008  # frozen
     """Show the models, and who holds and serves them."""
-    async with _client(reach) as client:
+    async with connected(reach) as client:
         display.console().print(display.models(await client.models()))
     return 0
 
@@ -166,28 +167,28 @@ async def remove(
     reach: Reach = Reach(),  # noqa: B008  # frozen
 ) -> int:
     """Remove a model's files, and what was kept of some that never were all there; wait until they are gone."""
-    async with _client(reach) as client:
+    async with connected(reach) as client:
         display.console().print(display.removed(await client.remove(model, node)))
     return 0
 
 
 async def nodes(*, reach: Reach = Reach()) -> int:  # noqa: B008  # frozen
     """Show the cluster's processes."""
-    async with _client(reach) as client:
+    async with connected(reach) as client:
         display.console().print(display.nodes(await client.nodes()))
     return 0
 
 
 async def drain(node: NodeName, /, *, reach: Reach = Reach()) -> int:  # noqa: B008  # frozen
     """Take a worker out of service: nothing new goes there."""
-    async with _client(reach) as client:
+    async with connected(reach) as client:
         await client.drain(node)
     return 0
 
 
 async def undrain(node: NodeName, /, *, reach: Reach = Reach()) -> int:  # noqa: B008  # frozen
     """Take a drained worker back into service."""
-    async with _client(reach) as client:
+    async with connected(reach) as client:
         await client.resume(node)
     return 0
 
@@ -200,13 +201,13 @@ async def load(
     reach: Reach = Reach(),  # noqa: B008  # frozen
 ) -> int:
     """Ask for a model to be loaded, without waiting for it."""
-    async with _client(reach) as client:
+    async with connected(reach) as client:
         await client.load(model, node)
     return 0
 
 
 @asynccontextmanager
-async def _client(reach: Reach) -> AsyncGenerator[Client, None]:
+async def connected(reach: Reach) -> AsyncGenerator[Client, None]:
     """Yield a client that has seen what this user's earlier commands have seen."""
     known = seen.recall(reach.url)
     async with Client(reach.url, api_key=reach.api_key, patience=_PATIENCE, revision=known) as client:

@@ -45,6 +45,10 @@ class NodeSettings:
     backends: Path | None = None
     rate_limit: int = 0
     """Bytes per second that this node pulls at most; 0 for no limit."""
+    disk_budget: int = 0
+    """Bytes that models may take in all before those used longest ago are evicted; 0 for no such bound."""
+    keep_free: int = 0
+    """Bytes that are to stay free on the models' disk, by the same means; 0 for no such bound."""
 
     @property
     def models_folder(self) -> Path:

@@ -18,6 +18,7 @@ from stagecast.disk import Disk, Space, naming_full_disk
 from stagecast.durable import Lock
 from stagecast.errors import Busy, Interrupted, InvalidManifest, InvalidName, Unknown, WrongState
 from stagecast.manifest import Manifest, check_name, decode, encode
+from stagecast.marks import Marks
 from stagecast.partial import PREFIX, Partial, read_status
 from stagecast.pieces import pieces_of
 from stagecast.records import Record, Records, identity_of
@@ -49,6 +50,7 @@ class Store:
         (models / publication.WORKSHOP).mkdir(parents=True, exist_ok=True)
         self._records = Records(data / "manifests")
         self._disk = Disk(models, node)
+        self.marks = Marks(models)
         publication.tidy(models)
         self._disk.tidy()
 
@@ -108,6 +110,7 @@ class Store:
             path = base if manifest.single else base / manifest.files[number].path
             try:
                 if identity_of(path) == record.identities[number]:
+                    self.marks.use(manifest.model)
                     return path, manifest.files[number].size
             except OSError:
                 continue
@@ -169,6 +172,7 @@ class Store:
         if not publication.throw_away(path, self.models):
             raise Unknown("model", name, self.names())
         self._records.drop(name)
+        self.marks.forget(name)
         return count
 
     def space(self) -> Space:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -23,9 +24,12 @@ from stagecast.messages import Record
 from stagecast.node import Node
 from stagecast.ownership import Ownership
 from stagecast.partial import Partial
+from stagecast.plan import SAMPLES, measured, planned, sentence
 from stagecast.presence import Presence
 from stagecast.remains import Remains
 from stagecast.revision import Revision
+from stagecast.room import promised
+from stagecast.stocktaking import Wanted, stock
 from stagecast.tracker import Tracker
 from stagecast.transfer import Holder, RateLimit, fetch_manifest, pull
 from stagecast.transfer.pull import PATIENCE
@@ -45,6 +49,8 @@ class Worker:
         self._presence = presence
         self._token = token
         self._limit = RateLimit(rate_limit) if rate_limit else None
+        self._pulled: deque[tuple[int, float]] = deque(maxlen=SAMPLES)
+        """Bytes that moved and seconds that took, of the latest pulls, the last one first."""
         self._remains = Remains(node.store.partial_bytes, node.store.discard_partials)
         self._duty = Duty(tracker, "staging", self._stage, node=node.name, clear=self._remains.clear)
 
@@ -115,20 +121,39 @@ class Worker:
         """Get what is missing. What had arrived is hashed again where nobody has verified it, and counted already."""
         written = sum(arriving.written(piece) for piece in arriving.missing())
         present = arriving.verified_bytes + written
-        with self._node.store.reserve(manifest.size - present, present):
+        with ExitStack() as stack:
+            await self._plan(ownership, manifest, present)
+            room = await promised(stack, ownership, self._node, manifest.size - present, present)
+
+            def advance(count: int) -> None:
+                ownership.advance(count)
+                room.landed(count)
+
             await ownership.change(
                 phase="transferring", bytes_total=manifest.size, bytes_done=present, bytes_present=present,
                 total_files=len(manifest.files),
             )  # fmt: skip
-            await in_thread(
+            pulled = await in_thread(
                 ownership.stop, pull, manifest, arriving, lambda: self._holders(manifest.model, manifest.digest),
-                token=self._token, limit=self._limit, advance=ownership.advance,
+                token=self._token, limit=self._limit, advance=advance,
                 checked=partial(ownership.check, total=written),
                 waiting=partial(ownership.wait, then=_UNLESS_A_BYTE_COMES), received=self._node.receive,
                 entered=lambda index: ownership.enter(index + 1, manifest.files[index].path),
                 completed=lambda index: ownership.complete(index + 1, manifest.files[index].path),
                 stop=ownership.stop,
             )  # fmt: skip
+        self._pulled.appendleft((pulled.bytes_verified, pulled.seconds))
+
+    async def _plan(self, ownership: Ownership, manifest: Manifest, present: int) -> None:
+        """Say what is to come, in the phase before the first byte; the rate is that of the pulls before this one."""
+        wanted = Wanted(model=manifest.model, digest=manifest.digest, size=manifest.size)
+        there = msgspec.structs.replace(await asyncio.to_thread(stock, self._node.store, wanted), present=present)
+        holders = [holder.name for holder in self._holders(manifest.model, manifest.digest)]
+        plan = planned(self._node.name, manifest.size, there, holders, measured(self._pulled))
+        await ownership.change(
+            phase="planning", bytes_total=manifest.size, bytes_done=present, bytes_present=present,
+            total_files=len(manifest.files), note=sentence(plan),
+        )  # fmt: skip
 
     async def _finish(self, ownership: Ownership, manifest: Manifest) -> None:
         """Announce the model, and only then let the operation end: whoever sees the end finds the model."""

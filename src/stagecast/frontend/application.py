@@ -15,6 +15,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.static_files import create_static_files_router
 
 from stagecast.errors import NotReady
+from stagecast.frontend.disk_api import DiskApi
 from stagecast.frontend.docs import readable
 from stagecast.frontend.gate import Gate
 from stagecast.frontend.installs import Installs
@@ -69,7 +70,7 @@ def build(replica: Replica, installs: Installs, session: aiohttp.ClientSession, 
 
     application = Litestar(
         route_handlers=[
-            OperationsApi, ModelsApi, NodesApi, healthz, readyz, show_metrics, index, docs, v1,
+            OperationsApi, ModelsApi, NodesApi, DiskApi, healthz, readyz, show_metrics, index, docs, v1,
             create_static_files_router("/page", [PAGE], include_in_schema=False),
         ],
         dependencies={

@@ -13,8 +13,9 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from stagecast import rows
 from stagecast.errors import BadInput
 from stagecast.frontend.installs import Installs
-from stagecast.frontend.replica import Plan, Replica
+from stagecast.frontend.replica import Replica
 from stagecast.messages import Placement
+from stagecast.plan import Plan
 from stagecast.rows import Row
 
 
@@ -77,7 +78,11 @@ class NodeModel(msgspec.Struct, kw_only=True):
 
 
 class NodeState(msgspec.Struct, kw_only=True):
-    """A node as the cluster knows it. Disk in bytes."""
+    """A node as the cluster knows it. Disk in bytes; ``disk_reserved`` of what is free is promised to transfers.
+
+    ``disk_orphaned`` is what `gc` would free without evicting a model; ``disk_budget`` and ``disk_keep_free`` are what
+    the node was told, 0 for nothing. ``pinned`` models are never evicted.
+    """
 
     name: str
     kind: Literal["replica", "worker"]
@@ -87,6 +92,11 @@ class NodeState(msgspec.Struct, kw_only=True):
     labels: dict[str, str]
     disk_free: int
     disk_total: int
+    disk_reserved: int
+    disk_orphaned: int
+    disk_budget: int
+    disk_keep_free: int
+    pinned: list[str]
     models: list[str]
     instances: list[NodeModel]
 
@@ -98,10 +108,11 @@ class Nodes(msgspec.Struct, kw_only=True):
 
 
 class StageRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to stage where."""
+    """What to stage where. ``wait_for_space``: where a disk has no room now, wait for it, instead of failing."""
 
     nodes: list[str] | Literal["all"] = "all"
     dry_run: bool = False
+    wait_for_space: bool = False
 
 
 class StagePlan(msgspec.Struct, kw_only=True):
@@ -195,10 +206,10 @@ class ModelsApi(Controller):
         replica.holdings(name)
         nodes = replica.targets(data.nodes)
         if data.dry_run:
-            plans = replica.plan(name, nodes)
+            plans = await replica.plan(name, nodes)
             plan = StagePlan(model=name, bytes=max(plan.bytes for plan in plans), nodes=plans)
             return Response(Planned(plan=plan), status_code=200)
-        records, revision = await replica.stage(name, nodes, "api")
+        records, revision = await replica.stage(name, nodes, "api", wait_for_space=data.wait_for_space)
         return Response(
             Started(operations=[rows.row_of(replica.fold, record) for record in records], revision=str(revision))
         )
@@ -299,6 +310,11 @@ def _node(replica: Replica, name: str) -> NodeState:
         labels=node.labels,
         disk_free=node.disk_free,
         disk_total=node.disk_total,
+        disk_reserved=node.disk_reserved,
+        disk_orphaned=node.disk_orphaned,
+        disk_budget=node.disk_budget,
+        disk_keep_free=node.disk_keep_free,
+        pinned=list(node.pinned),
         models=sorted(model for (at, model), held in fold.holdings.items() if at == name and held.state == "held"),
         instances=[
             NodeModel(model=each.model, state=each.state, id=each.instance)

@@ -11,7 +11,16 @@ import msgspec
 
 from stagecast import leftovers, operations, placement, subjects
 from stagecast.commands import Commands
-from stagecast.errors import AppendConflict, BadInput, StagecastError, TransferFailed, Unknown, WrongState
+from stagecast.errors import (
+    AppendConflict,
+    BadInput,
+    BusError,
+    NodeRefused,
+    StagecastError,
+    TransferFailed,
+    Unknown,
+    WrongState,
+)
 from stagecast.fold import Fold
 from stagecast.history import History
 from stagecast.manifest import Manifest
@@ -19,27 +28,16 @@ from stagecast.messages import Holding, NodeRecord, Record
 from stagecast.node import Node
 from stagecast.participant import Participant
 from stagecast.past import Sought
+from stagecast.plan import WAIT_FOR_SPACE, Plan, Stock, measured, planned
 from stagecast.presence import Presence
 from stagecast.revision import Revision
 from stagecast.router import Router
+from stagecast.stocktaking import Wanted
 from stagecast.tracker import Tracker
 from stagecast.transfer import Holder, fetch_manifest
 
 DELETION_TIMEOUT: Final = 30.0
 """Seconds without any deletion ending for which a request waits for the files to be gone."""
-
-
-class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What staging a model to one node would take. Sizes in bytes."""
-
-    node: str
-    bytes: int
-    present: int
-    to_move: int
-    disk_free: int
-    fits: bool
-    holders: list[str]
-    seconds: float | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True)
@@ -113,15 +111,18 @@ class Replica:
                 raise WrongState(f"worker {name}", "not answering", "stage to")
         return chosen
 
-    async def stage(self, model: str, nodes: list[str], cause: str) -> tuple[list[Record], Revision]:
+    async def stage(
+        self, model: str, nodes: list[str], cause: str, *, wait_for_space: bool = False
+    ) -> tuple[list[Record], Revision]:
         """Queue a staging for each node; the workers do the rest. Stagings under way are returned as they stand.
 
-        Those keep the call that began them; what is queued here tells of them beside it.
+        Those keep the call that began them; what is queued here tells of them beside it. ``wait_for_space``: where a
+        disk has no room now, it waits until there is some, instead of failing.
         """
         holdings = self.holdings(model)
         size = max(holding.size for holding in holdings)
         digest = newest_digest(holdings)
-        parameters = {"digest": digest} if digest else {}
+        parameters = ({"digest": digest} if digest else {}) | ({WAIT_FOR_SPACE: "yes"} if wait_for_space else {})
         files = max(holding.files for holding in holdings)
         call, beside = self.tracker.new_id(), list[str]()
         opened: dict[str, tuple[Record, Revision]] = {}
@@ -141,36 +142,37 @@ class Replica:
         held = self.fold.record(operations.operation_id("staging", model, node))
         return held is not None and not operations.is_ended(held)
 
-    def plan(self, model: str, nodes: list[str]) -> list[Plan]:
-        """Return what staging would take, without doing it."""
+    async def plan(self, model: str, nodes: list[str]) -> list[Plan]:
+        """Return what staging would take, without doing it. Each node says itself what is on its disk."""
         holdings = self.holdings(model)
-        digest = newest_digest(holdings)
-        size = max(holding.size for holding in holdings)
-        by_node = {holding.node: holding for holding in holdings if holding.state == "held"}
-        plans = []
-        for name in nodes:
-            held = by_node.get(name)
-            kept = min(size, leftovers.arrived(self.fold, model, name, digest))
-            present = size if held and held.digest == digest else kept
-            free = self.fold.nodes[name].disk_free
-            plans.append(
-                Plan(
-                    node=name, bytes=size, present=present, to_move=size - present, disk_free=free,
-                    fits=free >= size - present, holders=[other for other in by_node if other != name],
-                    seconds=self._seconds(name, size - present),
-                )
-            )  # fmt: skip
-        return plans
+        wanted = Wanted(model=model, digest=newest_digest(holdings), size=max(holding.size for holding in holdings))
+        stocks = await asyncio.gather(*(self._stock(name, wanted) for name in nodes))
+        sources = [holding.node for holding in holdings if self._can_give(holding, wanted.digest)]
+        return [
+            planned(name, wanted.size, stock, [each for each in sources if each != name], self._rate(name))
+            for name, stock in zip(nodes, stocks, strict=True)
+        ]
 
-    def _seconds(self, node: str, count: int) -> float | msgspec.UnsetType:
-        """Return how long ``count`` bytes take at the rate of the last staging to a node; absent if there was none."""
-        if count == 0:
-            return 0.0
-        for record in self.history.page(Sought(kind="staging", node=node, state="succeeded"), limit=100).records:
-            took, moved = operations.took(record), operations.moved(record)
-            if took and moved:
-                return round(count * took / moved, 1)
-        return msgspec.UNSET
+    async def _stock(self, node: str, wanted: Wanted) -> Stock:
+        """Return what a node says of its disk; of one that does not answer now, what it has said of itself last."""
+        try:
+            return await self.commands.ask_node(node, "stock", wanted, Stock)
+        except (BusError, NodeRefused):
+            known, held = self.fold.nodes[node], self.fold.holdings.get((node, wanted.model))
+            is_there = held is not None and held.state == "held" and held.digest == wanted.digest
+            kept = leftovers.arrived(self.fold, wanted.model, node, wanted.digest)
+            return Stock(
+                present=wanted.size if is_there else kept, disk_free=known.disk_free,
+                disk_reserved=known.disk_reserved, disk_total=known.disk_total,
+            )  # fmt: skip
+
+    def _can_give(self, holding: Holding, digest: str) -> bool:
+        return holding.state == "held" and holding.digest == digest and self.presence.is_node_alive(holding.node)
+
+    def _rate(self, node: str) -> float | None:
+        """Return the bytes per second at which the last stagings to a node moved, if there were any."""
+        ended = self.history.page(Sought(kind="staging", node=node, state="succeeded"), limit=100).records
+        return measured((operations.moved(record), operations.took(record)) for record in ended)
 
     async def delete(self, model: str, node: str | None) -> list[Record]:
         """Delete a model where it is, if only in part, and return the deletions once they have ended."""
@@ -185,8 +187,7 @@ class Replica:
             raise WrongState(f"{model} on {', '.join(away)}", "out of reach; name the other nodes one by one", "delete")
         await self._withdraw(model, wanted)
         opened = [await self.tracker.open("deletion", model, name, cause="api") for name in wanted]
-        await self._until_ended([record for record, _ in opened])
-        ended = [self.fold.record(record.id) or record for record, _ in opened]
+        ended = await self.until_ended([record for record, _ in opened])
         failed = [f"{record.node}: {record.error}" for record in ended if record.state == "failed"]
         if failed:
             raise TransferFailed(f"{model} could not be deleted everywhere: {'; '.join(failed)}")
@@ -222,7 +223,9 @@ class Replica:
             except AppendConflict:
                 await asyncio.sleep(0)
 
-    async def _until_ended(self, records: list[Record]) -> None:
+    async def until_ended(self, records: list[Record]) -> list[Record]:
+        """Return the ends of deletions, in the same order. Raises `TransferFailed` where none ends for too long."""
+
         def has_ended(opened: Record) -> bool:
             # The fold may not have this run yet, but still the end of an earlier one.
             held = self.fold.record(opened.id)
@@ -239,6 +242,7 @@ class Replica:
                 raise TransferFailed(f"{nodes}: not all deleted within {DELETION_TIMEOUT:.0f} s; it goes on, see there")
             done = count
             await self.tracker.until(lambda: ended() > done, DELETION_TIMEOUT)  # noqa: B023  # awaited right here
+        return [self.fold.record(record.id) or record for record in records]
 
 
 def newest_digest(holdings: list[Holding]) -> str:

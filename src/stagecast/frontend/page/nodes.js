@@ -66,13 +66,16 @@ function holdings(node) {
   }));
   const runs = new Set((node.instances ?? []).map(nameOf));
   const held = (node.models ?? []).map(nameOf).filter((name) => !runs.has(name));
-  return [...running, ...held.map((name) => ({ text: name }))];
+  const pinned = new Set(node.pinned ?? []);
+  return [...running, ...held.map((name) => ({ text: pinned.has(name) ? `${name} (pinned)` : name }))];
 }
 
-function fillDisk(slots, { disk_free: free, disk_total: total, name }) {
+function fillDisk(slots, { disk_free: free, disk_total: total, disk_reserved: reserved, disk_orphaned: orphaned, name }) {
   const known = total > 0;
   slots.disk.hidden = !known;
-  setText(slots.space, known ? `${format.bytes(free)} free of ${format.bytes(total)}` : "");
+  const promised =
+    (reserved ? `, ${format.bytes(reserved)} reserved` : "") + (orphaned ? `, ${format.bytes(orphaned)} orphaned` : "");
+  setText(slots.space, known ? `${format.bytes(free)} free of ${format.bytes(total)}${promised}` : "");
   if (!known) return;
   const used = Math.min(1, Math.max(0, 1 - free / total));
   slots.disk.setAttribute("aria-label", `Disk in use on ${name}`);

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stagecast.plan import Plan, Stock, measured, planned, sentence
+
+sizes = st.integers(0, 10**12)
+
+
+def a_plan(size: int = 100, present: int = 0, free: int = 1000, reserved: int = 0, rate: float | None = None) -> Plan:
+    stock = Stock(present=present, disk_free=free, disk_reserved=reserved, disk_total=2000)
+    return planned("w", size, stock, ["a", "b"], rate)
+
+
+@given(sizes, sizes, sizes, sizes)
+def test_what_is_there_and_what_moves_are_all_of_it(size: int, present: int, free: int, reserved: int) -> None:
+    plan = a_plan(size, present, free, reserved)
+    assert plan.present + plan.to_move == plan.bytes == size
+    assert plan.present <= present
+    assert plan.to_move >= 0
+    assert plan.fits == (plan.to_move == 0 or plan.to_move + reserved <= free)
+
+
+@pytest.mark.parametrize(
+    ("size", "free", "reserved", "fits"), [(100, 100, 0, True), (101, 100, 0, False), (60, 100, 50, False)]
+)
+def test_it_fits_where_there_is_room_that_nobody_was_promised(size: int, free: int, reserved: int, fits: bool) -> None:
+    assert a_plan(size, free=free, reserved=reserved).fits == fits
+
+
+def test_what_is_there_needs_no_room_however_full_the_disk() -> None:
+    plan = a_plan(100, present=100, free=0, reserved=50)
+    assert (plan.fits, plan.to_move, plan.seconds) == (True, 0, 0.0)
+
+
+def test_a_time_is_told_only_where_a_rate_was_measured() -> None:
+    assert a_plan(100, rate=None).seconds is msgspec.UNSET
+    assert "seconds" not in msgspec.to_builtins(a_plan(100))
+    assert a_plan(100, present=40, rate=8.0).seconds == 7.5
+
+
+def test_a_rate_is_that_of_the_latest_stagings_that_moved_anything() -> None:
+    assert measured([]) is None
+    assert measured([(0, 5.0), (None, None), (10, 0.0)]) is None
+    assert measured([(0, 9.0), (100, 1.0), (300, 1.0)]) == 200.0
+    assert measured([(100, 1.0)] * 5 + [(10**9, 1.0)]) == 100.0, "what was long ago does not count"
+
+
+def test_a_plan_reads_as_a_line() -> None:
+    assert sentence(a_plan(100, present=40, reserved=30, rate=1.0)) == (
+        "60 B to move from a, b, 40 B are there already; 1.0 kB free, 30 B of it reserved, about 1 min 0 s"
+    )
+    assert sentence(a_plan(100)) == "100 B to move from a, b; 1.0 kB free"
+    assert sentence(a_plan(100, present=100, rate=1.0)) == "0 B to move, 100 B are there already; 1.0 kB free"
