@@ -350,15 +350,15 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> _Ran:
 def test_serve_is_told_by_options(ran: _Ran) -> None:
     options = (
         "--listen 0.0.0.0:1 --files-listen 0.0.0.0:2 --advertise host --nats nats://x --data /d --models /m --name n "
-        "--token t --allow-unauthenticated --backends /b --rate-limit 20MB/s --api-key k --galleries g1 --galleries g2 "
-        "--wait-budget 3 --history-count 500 --history-age 0.5"
+        "--token t --allow-unauthenticated --backends /b --rate-limit 20MB/s --disk-budget 2TB --keep-free 50GB "
+        "--api-key k --galleries g1 --galleries g2 --wait-budget 3 --history-count 500 --history-age 0.5"
     )
     assert main(["serve", *options.split()]) == 0
     assert ran.settings == ReplicaSettings(
         listen="0.0.0.0:1", files_listen="0.0.0.0:2", advertise="host", nats="nats://x", data=Path("/d"),
         models=Path("/m"), name="n", token="t", allow_unauthenticated=True, backends=Path("/b"),
-        rate_limit=20_000_000, api_key="k", galleries=("g1", "g2"), wait_budget=3,
-        history_count=500, history_age=0.5,
+        rate_limit=20_000_000, disk_budget=2 * 10**12, keep_free=50 * 10**9, api_key="k",
+        galleries=("g1", "g2"), wait_budget=3, history_count=500, history_age=0.5,
     )  # fmt: skip
 
 

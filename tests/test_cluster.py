@@ -40,7 +40,9 @@ async def said() -> list[str]:
 
 @pytest.fixture
 async def running(tmp_path: Path, said: list[str]) -> AsyncIterator[Cluster]:
-    async with cluster(settings(tmp_path / "data", rate_limit=1000), said.append) as running:
+    async with cluster(
+        settings(tmp_path / "data", rate_limit=1000, disk_budget=2000, keep_free=3000), said.append
+    ) as running:
         yield running
 
 
@@ -81,7 +83,9 @@ async def test_children_are_told_by_arguments_and_get_the_secret_by_environment(
     data = running.data
     expected = f"serve --nats {running.nats_url} --listen {listen} --name replica-1 --data {data}/frontend"
     assert replica["arguments"] == [*expected.split(), "--models", f"{data}/models"]
-    assert worker["arguments"][-2:] == ["--rate-limit", "1000"]  # type: ignore[index]
+    bounds = ["--rate-limit", "1000", "--disk-budget", "2000", "--keep-free", "3000"]
+    assert worker["arguments"][-6:] == bounds  # type: ignore[index]
+    assert not {"--disk-budget", "--keep-free"} & {*replica["arguments"]}, "their folder is the person's"  # type: ignore[misc]
     tokens = {json.dumps(each["environment"]["STAGECAST_TOKEN"]) for each in (replica, worker)}  # type: ignore[index]
     assert len(tokens) == 1
     assert len(tokens.pop()) > 30

@@ -117,6 +117,19 @@ async def test_a_loaded_a_pinned_and_the_last_copy_are_never_evicted(nodes: Node
         assert sorted(member.node.store.names()) == ["ant", "bee", "cat"]
 
 
+async def test_two_nodes_that_are_both_over_their_budget_never_evict_both_copies(nodes: Nodes) -> None:
+    async with nodes.node("one", ZOO) as one, nodes.node("two", ZOO) as two:
+        for member in (one, two):
+            await member.until_held("ant", "bee", "cat")
+        async with kept(one, Budget(limit=1)), kept(two, Budget(limit=1)):
+            for member in (one, two):
+                for model in ("ant", "bee", "cat"):
+                    record, _ = await member.tracker.open("deletion", model, member.node.name, cause=GC)
+                    await ended(member, record)
+            await eventually(lambda: len(one.node.store.names()) + len(two.node.store.names()) == 3)
+        assert sorted({*one.node.store.names(), *two.node.store.names()}) == ["ant", "bee", "cat"]
+
+
 async def test_what_is_wanted_by_the_time_its_turn_comes_stays(nodes: Nodes) -> None:
     async with nodes.node("other", ZOO) as other, nodes.node("w", ZOO) as member:
         await other.until_held("ant", "bee", "cat")

@@ -43,6 +43,12 @@ async def test_it_tells_what_the_process_knows(tmp_path: Path) -> None:
         assert after["stagecast_malformed_events_total",] == 1
         assert after["stagecast_owned_operations",] == 1
         assert after["stagecast_file_bytes_sent_total",] == after["stagecast_file_bytes_received_total",] == 0
+        assert after["stagecast_disk_free_bytes",] == member.node.record.disk_free > 0
+        member.node.tell(disk_orphaned=7)
+        assert read(metrics)["stagecast_disk_orphaned_bytes",] == 7
+        with member.node.store.reserve(5):
+            member.node.tell()
+        assert read(metrics)["stagecast_disk_reserved_bytes",] == 5
         member.tracker.is_degraded = True
         assert read(metrics)["stagecast_degraded",] == 1
 

@@ -188,7 +188,8 @@ class Keeper:
 
         def has_ended() -> bool:
             now = held()
-            return now is not None and now.attempt >= record.attempt and operations.is_ended(now)
+            is_this = now is not None and operations.fence(now) >= operations.fence(record)
+            return now is not None and is_this and operations.is_ended(now)
 
         await self._tracker.until(has_ended)
         return held() or record

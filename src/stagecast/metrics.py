@@ -32,6 +32,10 @@ class NodeCollector(Collector):
         yield _counter("stagecast_file_bytes_sent", "Bytes of files served to others", self._node.bytes_sent)
         received = "Bytes of files that holders sent here, also in vain"
         yield _counter("stagecast_file_bytes_received", received, self._node.bytes_received)
+        disk = self._node.record
+        yield _gauge("stagecast_disk_free_bytes", "Bytes that were free on the models' disk", disk.disk_free)
+        yield _gauge("stagecast_disk_reserved_bytes", "Of these, promised to transfers", disk.disk_reserved)
+        yield _gauge("stagecast_disk_orphaned_bytes", "Left of work that nobody goes on with", disk.disk_orphaned)
         listed = GaugeMetricFamily("stagecast_operations", "Operations that have not ended", labels=["kind", "state"])
         for (kind, state), count in Counter((each.kind, each.state) for each in tracker.fold.live()).items():
             listed.add_metric([kind, state], count)

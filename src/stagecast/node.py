@@ -96,6 +96,11 @@ class Node:
                 await asyncio.gather(*tasks, return_exceptions=True)
                 self._announce(left=True)
 
+    @property
+    def record(self) -> NodeRecord:
+        """What it has said of itself last."""
+        return self._record
+
     def tell(self, **changes: object) -> None:
         """Say how the disk stands now, and new values for fields of the node's record."""
         self._announce(**changes)
@@ -189,7 +194,7 @@ class Node:
         """Adopt, and say how much room there is; a disk that fails is looked at again the next time."""
         try:
             await self.adopt()
-            if self._has_moved():
+            if await asyncio.to_thread(self._has_moved):
                 self._announce()
         except OSError as error:
             _logger.warning("the models of %s cannot be looked at: %s", self.name, error)

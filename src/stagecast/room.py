@@ -15,6 +15,8 @@ from stagecast.work import in_thread
 
 POLL: Final = 0.5
 """Seconds between two looks at a disk that has no room: what frees it may be no process of ours."""
+ASK_AGAIN: Final = 10.0
+"""Seconds between two times at which models that may go are asked for their room: that reads all of the disk."""
 
 
 async def promised(stack: ExitStack, ownership: Ownership, node: Node, needed: int, present: int) -> Reservation:
@@ -23,18 +25,22 @@ async def promised(stack: ExitStack, ownership: Ownership, node: Node, needed: i
     Raises:
         NotEnoughSpace: there is no room, and nobody wants to wait for it or it could never be had.
     """
-    record, has_asked = ownership.record, False
+    record, clock, asked_at = ownership.record, asyncio.get_running_loop().time, float("-inf")
+    is_told, begins = False, f"it begins once {needed:,} bytes are free and promised to nobody"
     while True:
         try:
             asked = node.store.reserve(needed, present, record.id)
             return await in_thread(ownership.stop, stack.enter_context, asked)
         except NotEnoughSpace as error:
-            if not error.is_hopeless and not has_asked and await node.make_room(needed):
-                has_asked = True
+            refusal = error
+        if not refusal.is_hopeless and clock() - asked_at >= ASK_AGAIN:
+            asked_at = clock()
+            if await node.make_room(needed):
                 continue
-            if WAIT_FOR_SPACE not in record.parameters or error.is_hopeless:
-                raise
-            begins = f"it begins once {needed:,} bytes are free and promised to nobody"
+        if WAIT_FOR_SPACE not in record.parameters or refusal.is_hopeless:
+            raise refusal
+        if not is_told:
             ownership.tell(f"waiting for room: {begins}")
-            ownership.wait("room", f"{begins}; {error.free:,} are free, {error.promised:,} of them promised")
+            is_told = True
+        ownership.wait("room", f"{begins}; {refusal.free:,} are free, {refusal.promised:,} of them promised")
         await asyncio.sleep(POLL)

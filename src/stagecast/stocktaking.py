@@ -34,8 +34,11 @@ class Found(NamedTuple):
 
 
 def stock(store: Store, wanted: Wanted) -> Stock:
-    """Return what of a revision is on this disk, and what room there is. Reads records, and no file of a model."""
-    reserved, space = _reserved(store), store.space()
+    """Return what of a revision is on this disk, and what room there is. Reads records, and no file of a model.
+
+    What was promised to this model's own staging, which may be under way, is there for it.
+    """
+    reserved, space = _reserved(store, besides=f"staging:{wanted.model}@{store.node}"), store.space()
     return Stock(present=_present(store, wanted), disk_free=space.free, disk_reserved=reserved, disk_total=space.total)
 
 
@@ -52,8 +55,8 @@ def found(store: Store, now: float) -> Found:
     return Found(now, space, reserved, copies, leftovers(store.models, now))
 
 
-def _reserved(store: Store) -> int:
-    return sum(promise.left for promise in store.promises())
+def _reserved(store: Store, besides: str = "") -> int:
+    return sum(promise.left for promise in store.promises() if promise.purpose != besides)
 
 
 def _size(store: Store, name: str) -> int:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from stagecast.messages import Holding
 from stagecast.publication import WORKSHOP
 from stagecast.store import Store
 from stagecast.subjects import holding
-from tests.alone import OWL, Alone
+from tests.alone import OWL, Alone, alone
 from tests.conftest import eventually
 from tests.sample import lay_out
 
@@ -133,3 +134,15 @@ async def test_a_plan_counts_what_has_arrived_and_what_is_promised(here: Alone) 
         plan = (await here.post("/api/models/owl/stage", {"nodes": ["here"], "dry_run": True})).json["plan"]
     [node] = plan["nodes"]
     assert (node["disk_reserved"], node["present"], node["to_move"]) == (12345, SIZE, 0)
+    with store.reserve(12345, 0, "staging:owl@here"):
+        plan = (await here.post("/api/models/owl/stage", {"nodes": ["here"], "dry_run": True})).json["plan"]
+    assert plan["nodes"][0]["disk_reserved"] == 0, "that is for the very model"
+
+
+async def test_a_budget_reaches_the_node_and_is_shown(tmp_path: Path) -> None:
+    async with alone(tmp_path, disk_budget=5, keep_free=7) as small:
+        await eventually(lambda: small.peer.fold.nodes["here"].disk_budget)
+        [node] = (await small.get("/api/nodes")).json["nodes"]
+        assert (node["disk_budget"], node["disk_keep_free"]) == (5, 7)
+        [found] = (await small.post("/api/gc", {"dry_run": True})).json["nodes"]
+        assert [copy["keep"] for copy in found["kept"]] == ["the last copy"], "over its budget, and nothing may go"

@@ -172,7 +172,9 @@ class Replica:
     def _rate(self, node: str) -> float | None:
         """Return the bytes per second at which the last stagings to a node moved, if there were any."""
         ended = self.history.page(Sought(kind="staging", node=node, state="succeeded"), limit=100).records
-        return measured((operations.moved(record), operations.took(record)) for record in ended)
+        # How long one waited for room says nothing of how fast it moved.
+        timed = (record for record in ended if WAIT_FOR_SPACE not in record.parameters)
+        return measured((operations.moved(record), operations.took(record)) for record in timed)
 
     async def delete(self, model: str, node: str | None) -> list[Record]:
         """Delete a model where it is, if only in part, and return the deletions once they have ended."""
