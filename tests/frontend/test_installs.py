@@ -14,10 +14,12 @@ import pytest
 import pytest_asyncio
 
 from stagecast import operations, ownership
+from stagecast.disk import Disk, Space
 from stagecast.draft import Draft, draft_bytes
 from stagecast.errors import BusUnavailable, Interrupted
 from stagecast.frontend import installs
 from stagecast.frontend.installs import until_decided
+from stagecast.keeper import Keeper
 from stagecast.manifest import PIECE_SIZE
 from tests.alone import WEIGHTS, Alone, alone
 from tests.conftest import eventually
@@ -262,3 +264,29 @@ async def test_a_stop_is_heeded_while_the_log_is_away_and_nothing_can_be_decided
     owned.stop.set()
     with pytest.raises(Interrupted):
         await deciding
+
+
+async def test_room_that_a_budget_allows_is_made_for_an_installation_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    space = Space(0, 10**12)
+
+    async def make_room(_: Keeper, needed: int) -> bool:
+        nonlocal space
+        asked.append(needed)
+        space = Space(10**12, 10**12)
+        return len(asked) == 1
+
+    monkeypatch.setattr(Keeper, "_make_room", make_room)
+    monkeypatch.setattr(Disk, "space", lambda _: space)
+    source = tmp_path / "bulky"
+    source.write_bytes(WEIGHTS)
+    async with alone(tmp_path / "data", keep_free=1) as here:
+        assert await installed(here, ref=str(source)) == "bulky"
+        assert asked == [len(WEIGHTS)]
+        space = Space(0, 10**12)
+        answer = await here.post("/api/models/install", {"ref": str(source), "name": "refused"})
+        end = await here.ended(answer.json["operations"][0]["id"])
+        assert (end["state"], f"{len(WEIGHTS):,} more are needed" in end["error"]) == ("failed", True)
+        assert len(asked) == 2, "nothing could be freed"

@@ -13,7 +13,7 @@ from typing import Final
 from stagecast import gallery, installation
 from stagecast.draft import draft_bytes
 from stagecast.duty import Duty
-from stagecast.errors import BadInput, DigestMismatch, Interrupted, Unknown
+from stagecast.errors import BadInput, DigestMismatch, Interrupted, NotEnoughSpace, Unknown
 from stagecast.frontend.replica import Replica
 from stagecast.gallery import Source
 from stagecast.installation import PATIENCE
@@ -85,14 +85,20 @@ class Installs:
             total_files=len(source.files),
         )  # fmt: skip
         loop = asyncio.get_running_loop()
-        manifest = await in_thread(
-            ownership.stop, installation.install, source, store,
+        install = partial(
+            installation.install, source, store,
             advance=ownership.advance, found=ownership.find, checked=partial(ownership.check, total=0),
             waiting=waiting, stop=ownership.stop, limit=self._limit,
             entered=lambda index: ownership.enter(index + 1, source.files[index].path),
             completed=lambda index: ownership.complete(index + 1, source.files[index].path),
             whole=lambda: until_decided(ownership, loop),
         )  # fmt: skip
+        try:
+            manifest = await in_thread(ownership.stop, install)
+        except NotEnoughSpace as error:
+            if not await self._replica.node.make_room(error.needed):
+                raise
+            manifest = await in_thread(ownership.stop, install)
         await ownership.change(phase="publishing", bytes_total=manifest.size, bytes_done=manifest.size)
         ownership.settle()
         await self._replica.node.announce(manifest.model)
