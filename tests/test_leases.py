@@ -141,7 +141,7 @@ def test_queued_work_that_nobody_performs_says_so_until_somebody_does() -> None:
     assert again.note == ""
 
 
-@pytest.mark.parametrize("waits_on", ["source", "network", "target disk", "backend"])
+@pytest.mark.parametrize("waits_on", ["source", "network", "target disk", "room", "backend"])
 def test_an_owner_that_dies_while_it_waits_for_bytes_is_what_the_operation_waits_for(waits_on: Hindrance) -> None:
     held = operations.stalled(a_record(), "no byte", 5.0, waits_on)
     ((_, record),) = judged(a_fold(held), Leases(left={"a"}), 1.0)

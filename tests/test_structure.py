@@ -82,8 +82,8 @@ LADDER: Final = (
         "composition",
         {
             "BOTH": (
-                "service composition child balancer cluster answers client seen following display options remote "
-                "upkeep "
+                "service composition child balancer cluster answers client seen following display disk_tables options "
+                "remote upkeep "
                 "demo_vectors demo_model demo_checks demo_view demo_job demo_report demo cli __main__ stagecast"
             ),
         },

@@ -53,8 +53,7 @@ class MissingProgram(StagecastError):
 class ClusterSettings:
     """What to start. ``port`` 0 takes a free one; ``models`` defaults to ``data/models``.
 
-    ``rate_limit`` is what each worker pulls at most, in bytes per second, 0 for no limit; ``disk_budget`` and
-    ``keep_free`` are theirs, too: see `NodeSettings`. ``program`` is what
+    ``rate_limit``, ``disk_budget`` and ``keep_free`` are each worker's: see `NodeSettings`. ``program`` is what
     ``serve`` and ``worker`` are arguments of. ``wait_budget``: see `ReplicaSettings`, whose default stands for None.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -55,7 +55,7 @@ def operations(rows: Sequence[Row], width: int = _PIPE_WIDTH) -> RenderableType:
     columns = [[head, *(row.cells[place] for row in drawn)] for place, head in enumerate(_OPERATIONS)]
     if sum(max(map(cell_len, column)) + 2 for column in columns) + _MESSAGE > width:
         return Group(*(line for row in drawn for line in _folded(row)))
-    table = _table(*_OPERATIONS, "message")
+    table = table_of(*_OPERATIONS, "message")
     for column in table.columns[:-1]:
         column.no_wrap = True
     table.columns[-1].overflow = "fold"
@@ -138,7 +138,7 @@ def _two_lines(cells: Sequence[str], style: Style) -> list[RenderableType]:
 
 def models(found: Sequence[answers.Model]) -> RenderableType:
     """Draw models with who holds and who serves them."""
-    table = _table("model", "size", "files", "held by", "served by")
+    table = table_of("model", "size", "files", "held by", "served by")
     for model in sorted(found, key=lambda each: each.name):
         holders = [holder.node if holder.complete else f"{holder.node} (in part)" for holder in model.holders]
         instances = [f"{each.node} ({each.state})" for each in model.instances]
@@ -150,7 +150,7 @@ def models(found: Sequence[answers.Model]) -> RenderableType:
 
 def nodes(found: Sequence[answers.Node]) -> RenderableType:
     """Draw the processes of the cluster."""
-    table = _table("node", "kind", "state", "disk free", "pinned", "address", "labels")
+    table = table_of("node", "kind", "state", "disk free", "pinned", "address", "labels")
     for node in found:
         state = "dead" if not node.alive else "draining" if node.draining else "alive"
         labels = " ".join(f"{key}={value}" for key, value in node.labels.items())
@@ -161,48 +161,9 @@ def nodes(found: Sequence[answers.Node]) -> RenderableType:
     return table
 
 
-def plan(found: answers.Plan) -> RenderableType:
-    """Draw what staging would do."""
-    table = _table("node", "there already", "to move", "from", "disk free", "reserved", "fits", "about")
-    for node in found.nodes:
-        about = format_duration(node.seconds) if node.seconds is not None else "-"
-        present, to_move, free, reserved = map(
-            format_size, (node.present, node.to_move, node.disk_free, node.disk_reserved)
-        )
-        source = ", ".join(node.holders) if node.to_move else "-"
-        fits = "yes" if node.fits else Text("no", style="red")
-        table.add_row(node.node, present, to_move, source, free, reserved, fits, about)
-    return Group(Text(f"{found.model}: {format_size(found.bytes)}"), table)
-
-
-def collected(found: answers.Collected, *, is_plan: bool) -> RenderableType:
-    """Draw what a collection frees, or has freed, a model or leftover a line, and why the others stay."""
-    table = _table("node", "what", "size", "used last", "would go" if is_plan else "gone")
-    for node in found.nodes:
-        for copy in (*node.evicted, *node.kept):
-            gone = Text("yes", style="red") if copy in node.evicted else Text(copy.keep or "no need", style="dim")
-            table.add_row(
-                node.node, copy.model, format_size(copy.bytes), _date(copy.used_at) if copy.used_at else "never", gone
-            )
-        for left in (*node.leftovers, *node.kept_leftovers):
-            gone = Text("yes", style="red") if left in node.leftovers else Text(left.keep or "in use", style="dim")
-            what = f"{left.kind} of {left.model}" if left.model else left.kind
-            table.add_row(node.node, what, format_size(left.bytes), "", gone)
-    freed = sum(node.bytes for node in found.nodes)
-    return Group(table, Text(f"{format_size(freed)} ({freed:,} bytes) {'would be freed' if is_plan else 'freed'}"))
-
-
-def pins(found: Mapping[str, Sequence[str]]) -> RenderableType:
-    """Draw the models that are to stay, by node."""
-    table = _table("node", "pinned")
-    for node, models in found.items():
-        table.add_row(node, ", ".join(models) or "-")
-    return table
-
-
 def removed(found: Sequence[answers.RemovedFiles]) -> RenderableType:
     """Draw what was freed where."""
-    table = _table("node", "freed")
+    table = table_of("node", "freed")
     for each in found:
         table.add_row(each.node, format_size(each.bytes))
     return table
@@ -274,7 +235,8 @@ def _step(row: Row | None) -> tuple[str, str] | None:
     return (row.state, row.phase) if row else None
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
+    """Return a table without lines, one of whose rows is one thing."""
     return Table(*columns, box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
 
 
@@ -298,10 +260,11 @@ def _count(row: Row, number: float) -> str:
 
 def _when(row: Row) -> str:
     """Return when it ended, by this machine's clock and calendar."""
-    return _date(parse_time(row.updated_at))
+    return date_of(parse_time(row.updated_at))
 
 
-def _date(epoch: float) -> str:
+def date_of(epoch: float) -> str:
+    """Return seconds since 1970 by this machine's clock and calendar."""
     return datetime.fromtimestamp(epoch).strftime("%Y-%m-%d %H:%M:%S")  # local time is meant
 
 

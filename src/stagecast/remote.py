@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from rich.console import RenderableType
 from rich.live import Live
 
-from stagecast import answers, display, seen
+from stagecast import answers, disk_tables, display, seen
 from stagecast.client import Answer, Client
 from stagecast.following import follow as follow_operations
 from stagecast.messages import Outcome, Verb
@@ -53,7 +53,7 @@ async def stage(
     async with connected(reach) as client:
         if dry_run:
             plan = await client.plan(model, to)
-            display.console().print(display.plan(plan))
+            display.console().print(disk_tables.plan(plan))
             return 0 if all_fit(plan) else 1
         return await _begun(client, await client.stage(model, to, wait_for_space=wait), follow=follow)
 

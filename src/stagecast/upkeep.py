@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from stagecast import display
+from stagecast import disk_tables, display
 from stagecast.options import ModelName, Reach, Size
 from stagecast.remote import connected
 
@@ -25,7 +25,7 @@ async def gc(
     """Free what work has left behind that nobody goes on with, and models where a budget or --free wants that."""
     async with connected(reach) as client:
         found = await client.collect(nodes, free=free, dry_run=dry_run)
-    display.console().print(display.collected(found, is_plan=dry_run))
+    display.console().print(disk_tables.collected(found, is_plan=dry_run))
     for node, why in found.failed.items():
         print(f"error: {node}: {why}", file=sys.stderr)
     return 1 if found.failed else 0
@@ -56,5 +56,5 @@ async def unpin(
 async def _mark(model: str, nodes: Sequence[str], reach: Reach, *, is_pinned: bool) -> int:
     async with connected(reach) as client:
         pinned = await client.pin(model, nodes, is_pinned=is_pinned)
-    display.console().print(display.pins(pinned))
+    display.console().print(disk_tables.pins(pinned))
     return 0
