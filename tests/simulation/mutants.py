@@ -119,7 +119,7 @@ MUTANTS: Final = {
     "the place in the log at which all forget": Mutant(((Forgetting, "sweep", _forget_alone),), "ever new"),
     "what a sleeper forgets": Mutant(((Fold, "_apply_horizon", _forget_what_is_known_to_have_ended),), "ever new"),
     "the era": Mutant(((Tracker, "present_era", _always_the_first_era),), "ever new"),
-    "the claim whose answer was lost": Mutant(((Duty, "_is_free", _leave_what_was_lost_sight_of),)),
+    "the claim whose answer was lost": Mutant(((Duty, "_is_free", _leave_what_was_lost_sight_of),), "mislaid"),
 }
 WANTED: Final = ("the fence", "the compare-and-set", "the terminal rule", "the catch-up")
 

@@ -96,7 +96,7 @@ class _Draft:
         return round(self.chance.uniform(0.0, self.until * share), 3)
 
 
-THEMES: Final = {"storm": 68, "long storm": 12, "sleeper": 7, "apart": 4, "mourning": 5, "ever new": 4}
+THEMES: Final = {"storm": 68, "long storm": 12, "sleeper": 7, "apart": 4, "mourning": 5, "ever new": 4, "mislaid": 2}
 """What a schedule is about, and how many of a hundred are."""
 
 
@@ -115,6 +115,8 @@ def drawn(seed: int, theme: str = "") -> Schedule:
         _draw_apart(draft)
     elif theme == "mourning":
         _draw_mourning(draft)
+    elif theme == "mislaid":
+        _draw_mislaid(draft)
     elif theme == "ever new":
         models = _draw_ever_new(draft)
     else:
@@ -250,6 +252,16 @@ def _draw_apart(draft: _Draft) -> None:
     draft.add(healed - chance.uniform(0.05, 0.3), "empty bus", lasting=chance.uniform(0.1, 0.5))
     if chance.random() < 0.3:
         draft.add(draft.moment(), chance.choice(FAULTS[:6]), chance.choice(draft.replicas), lasting=1.0)
+
+
+def _draw_mislaid(draft: _Draft) -> None:
+    """The log takes what owners write when they claim, but its answers are lost: they own what they do not know of."""
+    chance = draft.chance
+    draft.pace = chance.uniform(0.05, 0.4)
+    for _ in range(chance.choice((2, 3))):
+        at = draft.moment(0.5)
+        draft.begin(at)
+        draft.add(at + chance.uniform(0.0, 0.1), "lose answers", lasting=chance.uniform(0.1, 0.6))
 
 
 def _draw_ever_new(draft: _Draft) -> dict[str, int]:
