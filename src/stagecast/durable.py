@@ -49,6 +49,14 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, so that they survive a loss of power."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
 class Lock:
     """A file that one holder at a time has locked, over all processes and threads; a process that dies lets go.
 

@@ -2,8 +2,10 @@
 
 Lies in ``<models>/.stagecast/partial-<start of the digest>-<model>``: ``manifest.json``, ``files/<path>``, ``lock``,
 and ``status``, which holds one number of 4 bytes, little endian, per piece in the order of `pieces_of`: the bytes of
-the piece written so far, or 0xFFFFFFFF once it is verified. A byte is on the disk before ``status`` counts it, so after
-``kill -9`` nothing that was verified moves again, and a piece that was cut off goes on where it stopped.
+the piece written so far, or 0xFFFFFFFF once it is verified. A byte is written before ``status`` counts it, so after
+``kill -9`` nothing that was verified moves again, and a piece that was cut off goes on where it stopped. After a loss
+of power what counts as verified is there, and right: its bytes and names are synced before its number says so, that
+number after, and the number that takes it back before a byte of it is written again.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from stagecast.disk import naming_full_disk
-from stagecast.durable import Lock, opened, write_all, write_whole
+from stagecast.durable import Lock, opened, sync_folder, write_all, write_whole
 from stagecast.errors import Busy, InvalidManifest, WrongState
 from stagecast.manifest import Manifest, check, check_name, encode
 from stagecast.pieces import Piece, pieces_of
@@ -66,14 +68,16 @@ class Partial:
         self._models = models
         self._record = record
         self._node = node
-        self._folder = models / WORKSHOP / f"{PREFIX}{manifest.digest[:16]}-{manifest.model}"
-        self._file_lock = Lock(self._folder / "lock")
+        self.folder = models / WORKSHOP / f"{PREFIX}{manifest.digest[:16]}-{manifest.model}"
+        self._file_lock = Lock(self.folder / "lock")
         self._guard = threading.Lock()
         self._pieces = list(pieces_of(manifest))
         self._number = {piece: number for number, piece in enumerate(self._pieces)}
         self._marks = [0] * len(self._pieces)
         self._unsettled: list[Piece] = []
+        self._unsettled_bytes = 0
         self._prepared: set[int] = set()
+        self._new_names: set[Path] = set()
         self._verified_bytes = 0
         self._published: Path | None = None
         self._status = -1
@@ -151,7 +155,11 @@ class Partial:
     def forget(self, piece: Piece) -> None:
         """Count nothing of the piece as written any more."""
         with self._guard:
+            was_verified = self.is_verified(piece)
             self._mark(piece, 0)
+            if was_verified:
+                # Or a loss of power could find the old number beside bytes that were half written over.
+                os.fdatasync(self._status)
 
     def verify(self, piece: Piece) -> None:
         """Count the piece, which the caller has hashed, as verified.
@@ -169,7 +177,8 @@ class Partial:
                 raise ValueError(f"{piece} cannot be verified: {self.written(piece)} bytes are there")
             self._remember(piece, VERIFIED)
             self._unsettled.append(piece)
-            is_due = len(self._unsettled) * self.manifest.piece_size >= SYNC_EVERY
+            self._unsettled_bytes += piece.length
+            is_due = self._unsettled_bytes >= SYNC_EVERY
         if is_due:
             self._settle()
 
@@ -186,29 +195,33 @@ class Partial:
                 raise WrongState(self.manifest.model, f"not whole ({count} pieces are missing)", "publish")
             self._settle()
             with self._clear_errors():
-                self._published = publish(self._folder, self.manifest, self._models, self._record)
+                self._published = publish(self.folder, self.manifest, self._models, self._record)
         return self._published
 
     def discard(self) -> int:
         """Delete all that has arrived; return how many bytes that was. Leave the ``with`` afterwards."""
-        count = sum(self.written(piece) for piece in self._pieces) if (self._folder / "files").exists() else 0
+        count = sum(self.written(piece) for piece in self._pieces) if (self.folder / "files").exists() else 0
         with self._guard:
             self._unsettled.clear()
-            throw_away(self._folder, self._models)
+            self._new_names.clear()
+            throw_away(self.folder, self._models)
             self._load([0] * len(self._pieces))
         return count
 
     def _open(self) -> None:
-        was_moved = was_published(self._folder, self.manifest, self._models)
+        was_moved = was_published(self.folder, self.manifest, self._models)
         if was_moved:
             self._load([VERIFIED] * len(self._pieces))
         else:
             self._load(self._marks_on_disk())
-        write_whole(self._folder / "manifest.json", encode(self.manifest))
-        self._status = os.open(self._folder / "status", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        write_whole(self.folder / "manifest.json", encode(self.manifest))
+        self._status = os.open(self.folder / "status", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         # Written in full, so that counting a byte later on never needs room that a full disk has not.
         write_all(self._status, struct.pack(f"<{len(self._marks)}I", *self._marks), 0)
         os.ftruncate(self._status, 4 * len(self._marks))
+        os.fdatasync(self._status)
+        for folder in (self.folder, self.folder.parent, self._models):
+            sync_folder(folder)
 
     def _close(self) -> None:
         if self._status >= 0:
@@ -217,9 +230,9 @@ class Partial:
         self._file_lock.release()
 
     def _marks_on_disk(self) -> list[int]:
-        marks = read_status(self._folder / "status", self._pieces)
+        marks = read_status(self.folder / "status", self._pieces)
         for number, file in enumerate(self.manifest.files):
-            path = self._folder / "files" / file.path
+            path = self.folder / "files" / file.path
             if path.is_file() and path.stat().st_size == file.size:
                 self._prepared.add(number)
         return [mark if piece.file in self._prepared else 0 for mark, piece in zip(marks, self._pieces, strict=True)]
@@ -241,34 +254,42 @@ class Partial:
 
     def _settle(self) -> None:
         with self._guard:
-            batch, self._unsettled = self._unsettled, []
+            batch, self._unsettled, self._unsettled_bytes = self._unsettled, [], 0
+            folders, self._new_names = self._new_names, set()
         try:
             with self._clear_errors():
                 for number in sorted({piece.file for piece in batch}):
-                    with opened(self._folder / "files" / self.manifest.files[number].path, os.O_WRONLY) as descriptor:
+                    with opened(self.folder / "files" / self.manifest.files[number].path, os.O_WRONLY) as descriptor:
                         os.fdatasync(descriptor)
+                for folder in sorted(folders, reverse=True):
+                    sync_folder(folder)
         except BaseException:
             # After a failed sync the kernel may have dropped the data: only moving it again is sure.
-            for piece in batch:
-                self.forget(piece)
+            with self._guard:
+                for piece in batch:
+                    self._mark(piece, 0)
             raise
-        with self._guard:
-            for piece in batch:
-                if self.is_verified(piece):
-                    self._mark(piece, VERIFIED)
+        if batch:
+            with self._guard:
+                for piece in batch:
+                    if self.is_verified(piece):
+                        self._mark(piece, VERIFIED)
+            with self._clear_errors():
+                os.fdatasync(self._status)
 
     def _prepare(self, number: int) -> None:
         with self._guard:
             if number in self._prepared:
                 return
-            path = self._folder / "files" / self.manifest.files[number].path
+            path = self.folder / "files" / self.manifest.files[number].path
             path.parent.mkdir(parents=True, exist_ok=True)
             with opened(path, os.O_WRONLY | os.O_CREAT) as descriptor:
                 os.ftruncate(descriptor, self.manifest.files[number].size)
             self._prepared.add(number)
+            self._new_names.update(above for above in path.parents if above.is_relative_to(self.folder))
 
     def _path(self, piece: Piece) -> Path:
-        return self._folder / "files" / self.manifest.files[piece.file].path
+        return self.folder / "files" / self.manifest.files[piece.file].path
 
     def _clear_errors(self) -> AbstractContextManager[None]:
         def count() -> tuple[int, int]:

@@ -79,6 +79,7 @@ def throw_away(path: Path, models: Path) -> bool:
         path.rename(trash)
     except FileNotFoundError:
         return False
+    sync_folder(trash.parent)  # or a loss of power could find it under its old name, and half of it deleted
     _delete(trash)
     return True
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from stagecast.durable import write_whole
+from stagecast.durable import make_folder, write_whole
 from stagecast.errors import InvalidManifest
 from stagecast.manifest import Manifest, check
 
@@ -46,7 +46,7 @@ class Records:
     """The records in ``folder``. Each look follows what other processes have written there."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._folder = folder
         self._guard = threading.Lock()
         self._seen: dict[str, tuple[Identity, Record | None]] = {}

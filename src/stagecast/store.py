@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from stagecast import publication
 from stagecast.adoption import adopt, survey
 from stagecast.disk import Disk, Reservation, Space, naming_full_disk
-from stagecast.durable import Lock
+from stagecast.durable import Lock, make_folder
 from stagecast.errors import Busy, Interrupted, InvalidManifest, InvalidName, Unknown, WrongState
 from stagecast.manifest import Manifest, check_name, decode, encode
 from stagecast.partial import PREFIX, Partial, read_status
@@ -45,7 +45,7 @@ class Store:
         self.models = models
         self.data = data
         self.node = node
-        (models / publication.WORKSHOP).mkdir(parents=True, exist_ok=True)
+        make_folder(models / publication.WORKSHOP)
         self._records = Records(data / "manifests")
         self._disk = Disk(models, node)
         publication.tidy(models)

@@ -1,0 +1,10 @@
+"""All jobs that are killed and cut off from their power."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.durability.kills import Job
+from tests.durability.staging import SHAPES
+
+JOBS: Final[tuple[Job, ...]] = SHAPES
