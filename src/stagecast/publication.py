@@ -8,6 +8,8 @@ A working folder lies in ``<models>/.stagecast`` and holds the model's files und
 4. the model is recorded, so that nobody hashes it again;
 5. the working folder leaves with one rename, and is deleted.
 
+Steps 1 to 4 are taken by one process at a time, which holds ``<models>/.stagecast/moving``.
+
 Whoever opens the working folder after a crash asks `was_published`. After step 3 the inode under the final name tells
 that the move happened, and what is left is 4 and 5. Before it, the older revision goes back where it was; should
 nobody open the folder again, `tidy` does that when a process starts. All this is done by whoever holds ``lock``.
@@ -18,7 +20,9 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +34,9 @@ WORKSHOP: Final = ".stagecast"
 """The folder in the models folder for all that is not whole: same file system, so moving is one rename."""
 
 _TRASH: Final = "trash-"
+_MOVING: Final = "moving"
+_LOOK_AGAIN: Final = 0.005
+"""Seconds between two looks at whether another one has moved its model."""
 
 
 def publish(working: Path, manifest: Manifest, models: Path, record: Callable[[Manifest], None]) -> Path:
@@ -44,8 +51,10 @@ def publish(working: Path, manifest: Manifest, models: Path, record: Callable[[M
     final = models / manifest.model
     if not was_published(working, manifest, models):
         _complete(working / "files", manifest)
-        _move(working, _source(working, manifest), final)
-    record(manifest)
+    with _moving(models):
+        if not was_published(working, manifest, models):
+            _move(working, _source(working, manifest), final)
+        record(manifest)
     throw_away(working, models)
     return final
 
@@ -59,11 +68,32 @@ def was_published(working: Path, manifest: Manifest, models: Path) -> bool:
     return False
 
 
+@contextmanager
+def _moving(models: Path) -> Iterator[None]:
+    """Be the only one, over all processes, that moves models in or out: two revisions of one would run into each other.
+
+    What is done meanwhile takes as long as a few renames do.
+    """
+    lock = Lock(models / WORKSHOP / _MOVING)
+    while not lock.take():
+        time.sleep(_LOOK_AGAIN)
+    try:
+        yield
+    finally:
+        (models / WORKSHOP / _MOVING).unlink(missing_ok=True)
+        lock.release()
+
+
 def tidy(models: Path) -> None:
     """Make good what crashes left in the models folder: trash is deleted, older revisions go back under their names."""
     for path in (models / WORKSHOP).iterdir():
         if path.name.startswith(_TRASH):
             _delete(path)
+        elif path.name == _MOVING:
+            lock = Lock(path)
+            if lock.take():
+                path.unlink()
+                lock.release()
         elif os.path.lexists(path / "replaced"):
             lock = Lock(path / "lock")
             if lock.take():
