@@ -45,8 +45,8 @@ LADDER: Final = (
         "engines",
         {
             "FILES": (
-                "upstream stream transfer.limit transfer.source transfer.assignments transfer.ledger transfer.stream "
-                "transfer.pull transfer.exchange transfer.serve transfer"
+                "upstream stream transfer.limit transfer.pace transfer.source transfer.assignments transfer.ledger "
+                "transfer.stream transfer.pull transfer.exchange transfer.serve transfer"
             ),
             "CONTROL": (
                 "changes meter archive ownership restatement mending tracker presence history forgetting commands "
