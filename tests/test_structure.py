@@ -33,7 +33,8 @@ LADDER: Final = (
         "seams",
         {
             "FILES": (
-                "address disk durable journal records publication adoption partial draft_file draft store leash recipes"
+                "address disk durable journal reading copying records publication adoption partial draft_file "
+                "draft store verification repair leash recipes"
             ),
             "CONTROL": (
                 "bus bus.memory bus.whole bus.database bus.sqlite bus.streams bus.connection bus.consumer "

@@ -51,7 +51,7 @@ def publish(working: Path, manifest: Manifest, models: Path, record: Callable[[M
     final = models / manifest.model
     if not was_published(working, manifest, models):
         _complete(working / "files", manifest)
-    with _moving(models):
+    with moving(models):
         if not was_published(working, manifest, models):
             _move(working, _source(working, manifest), final)
         record(manifest)
@@ -69,7 +69,7 @@ def was_published(working: Path, manifest: Manifest, models: Path) -> bool:
 
 
 @contextmanager
-def _moving(models: Path) -> Iterator[None]:
+def moving(models: Path) -> Iterator[None]:
     """Be the only one, over all processes, that moves models in or out: two revisions of one would run into each other.
 
     What is done meanwhile takes as long as a few renames do.

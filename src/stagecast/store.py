@@ -7,7 +7,7 @@ Several processes may share the models folder and the data folder. The data fold
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -20,7 +20,7 @@ from stagecast.errors import Busy, Interrupted, InvalidManifest, InvalidName, Un
 from stagecast.manifest import Manifest, check_name, decode, encode
 from stagecast.partial import PREFIX, Partial, read_status
 from stagecast.pieces import pieces_of
-from stagecast.records import Record, Records, identity_of
+from stagecast.records import DAMAGED, Identity, Record, Records, identity_of
 
 _LOCK_POLL: Final = 0.05
 """Seconds between two looks at whether another process has ended its hashing; flock cannot wait and heed a stop."""
@@ -101,12 +101,10 @@ class Store:
     def locate(self, file_digest: str) -> tuple[Path, int] | None:
         """Return the path and size in bytes of a file by its digest; None if it is not here, or not as recorded."""
         for record, number in self._records.with_file(file_digest):
-            manifest = record.manifest
-            base = self.models / manifest.model
-            path = base if manifest.single else base / manifest.files[number].path
+            path = self.place(record.manifest, number)
             try:
                 if identity_of(path) == record.identities[number]:
-                    return path, manifest.files[number].size
+                    return path, record.manifest.files[number].size
             except OSError:
                 continue
         return None
@@ -138,7 +136,29 @@ class Store:
         expected = {manifest.model if manifest.single else file.path: file.size for file in manifest.files}
         if {name: identity.size for name, identity in found.items()} != expected:
             raise WrongState(manifest.model, "on this disk with other files than the manifest lists", "record")
-        self._put(Record(manifest, tuple(found.values())))
+        self._put(Record(manifest, tuple(found.values()), is_published=True))
+
+    def expected(self, name: str) -> Manifest | None:
+        """Return the manifest that a model should have; None where its files are as somebody has put them."""
+        record = self._records.get(name)
+        if record is None:
+            return None
+        is_meant = record.is_published or self._fits(record)
+        return record.original or (record.manifest if is_meant else None)
+
+    def distrust(self, manifest: Manifest, files: Collection[int], identities: Sequence[Identity]) -> None:
+        """Record that these files, by their number, are not the manifest's; the others are as they are known."""
+        known = [DAMAGED if number in files else identity for number, identity in enumerate(identities)]
+        self._keep(manifest, known, original=manifest)
+
+    def vouch(self, manifest: Manifest, identities: Sequence[Identity]) -> None:
+        """Record that the files of these identities were verified to be the manifest's."""
+        self._keep(manifest, identities, original=None)
+
+    def place(self, manifest: Manifest, number: int) -> Path:
+        """Return where a file of a model lies, by its number in the manifest."""
+        base = self.models / manifest.model
+        return base if manifest.single else base / manifest.files[number].path
 
     def partials(self) -> list[PartialState]:
         """Return the models that are not whole yet, sorted; name and digest are "?" where nobody can tell any more."""
@@ -180,6 +200,11 @@ class Store:
     def _put(self, record: Record) -> None:
         with naming_full_disk(self.data, self.node, lambda: (len(encode(record.manifest)), 0)):
             self._records.put(record)
+
+    def _keep(self, manifest: Manifest, identities: Sequence[Identity], original: Manifest | None) -> None:
+        held = self._records.get(manifest.model)
+        is_published = held is not None and held.is_published
+        self._put(Record(manifest, tuple(identities), is_published=is_published, original=original))
 
     def _fits(self, record: Record) -> bool:
         name, manifest = record.manifest.model, record.manifest

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.durability.kills import Job
+from tests.durability.repairing import REPAIRS
 from tests.durability.staging import SHAPES
 
-JOBS: Final[tuple[Job, ...]] = SHAPES
+JOBS: Final[tuple[Job, ...]] = (*SHAPES, *REPAIRS)
