@@ -56,14 +56,17 @@ LADDER: Final = (
         },
     ),
     ("verbs", {"FILES": "gallery installed installation", "CONTROL": "router proxy"}),
-    ("hosts", {"BOTH": "work listener loopback listening output backend supervision node loader metrics instances"}),
+    (
+        "hosts",
+        {"BOTH": "work listener loopback listening output backend supervision node verifier loader metrics instances"},
+    ),
     (
         "processes",
         {
             "FRONTEND": (
                 "frontend frontend.docs frontend.encoded frontend.refusals frontend.segment frontend.gate "
                 "frontend.events frontend.replica frontend.installs frontend.operations_api frontend.mounted "
-                "frontend.models_api frontend.openai "
+                "frontend.models_api frontend.nodes_api frontend.openai "
                 "frontend.application"
             ),
             "WORKER": "worker",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from stagecast.copying import copied
@@ -41,8 +42,10 @@ class Repair(Partial):
         """Return the damaged pieces that have not come yet, in order."""
         return [piece for piece in self._findings.pieces if not self.is_verified(piece)]
 
-    def mend(self, stop: threading.Event) -> Path:
+    def mend(self, stop: threading.Event, checked: Callable[[int], None] = lambda _: None) -> Path:
         """Put every damaged file right, record the model, and return its path. Call it again after any error.
+
+        ``checked`` gets bytes of the damaged files that were copied and verified.
 
         Raises:
             Busy: somebody changes the model meanwhile.
@@ -57,7 +60,7 @@ class Repair(Partial):
         identities = list(self._findings.identities)
         with self._clear_errors():
             for number in self._findings.files:
-                part = self._assemble(number, stop)
+                part = self._assemble(number, stop, checked)
                 place = self._store.place(self.manifest, number)
                 with moving(self._models):
                     self._check_unchanged()
@@ -71,7 +74,7 @@ class Repair(Partial):
             throw_away(self.folder, self._models)
         return self._models / self.manifest.model
 
-    def _assemble(self, number: int, stop: threading.Event) -> Path:
+    def _assemble(self, number: int, stop: threading.Event, checked: Callable[[int], None]) -> Path:
         """Return a whole file, every byte of it verified and synced."""
         self._prepare(number)
         file, place = self.manifest.files[number], self._store.place(self.manifest, number)
@@ -82,6 +85,7 @@ class Repair(Partial):
                 source = Slice(place, piece.offset, piece.length)
                 if copied(source, part, piece.offset, stop) != file.pieces[piece.index]:
                     raise Busy(f"the content of {self.manifest.model}", "whoever writes it")
+                checked(piece.length)
         with opened(part, os.O_RDWR) as descriptor:
             if place.is_file():
                 os.fchmod(descriptor, place.stat().st_mode & 0o7777)

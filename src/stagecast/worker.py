@@ -29,6 +29,7 @@ from stagecast.revision import Revision
 from stagecast.tracker import Tracker
 from stagecast.transfer import Holder, RateLimit, fetch_manifest, pull
 from stagecast.transfer.pull import PATIENCE
+from stagecast.verifier import Verifier, is_asked
 from stagecast.work import in_thread
 
 HOLDER_PATIENCE: Final = 15.0
@@ -45,6 +46,7 @@ class Worker:
         self._presence = presence
         self._token = token
         self._limit = RateLimit(rate_limit) if rate_limit else None
+        self._verifier = Verifier(node, self._holders, token=token, limit=self._limit)
         self._remains = Remains(node.store.partial_bytes, node.store.discard_partials)
         self._duty = Duty(tracker, "staging", self._stage, node=node.name, clear=self._remains.clear)
 
@@ -78,13 +80,13 @@ class Worker:
 
     async def _stage(self, ownership: Ownership) -> None:
         async with self._remains.of(ownership):
-            await self._bring(ownership)
+            await (self._verifier.verify if is_asked(ownership.record) else self._bring)(ownership)
 
     async def _bring(self, ownership: Ownership) -> None:
         await ownership.change(phase="planning")
         held = await self._held(ownership)
         if held is not None:
-            await self._finish(ownership, held)
+            await self._node.conclude(ownership, held)
             return
         manifest = await self._manifest(ownership)
         with ExitStack() as stack:
@@ -93,7 +95,7 @@ class Worker:
             await ownership.change(phase="publishing")
             ownership.settle()
             await in_thread(threading.Event(), arriving.publish)
-        await self._finish(ownership, manifest)
+        await self._node.conclude(ownership, manifest)
 
     async def _held(self, ownership: Ownership) -> Manifest | None:
         """Return the manifest of the model that lies here, if it is the revision that is wanted; hashed if need be."""
@@ -130,15 +132,6 @@ class Worker:
                 stop=ownership.stop,
             )  # fmt: skip
 
-    async def _finish(self, ownership: Ownership, manifest: Manifest) -> None:
-        """Announce the model, and only then let the operation end: whoever sees the end finds the model."""
-        await ownership.change(
-            phase="publishing", bytes_total=manifest.size, bytes_done=manifest.size, total_files=len(manifest.files)
-        )
-        ownership.settle()
-        await self._node.announce(manifest.model)
-        await self._node.settled()
-
     async def _manifest(self, ownership: Ownership) -> Manifest:
         """Return the manifest of the revision that is wanted, from any holder that answers."""
         model = ownership.record.model
@@ -170,12 +163,14 @@ class Worker:
         return next((holding.digest for holding in self._tracker.fold.holders(model)), "")
 
     def _holders(self, model: str, digest: str) -> list[Holder]:
-        """Return the living nodes, this one excepted, that hold this revision of a model."""
-        fold = self._tracker.fold
-        return [
-            Holder(holding.node, fold.nodes[holding.node].files)
-            for holding in fold.holders(model)
-            if holding.digest == digest
-            and holding.node != self._node.name
-            and self._presence.is_node_alive(holding.node)
-        ]
+        return holders(self._tracker, self._presence, self._node.name, model, digest)
+
+
+def holders(tracker: Tracker, presence: Presence, besides: str, model: str, digest: str) -> list[Holder]:
+    """Return the living nodes, one excepted, that hold this revision of a model."""
+    fold = tracker.fold
+    return [
+        Holder(holding.node, fold.nodes[holding.node].files)
+        for holding in fold.holders(model)
+        if holding.digest == digest and holding.node != besides and presence.is_node_alive(holding.node)
+    ]
