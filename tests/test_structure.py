@@ -33,8 +33,8 @@ LADDER: Final = (
         "seams",
         {
             "FILES": (
-                "address disk durable journal reading copying records publication adoption partial draft_file "
-                "draft store verification repair leash recipes"
+                "address disk durable journal reading copying records known_files publication adoption status "
+                "part_files partial draft_file draft store verification repair gathering leash recipes"
             ),
             "CONTROL": (
                 "bus bus.memory bus.whole bus.database bus.sqlite bus.streams bus.connection bus.consumer "

@@ -22,7 +22,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -39,10 +39,21 @@ _LOOK_AGAIN: Final = 0.005
 """Seconds between two looks at whether another one has moved its model."""
 
 
-def publish(working: Path, manifest: Manifest, models: Path, record: Callable[[Manifest], None]) -> Path:
+Keeping = Callable[[], AbstractContextManager[object]]
+"""What is entered while names of files go, so that the records of their other names follow."""
+
+
+def publish(
+    working: Path,
+    manifest: Manifest,
+    models: Path,
+    record: Callable[[Manifest], None],
+    keeping: Keeping = nullcontext,
+) -> Path:
     """Make ``working/files``, every byte of it written and verified, the model; return its path.
 
-    ``record`` is called once the model stands under its name and before ``working`` goes. After a crash at any step,
+    ``record`` is called once the model stands under its name and before ``working`` goes, with an older revision that
+    stood there, within ``keeping``. After a crash at any step,
     or an `OSError` from the file system, call it again.
 
     Raises:
@@ -55,7 +66,8 @@ def publish(working: Path, manifest: Manifest, models: Path, record: Callable[[M
         if not was_published(working, manifest, models):
             _move(working, _source(working, manifest), final)
         record(manifest)
-    throw_away(working, models)
+    with keeping():
+        throw_away(working, models)
     return final
 
 
@@ -131,7 +143,7 @@ def _complete(files: Path, manifest: Manifest) -> None:
         path = files / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         folders.update(parent for parent in path.parents if parent.is_relative_to(files))
-        with opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
+        with opened(path, os.O_RDONLY | os.O_CREAT) as descriptor:
             size = os.fstat(descriptor).st_size
             if size != file.size:
                 raise WrongState(manifest.model, f"not whole ({file.path}: {size} of {file.size} bytes)", "publish")

@@ -29,6 +29,10 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
     ctime_ns: int
     inode: int
 
+    def is_renamed(self, other: Identity) -> bool:
+        """Tell whether only the change time differs, as where a name was made or deleted."""
+        return self != other and self == msgspec.structs.replace(other, ctime_ns=self.ctime_ns)
+
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """A manifest and the identities of its files, in the same order; `DAMAGED` for one that is known to be wrong.

@@ -29,7 +29,7 @@ class Repair(Partial):
     """Use like the `Partial` that it is; what is missing are the damaged pieces, until they have come."""
 
     def __init__(self, store: Store, findings: Findings) -> None:
-        super().__init__(store.models, findings.manifest, lambda _: None, store.node)
+        super().__init__(store.models, findings.manifest, lambda _: None, store.node, store.files.keeping)
         self._store = store
         self._findings = findings
 
@@ -61,24 +61,25 @@ class Repair(Partial):
         with self._clear_errors():
             for number in self._findings.files:
                 part = self._assemble(number, stop, checked)
-                place = self._store.place(self.manifest, number)
+                place = self._store.files.place(self.manifest, number)
                 with moving(self._models):
                     self._check_unchanged()
                     make_folder(place.parent)
-                    part.rename(place)
+                    with self._keeping():
+                        part.rename(place)
                     sync_folder(place.parent)
                 identities[number] = identity_of(place)
             with moving(self._models):
                 self._check_unchanged()
                 self._store.vouch(self.manifest, tuple(identities))
-            throw_away(self.folder, self._models)
+            with self._keeping():
+                throw_away(self.folder, self._models)
         return self._models / self.manifest.model
 
     def _assemble(self, number: int, stop: threading.Event, checked: Callable[[int], None]) -> Path:
         """Return a whole file, every byte of it verified and synced."""
-        self._prepare(number)
-        file, place = self.manifest.files[number], self._store.place(self.manifest, number)
-        part = self.folder / "files" / file.path
+        file, place = self.manifest.files[number], self._store.files.place(self.manifest, number)
+        part = self._files.prepare(number)
         bad = {piece for piece in self._findings.pieces if piece.file == number}
         for piece in pieces_of(self.manifest):
             if piece.file == number and piece not in bad:

@@ -17,10 +17,12 @@ from stagecast.adoption import adopt, survey
 from stagecast.disk import Disk, Reservation, Space, naming_full_disk
 from stagecast.durable import Lock, make_folder
 from stagecast.errors import Busy, Interrupted, InvalidManifest, InvalidName, Unknown, WrongState
+from stagecast.known_files import KnownFiles
 from stagecast.manifest import Manifest, check_name, decode, encode
-from stagecast.partial import PREFIX, Partial, read_status
+from stagecast.partial import PREFIX, Partial
 from stagecast.pieces import pieces_of
-from stagecast.records import DAMAGED, Identity, Record, Records, identity_of
+from stagecast.records import DAMAGED, Identity, Record, Records
+from stagecast.status import read_status
 
 _LOCK_POLL: Final = 0.05
 """Seconds between two looks at whether another process has ended its hashing; flock cannot wait and heed a stop."""
@@ -48,6 +50,7 @@ class Store:
         make_folder(models / publication.WORKSHOP)
         self._records = Records(data / "manifests")
         self._disk = Disk(models, node)
+        self.files = KnownFiles(models, self._records, self._put, self._alone)
         publication.tidy(models)
 
     def names(self) -> list[str]:
@@ -100,25 +103,18 @@ class Store:
 
     def locate(self, file_digest: str) -> tuple[Path, int] | None:
         """Return the path and size in bytes of a file by its digest; None if it is not here, or not as recorded."""
-        for record, number in self._records.with_file(file_digest):
-            path = self.place(record.manifest, number)
-            try:
-                if identity_of(path) == record.identities[number]:
-                    return path, record.manifest.files[number].size
-            except OSError:
-                continue
-        return None
+        return self.files.locate(file_digest)
 
     def partial(self, manifest: Manifest) -> Partial:
         """Return what has arrived of a revision, to be entered by ``with``. Raises `InvalidManifest`, `InvalidName`."""
-        return Partial(self.models, manifest, self.record, self.node)
+        return Partial(self.models, manifest, self.record, self.node, self.files.keeping)
 
     def publish(self, working: Path, manifest: Manifest) -> Path:
         """Make ``working/files`` the model and record it; ``working`` lies in ``.stagecast`` and is deleted.
 
         The caller holds ``durable.Lock(working / "lock")``. See `publication.publish`.
         """
-        return publication.publish(working, manifest, self.models, self.record)
+        return publication.publish(working, manifest, self.models, self.record, self.files.keeping)
 
     def was_published(self, working: Path, manifest: Manifest) -> bool:
         """Return whether a `publish` that a crash cut off had moved the files; then it wants to be called again."""
@@ -155,11 +151,6 @@ class Store:
         """Record that the files of these identities were verified to be the manifest's."""
         self._keep(manifest, identities, original=None)
 
-    def place(self, manifest: Manifest, number: int) -> Path:
-        """Return where a file of a model lies, by its number in the manifest."""
-        base = self.models / manifest.model
-        return base if manifest.single else base / manifest.files[number].path
-
     def partials(self) -> list[PartialState]:
         """Return the models that are not whole yet, sorted; name and digest are "?" where nobody can tell any more."""
         folders = (self.models / publication.WORKSHOP).iterdir()
@@ -184,9 +175,10 @@ class Store:
         """Delete a model; return how many bytes that was. Raises `Unknown`."""
         path = self.path(name)
         count = _size(name, path)
-        if not publication.throw_away(path, self.models):
-            raise Unknown("model", name, self.names())
-        self._records.drop(name)
+        with self.files.keeping():
+            if not publication.throw_away(path, self.models):
+                raise Unknown("model", name, self.names())
+            self._records.drop(name)
         return count
 
     def space(self) -> Space:

@@ -48,7 +48,7 @@ def inspect(
         manifest = store.manifest(name, checked, stop)
         found(manifest.size)
         return Findings(manifest, (), (), ())
-    paths = [store.place(manifest, number) for number in range(len(manifest.files))]
+    paths = [store.files.place(manifest, number) for number in range(len(manifest.files))]
     before = tuple(map(_known_by, paths))
     bad = []
     pieces = list(pieces_of(manifest))

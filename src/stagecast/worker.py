@@ -18,6 +18,7 @@ import msgspec
 from stagecast import operations
 from stagecast.duty import Duty
 from stagecast.errors import StagecastError, TransferFailed
+from stagecast.gathering import gather_files, gather_pieces
 from stagecast.manifest import Manifest
 from stagecast.messages import Record
 from stagecast.node import Node
@@ -114,14 +115,20 @@ class Worker:
         return held
 
     async def _pull(self, ownership: Ownership, manifest: Manifest, arriving: Partial) -> None:
-        """Get what is missing. What had arrived is hashed again where nobody has verified it, and counted already."""
+        """Get what is missing, from this disk where it lies there already.
+
+        What had arrived is hashed again where nobody has verified it, and counted already.
+        """
+        store, stop = self._node.store, ownership.stop
+        await in_thread(stop, gather_files, store, arriving, lambda _: None)
         written = sum(arriving.written(piece) for piece in arriving.missing())
         present = arriving.verified_bytes + written
-        with self._node.store.reserve(manifest.size - present, present):
+        with store.reserve(manifest.size - present, present):
             await ownership.change(
                 phase="transferring", bytes_total=manifest.size, bytes_done=present, bytes_present=present,
                 total_files=len(manifest.files),
             )  # fmt: skip
+            await in_thread(stop, gather_pieces, store, arriving, ownership.find, stop)
             await in_thread(
                 ownership.stop, pull, manifest, arriving, lambda: self._holders(manifest.model, manifest.digest),
                 token=self._token, limit=self._limit, advance=ownership.advance,
