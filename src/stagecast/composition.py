@@ -73,7 +73,7 @@ async def replica(settings: ReplicaSettings) -> AsyncGenerator[str, None]:
             verifier = Verifier(
                 node, partial(holders, control.tracker, control.presence, settings.name), token=settings.token
             )
-            duty = Duty(control.tracker, "staging", verifier.perform, node=settings.name)
+            duty = Duty(control.tracker, "staging", verifier.perform, node=settings.name, clear=verifier.remains.clear)
             await stack.enter_async_context(duty.running())
         else:
             outlive(control)

@@ -15,6 +15,7 @@ from stagecast.errors import BadInput
 from stagecast.messages import Record
 from stagecast.node import Node
 from stagecast.ownership import Ownership
+from stagecast.remains import Remains
 from stagecast.repair import Repair
 from stagecast.transfer import Holder, RateLimit, pull
 from stagecast.transfer.pull import PATIENCE
@@ -38,12 +39,14 @@ class Verifier:
         self._holders = holders
         self._token = token
         self._limit = limit
+        self.remains = Remains(node.store.partial_bytes, node.store.discard_partials)
 
     async def perform(self, ownership: Ownership) -> None:
         """Do what a replica without a worker's duties can do of a staging: verify."""
         if not is_asked(ownership.record):
             raise BadInput(f"{self._node.name} is no worker: it verifies what it has, and nothing is staged to it")
-        await self.verify(ownership)
+        async with self.remains.of(ownership):
+            await self.verify(ownership)
 
     async def verify(self, ownership: Ownership) -> None:
         """Read all of a model, and repair it."""
