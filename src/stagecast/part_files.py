@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from stagecast.durable import opened, sync_folder
+from stagecast.durable import opened, sync_files, sync_folder
 from stagecast.manifest import Manifest
 
 
@@ -70,9 +70,7 @@ class PartFiles:
         """Have the bytes of these files, and the names of all, outlive a loss of power. Raises `OSError`."""
         with self._guard:
             folders, self._new_names = self._new_names, set()
-        for number in sorted(numbers):
-            with opened(self.place(number), os.O_RDONLY) as descriptor:
-                os.fdatasync(descriptor)
+        sync_files([self.place(number) for number in sorted(numbers)], os.fdatasync)
         for folder in sorted(folders, reverse=True):
             sync_folder(folder)
 

@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
-from stagecast.durable import Lock, opened, sync_folder, write_whole
+from stagecast.durable import Lock, opened, sync_files, sync_folder, write_whole
 from stagecast.errors import WrongState
 from stagecast.manifest import Manifest, check_name
 
@@ -147,7 +147,8 @@ def _complete(files: Path, manifest: Manifest) -> None:
             size = os.fstat(descriptor).st_size
             if size != file.size:
                 raise WrongState(manifest.model, f"not whole ({file.path}: {size} of {file.size} bytes)", "publish")
-            os.fsync(descriptor)
+    # With their times, by which they will be known.
+    sync_files([files / file.path for file in manifest.files], os.fsync)
     for folder in sorted(folders, reverse=True):
         sync_folder(folder)
 
