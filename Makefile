@@ -29,11 +29,12 @@ simulate: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/consistency.py
 
-# A million steps of the simulation, then real processes under real faults, whatever the first has found; the exit code is that
-# of either. Cutting processes off from each other needs root. CHAOS="--faults nats-kill --times 9" for some of the faults.
+# A million steps of the simulation, every kill point of what writes to a disk, then real processes under real faults, whatever
+# was found before; the exit code is that of any. Cutting processes off from each other needs root. CHAOS="--faults nats-kill --times 9" for some of the faults.
 chaos: $(STAMP)
 	@code=0; \
 	$(BIN)/python -m tests.simulation --steps 1000000 || code=$$?; \
+	$(BIN)/python -m tests.durability || code=$$?; \
 	$(BIN)/python -m chaos $(CHAOS) || code=$$?; \
 	exit $$code
 

@@ -106,6 +106,13 @@ def test_ops_json_is_what_the_api_sent_byte_for_byte(
     assert capfdbinary.readouterr().out == BODY.encode() + b"\n"
 
 
+def test_verify_is_for_every_copy_or_for_those_that_are_named(replica: ReplicaStandIn) -> None:
+    replica.routes["POST /api/models/m/verify"] = answering(STARTED, 202)
+    assert main(["verify", "m"]) == 0
+    assert main(["verify", "m", "--node", "w1", "--node", "w2"]) == 0
+    assert [body["nodes"] for body in replica.bodies] == ["all", ["w1", "w2"]]  # type: ignore[index]
+
+
 def test_stage_says_where_to(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
     replica.routes["POST /api/models/m/stage"] = answering(STARTED, 202)
     assert main(["stage", "m", "--to", "w1", "--to", "w2"]) == 0
@@ -327,7 +334,9 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert main(["--help"]) == 0
     listed = set(re.findall(r"^│ (\w+)  ", capsys.readouterr().out, re.MULTILINE))
-    wire = "up demo serve worker stage ops cancel pause resume retry dismiss history install models rm nodes drain"
+    wire = (
+        "up demo serve worker stage verify ops cancel pause resume retry dismiss history install models rm nodes drain"
+    )
     assert set(wire.split()) <= listed
 
 

@@ -152,6 +152,7 @@ async def test_each_call_says_what_it_means(replica: ReplicaStandIn, client: Cli
     plan = {"plan": {"model": "m", "bytes": 9, "nodes": [{"node": "w", "to_move": 9, "fits": False, "holders": []}]}}
     replica.routes = {
         "POST /api/models/m/stage": operations,
+        "POST /api/models/m/verify": operations,
         "POST /api/models/install": operations,
         "DELETE /api/models/m": answering({"removed": [{"node": "w", "bytes": 5}], "revision": "a-2"}),
         "POST /api/models/m/load": answering({"placement": {"model": "m", "nodes": []}, "revision": "a-3"}, 202),
@@ -164,6 +165,7 @@ async def test_each_call_says_what_it_means(replica: ReplicaStandIn, client: Cli
         "POST /v1/embeddings": answering({"data": [{"embedding": [0.5, 1]}, {"embedding": [1, 0]}]}),
     }
     assert (await client.stage("m", ["w"]))[0].job_id == "job-1"
+    assert (await client.verify("m"))[0].job_id == "job-1"
     assert (await client.install("all", gallery="http://g/index.yaml", name="m")).id == "staging:m@worker-1"
     assert (await client.remove("m", "w"))[0].bytes == 5
     await client.load("m", "w")
@@ -174,12 +176,13 @@ async def test_each_call_says_what_it_means(replica: ReplicaStandIn, client: Cli
     assert (await client.operation("job-1")).state == "succeeded"
     assert len(await client.history(kind="staging", limit=5)) == 1
     assert await client.embeddings("m", ["a", "b"]) == [[0.5, 1], [1, 0]]
-    assert replica.bodies[:2] == [
+    assert replica.bodies[:3] == [
         {"nodes": ["w"], "dry_run": False},
+        {"nodes": "all"},
         {"ref": "all", "gallery": "http://g/index.yaml", "name": "m"},
     ]
     assert replica.bodies[-1] == {"model": "m", "input": ["a", "b"]}
-    assert replica.requests[2].query_string == "node=w"
+    assert replica.requests[3].query_string == "node=w"
     assert replica.requests[-2].query_string == "kind=staging&limit=5"
     replica.routes["POST /api/models/m/stage"] = answering(plan)
     assert not (await client.plan("m")).nodes[0].fits

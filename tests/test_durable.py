@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stagecast.durable import Lock, opened, write_all, write_whole
+from stagecast.durable import Lock, opened, sync_files, write_all, write_whole
 from tests.killing import dying_at, in_child
 
 
@@ -96,3 +96,20 @@ def test_what_is_in_the_way_of_a_lock_is_named(tmp_path: Path) -> None:
     for name in ("file", "link"):
         with pytest.raises(OSError, match=name):
             Lock(tmp_path / name / "lock").take()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 40])
+def test_every_file_is_synced_and_a_failure_is_told(tmp_path: Path, count: int) -> None:
+    paths = [tmp_path / str(number) for number in range(count)]
+    for path in paths:
+        path.write_bytes(b"x")
+    synced: list[str] = []
+    sync_files(paths, lambda descriptor: synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink())))
+    assert sorted(synced) == sorted(map(str, paths))
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(5, "broken disk")
+
+    if paths:
+        with pytest.raises(OSError, match="broken disk"):
+            sync_files(paths, refuse)

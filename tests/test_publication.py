@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,22 @@ def test_what_is_gone_cannot_be_thrown_away(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     assert throw_away(tmp_path / "link", tmp_path)
     assert list((tmp_path / ".stagecast").iterdir()) == []
+
+
+def test_two_revisions_that_are_published_at_once_do_not_run_into_each_other(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    revisions = [{"a": b"%d" % number, f"only-{number}": b"x"} for number in range(8)]
+
+    def bring(contents: dict[str, bytes]) -> None:
+        with Store(home / "models", home / "data").partial(manifest_of("m", contents)) as partial:
+            fill(partial, contents)
+            partial.publish()
+
+    for _ in range(3):
+        with ThreadPoolExecutor(8) as executor:
+            list(executor.map(bring, revisions))
+        store = Store(home / "models", home / "data")
+        held = contents_of(store.path("m"))
+        assert held in revisions
+        assert store.recorded("m") == manifest_of("m", held)
+        assert list((home / "models" / ".stagecast").iterdir()) == []

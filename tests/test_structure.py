@@ -33,9 +33,9 @@ LADDER: Final = (
         "seams",
         {
             "FILES": (
-                "address durable publication reservation disk journal records adoption partial draft_file draft "
-                "workshop marks volume store stocktaking "
-                "leash recipes"
+                "address durable publication reservation disk journal reading copying records known_files adoption "
+                "status part_files partial draft_file draft workshop marks volume store verification repair gathering "
+                "stocktaking leash recipes"
             ),
             "CONTROL": (
                 "bus bus.memory bus.whole bus.database bus.sqlite bus.streams bus.connection bus.consumer "
@@ -47,8 +47,8 @@ LADDER: Final = (
         "engines",
         {
             "FILES": (
-                "upstream stream transfer.limit transfer.source transfer.assignments transfer.ledger transfer.stream "
-                "transfer.pull transfer.exchange transfer.serve transfer"
+                "upstream stream transfer.limit transfer.pace transfer.source transfer.assignments transfer.ledger "
+                "transfer.stream transfer.pull transfer.exchange transfer.serve transfer"
             ),
             "CONTROL": (
                 "changes meter archive ownership restatement mending tracker presence history forgetting commands "
@@ -61,8 +61,8 @@ LADDER: Final = (
         "hosts",
         {
             "BOTH": (
-                "work listener loopback listening output backend supervision node room collection keeper loader "
-                "metrics instances"
+                "work listener loopback listening output backend supervision node verifier room collection keeper "
+                "loader metrics instances"
             )
         },
     ),
@@ -72,7 +72,7 @@ LADDER: Final = (
             "FRONTEND": (
                 "frontend frontend.docs frontend.encoded frontend.refusals frontend.segment frontend.gate "
                 "frontend.events frontend.replica frontend.installs frontend.operations_api frontend.mounted "
-                "frontend.models_api frontend.disk_api frontend.openai "
+                "frontend.models_api frontend.nodes_api frontend.disk_api frontend.openai "
                 "frontend.application"
             ),
             "WORKER": "worker",

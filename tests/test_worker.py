@@ -9,10 +9,11 @@ from stagecast import operations, worker
 from stagecast.commands import Commands
 from stagecast.errors import TransferFailed
 from stagecast.messages import Record
+from stagecast.store import Store
 from stagecast.worker import Worker
 from tests.conftest import eventually
 from tests.nodes import Member, Nodes
-from tests.sample import contents_of
+from tests.sample import contents_of, fill, manifest_of
 
 FILES = {"a.bin": b"a" * 5000, "sub/b.json": b"{}"}
 OWL = {f"owl/{path}": content for path, content in FILES.items()}
@@ -176,3 +177,23 @@ async def test_a_load_s_staging_that_was_cancelled_says_so(nodes: Nodes) -> None
             await commands.give("staging:owl@w", "cancel")
             with pytest.raises(TransferFailed, match="staging:owl@w was cancelled"):
                 await asked
+
+
+async def test_what_lies_here_in_another_model_or_an_older_revision_is_not_moved(nodes: Nodes) -> None:
+    old = {"a.bin": bytes(range(256)) * 20, "b.bin": b"b" * 3000}
+    new = {"a.bin": old["a.bin"][:1024] + b"new" + old["a.bin"][1027:], "b.bin": b"b" * 3000, "c.bin": b"c" * 500}
+    for node, model, contents in (("holder", "owl", new), ("w", "owl", old), ("w", "twin", {"copy": new["c.bin"]})):
+        manifest = manifest_of(model, contents, piece_size=1024)
+        with Store(nodes.folder / node / "models", nodes.folder / node).partial(manifest) as arriving:
+            fill(arriving, contents)
+            arriving.publish()
+    async with nodes.node("holder") as holder, nodes.worker("w") as member:
+        await holder.until_held("owl")
+        await member.until_held("owl", "twin")
+        digest = manifest_of("owl", new, piece_size=1024).digest
+        end = await staged(holder, "owl", "w", digest=digest)
+        size = sum(map(len, new.values()))
+        assert (end.state, end.bytes_done, end.bytes_present) == ("succeeded", size, size - 1024)
+        assert holder.node.bytes_sent == 1024
+        assert contents_of(member.models / "owl") == new
+        assert member.node.store.recorded("twin") is not None

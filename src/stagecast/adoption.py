@@ -6,27 +6,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from blake3 import blake3
-
-from stagecast.durable import opened
-from stagecast.errors import Busy, Interrupted, InvalidManifest, Unknown
+from stagecast.errors import Busy, InvalidManifest, Unknown
 from stagecast.manifest import PIECE_SIZE, Manifest, ManifestFile, file_digest
-from stagecast.records import Identity, Record, identity_of
+from stagecast.reading import Slice, digests
+from stagecast.records import Identity, Record, identity_of, succeeding
 
-_CHUNK: Final = 1024 * 1024
-_THREADS: Final = min(4, os.cpu_count() or 1)
 _TICK: Final = 0.02
 """Seconds within which two changes of a file can get the same time stamp (the kernel's tick is at most 10 ms)."""
-
-
-class _Slice(NamedTuple):
-    path: Path
-    offset: int
-    length: int
 
 
 def survey(model: str, path: Path) -> dict[str, Identity]:
@@ -80,15 +69,15 @@ def adopt(
     single = path.is_file()
     _wait_for_tick([found[name] for name in changed], stop)
     slices = [piece for name in changed for piece in _slices(path if single else path / name, found[name].size)]
-    digests = iter(_hash_all(model, slices, advance, stop))
+    hashed = iter(_hash_all(model, slices, advance, stop))
     for name in changed:
         size = found[name].size
-        pieces = tuple(next(digests) for _ in range(0, size, PIECE_SIZE))
+        pieces = tuple(next(hashed) for _ in range(0, size, PIECE_SIZE))
         files[name] = ManifestFile(path=name, size=size, digest=file_digest(pieces, size), pieces=pieces)
     if survey(model, path) != found:
         raise Busy(f"the content of {model}", "whoever writes it")
     manifest = Manifest(model=model, files=tuple(files[name] for name in found), single=single)
-    return Record(manifest, tuple(found.values()))
+    return succeeding(known, manifest, tuple(found.values()))
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
@@ -125,35 +114,18 @@ def _wait_for_tick(identities: list[Identity], stop: threading.Event) -> None:
         stop.wait(_TICK)
 
 
-def _slices(path: Path, size: int) -> Iterator[_Slice]:
+def _slices(path: Path, size: int) -> Iterator[Slice]:
     for offset in range(0, size, PIECE_SIZE):
-        yield _Slice(path, offset, min(PIECE_SIZE, size - offset))
+        yield Slice(path, offset, min(PIECE_SIZE, size - offset))
 
 
-def _hash_all(model: str, slices: list[_Slice], advance: Callable[[int], None], stop: threading.Event) -> list[str]:
-    executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="hash")
-    digests = []
-    try:
-        for piece, digest in zip(slices, executor.map(lambda piece: _hash(model, piece, stop), slices), strict=True):
-            digests.append(digest)
-            advance(piece.length)
-        return digests
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _hash(model: str, piece: _Slice, stop: threading.Event) -> str:
-    hasher, buffer, done = blake3(), memoryview(bytearray(min(_CHUNK, piece.length))), 0
-    try:
-        with opened(piece.path, os.O_RDONLY) as descriptor:
-            while done < piece.length:
-                if stop.is_set():
-                    raise Interrupted("cancel")
-                count = os.preadv(descriptor, [buffer[: piece.length - done]], piece.offset + done)
-                if count == 0:
-                    raise Busy(f"the content of {model}", "whoever writes it")
-                hasher.update(buffer[:count])
-                done += count
-    except OSError as error:
-        raise InvalidManifest(model, f"{piece.path.name} cannot be read: {error.strerror}") from error
-    return hasher.hexdigest()
+def _hash_all(model: str, slices: list[Slice], advance: Callable[[int], None], stop: threading.Event) -> list[str]:
+    found = []
+    for piece, digest in zip(slices, digests(slices, stop), strict=True):
+        if isinstance(digest, OSError):
+            raise InvalidManifest(model, f"{piece.path.name} cannot be read: {digest.strerror}") from digest
+        if not digest:
+            raise Busy(f"the content of {model}", "whoever writes it")
+        found.append(digest)
+        advance(piece.length)
+    return found

@@ -130,6 +130,7 @@ async def worker(
 
 
 app.command(remote.stage)
+app.command(remote.verify)
 app.command(remote.ops)
 app.command(remote.cancel)
 for _verb, _does in remote.VERBS.items():

@@ -166,6 +166,12 @@ class Client:
         answer = await self.request("POST", f"/api/models/{_part(model)}/stage", body=body, is_idempotent=True)
         return _read(answer, answers.Operations).operations
 
+    async def verify(self, model: str, nodes: Sequence[str] = ()) -> list[Row]:
+        """Begin to verify a model's copies on ``nodes``, or wherever there is one; return the operations."""
+        body = {"nodes": list(nodes) or "all"}
+        answer = await self.request("POST", f"/api/models/{_part(model)}/verify", body=body, is_idempotent=True)
+        return _read(answer, answers.Operations).operations
+
     async def plan(self, model: str, nodes: Sequence[str] = ()) -> answers.Plan:
         """Return what `stage` would move, and whether it fits."""
         body = {"nodes": list(nodes) or "all", "dry_run": True}

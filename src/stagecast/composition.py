@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Literal
 
 import aiohttp
@@ -15,6 +16,7 @@ from stagecast import recipes
 from stagecast.bus import Bus
 from stagecast.bus.nats import connect
 from stagecast.bus.sqlite import opened
+from stagecast.duty import Duty
 from stagecast.eviction import Budget
 from stagecast.frontend.application import build
 from stagecast.frontend.installs import Installs
@@ -30,7 +32,8 @@ from stagecast.participant import ALONE_LOG, Participant, outlive, participating
 from stagecast.router import Router
 from stagecast.settings import Bounds, NodeSettings, ReplicaSettings, WorkerSettings
 from stagecast.store import Store
-from stagecast.worker import Worker
+from stagecast.verifier import Verifier
+from stagecast.worker import Worker, holders
 
 _logger = logging.getLogger(__name__)
 
@@ -69,6 +72,11 @@ async def replica(settings: ReplicaSettings) -> AsyncGenerator[str, None]:
         session = await stack.enter_async_context(_session(keeps_connections=True))
         if settings.nats:
             node = await stack.enter_async_context(_node(settings, control, store, "replica", url, {}))
+            verifier = Verifier(
+                node, partial(holders, control.tracker, control.presence, settings.name), token=settings.token
+            )
+            duty = Duty(control.tracker, "staging", verifier.perform, node=settings.name, clear=verifier.remains.clear)
+            await stack.enter_async_context(duty.running())
         else:
             outlive(control)
             node = await stack.enter_async_context(_working_node(settings, control, store, None, {}))

@@ -118,6 +118,15 @@ class Node:
         if not await self._say_recorded(name):
             await self.adopt()
 
+    async def conclude(self, ownership: Ownership, manifest: Manifest) -> None:
+        """Announce the model, and only then let the operation end: whoever sees the end finds the model."""
+        await ownership.change(
+            phase="publishing", bytes_total=manifest.size, bytes_done=manifest.size, total_files=len(manifest.files)
+        )
+        ownership.settle()
+        await self.announce(manifest.model)
+        await self.settled()
+
     async def adopt(self) -> None:
         """Look at the models folder and announce what is new, changed or gone there."""
         async with self._adopting:

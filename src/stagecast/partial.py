@@ -2,54 +2,43 @@
 
 Lies in ``<models>/.stagecast/partial-<start of the digest>-<model>``: ``manifest.json``, ``files/<path>``, ``lock``,
 and ``status``, which holds one number of 4 bytes, little endian, per piece in the order of `pieces_of`: the bytes of
-the piece written so far, or 0xFFFFFFFF once it is verified. A byte is on the disk before ``status`` counts it, so after
-``kill -9`` nothing that was verified moves again, and a piece that was cut off goes on where it stopped.
+the piece written so far, or 0xFFFFFFFF once it is verified. A byte is written before ``status`` counts it, so after
+``kill -9`` nothing that was verified moves again, and a piece that was cut off goes on where it stopped. After a loss
+of power what counts as verified is there, and right: its bytes and names are synced before its number says so, that
+number after, and the number that takes it back before a byte of it is written again.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from stagecast.disk import naming_full_disk
-from stagecast.durable import Lock, opened, write_all, write_whole
+from stagecast.durable import Lock, opened, sync_folder, write_all, write_whole
 from stagecast.errors import Busy, InvalidManifest, WrongState
 from stagecast.manifest import Manifest, check, check_name, encode
+from stagecast.part_files import PartFiles
 from stagecast.pieces import Piece, pieces_of
-from stagecast.publication import WORKSHOP, publish, throw_away, was_published
+from stagecast.publication import WORKSHOP, Keeping, publish, throw_away, was_published
+from stagecast.status import VERIFIED, Status, read_status
 
-VERIFIED: Final = 0xFFFFFFFF
 PREFIX: Final = "partial-"
 SYNC_EVERY: Final = 128 * 1024 * 1024
 """Bytes that are verified before one fdatasync settles them; after a loss of power so many are hashed again."""
 _CHUNK: Final = 1024 * 1024
 
 
-def read_status(path: Path, pieces: list[Piece]) -> list[int]:
-    """Return the bytes that ``status`` counts per piece, or `VERIFIED`; 0 wherever it is missing, cut off or wrong."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        data = b""
-    if len(data) > 4 * len(pieces):
-        data = b""
-    marks = [number for (number,) in struct.iter_unpack("<I", data[: len(data) // 4 * 4])]
-    marks += [0] * (len(pieces) - len(marks))
-    return [mark if mark == VERIFIED or mark <= piece.length else 0 for mark, piece in zip(marks, pieces, strict=True)]
-
-
 class Partial:
     """Use as ``with store.partial(manifest) as partial``; safe to share between threads while inside.
 
     A piece is written by one thread at a time, from its start on. ``record`` is called with the manifest when the
-    model has been published.
+    model has been published; ``keeping`` is entered while files are deleted, see `publication.publish`.
 
     Entering raises:
         Busy: another process or thread has this very revision open.
@@ -57,7 +46,10 @@ class Partial:
         NotEnoughSpace: no room even for the status.
     """
 
-    def __init__(self, models: Path, manifest: Manifest, record: Callable[[Manifest], None], node: str = "") -> None:
+    def __init__(
+        self, models: Path, manifest: Manifest, record: Callable[[Manifest], None], node: str = "",
+        keeping: Keeping = nullcontext,
+    ) -> None:  # fmt: skip
         check(manifest)
         check_name(manifest.model)
         if manifest.piece_size >= VERIFIED:
@@ -66,17 +58,19 @@ class Partial:
         self._models = models
         self._record = record
         self._node = node
-        self._folder = models / WORKSHOP / f"{PREFIX}{manifest.digest[:16]}-{manifest.model}"
-        self._file_lock = Lock(self._folder / "lock")
+        self._keeping = keeping
+        self.folder = models / WORKSHOP / f"{PREFIX}{manifest.digest[:16]}-{manifest.model}"
+        self._file_lock = Lock(self.folder / "lock")
         self._guard = threading.Lock()
         self._pieces = list(pieces_of(manifest))
         self._number = {piece: number for number, piece in enumerate(self._pieces)}
         self._marks = [0] * len(self._pieces)
         self._unsettled: list[Piece] = []
-        self._prepared: set[int] = set()
+        self._unsettled_bytes = 0
+        self._files = PartFiles(self.folder, manifest)
         self._verified_bytes = 0
         self._published: Path | None = None
-        self._status = -1
+        self._status = Status(self.folder / "status")
 
     def __enter__(self) -> Self:
         if not self._file_lock.take():
@@ -93,7 +87,7 @@ class Partial:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self._status >= 0:
+            if self._status.is_open:
                 self._settle()
         finally:
             self._close()
@@ -126,11 +120,45 @@ class Partial:
         if self.is_verified(piece) or not 0 <= offset <= self.written(piece) or stop > piece.length:
             raise ValueError(f"bytes {offset}-{stop} cannot be written to {piece}: {self.written(piece)} are there")
         with self._clear_errors():
-            self._prepare(piece.file)
-            with opened(self._path(piece), os.O_WRONLY) as descriptor:
+            with opened(self._files.prepare(piece.file), os.O_WRONLY) as descriptor:
                 write_all(descriptor, buffer, piece.offset + offset)
             with self._guard:
                 self._mark(piece, max(stop, self.written(piece)))
+
+    def copy(self, piece: Piece, make: Callable[[Path], str]) -> bool:
+        """Have ``make`` put all of a piece into its file; it returns the digest of what lies there then.
+
+        Where that is the manifest's, the piece is verified, else nothing of it counts as written. Returns which.
+
+        Raises:
+            NotEnoughSpace: the disk is full.
+        """
+        with self._clear_errors():
+            digest = make(self._files.prepare(piece.file))
+        if digest != self.manifest.files[piece.file].pieces[piece.index]:
+            return False
+        with self._guard:
+            self._mark(piece, piece.length)
+        self.verify(piece)
+        return True
+
+    def put(self, number: int, make: Callable[[Path], bool]) -> bool:
+        """Have a whole file of which nothing is here put in its place by ``make``, and count it as verified.
+
+        ``make`` gets the path, at which nothing is, and tells whether it has put there what the manifest says. The file
+        may be another model's as well: nothing is ever written to it.
+        """
+        pieces, is_due = [piece for piece in self._pieces if piece.file == number], False
+        with self._clear_errors():
+            if any(map(self.written, pieces)) or not self._files.put(number, make):
+                return False
+        with self._guard:
+            for piece in pieces:
+                self._remember(piece, VERIFIED)
+                is_due = self._is_due_after(piece)
+        if is_due:
+            self._settle()
+        return True
 
     def read(self, piece: Piece, length: int) -> Iterator[memoryview]:
         """Yield the first ``length`` bytes of the piece, in chunks that are valid until the next one is asked for.
@@ -139,19 +167,26 @@ class Partial:
             OSError: the file ends before that.
         """
         buffer = memoryview(bytearray(min(_CHUNK, length)))
-        with opened(self._path(piece), os.O_RDONLY) as descriptor:
+        with opened(self._files.place(piece.file), os.O_RDONLY) as descriptor:
             done = 0
             while done < length:
                 count = os.preadv(descriptor, [buffer[: length - done]], piece.offset + done)
                 if count == 0:
-                    raise OSError(errno.EIO, "the file ends too early", str(self._path(piece)))
+                    raise OSError(errno.EIO, "the file ends too early", str(self._files.place(piece.file)))
                 yield buffer[:count]
                 done += count
 
     def forget(self, piece: Piece) -> None:
-        """Count nothing of the piece as written any more."""
+        """Count nothing of the piece as written any more, nor of its file where that has other names too."""
         with self._guard:
-            self._mark(piece, 0)
+            is_shared = self._files.let_go(piece.file)
+            forgotten = [each for each in self._pieces if each.file == piece.file] if is_shared else [piece]
+            was_verified = any(map(self.is_verified, forgotten))
+            for each in forgotten:
+                self._mark(each, 0)
+            if was_verified:
+                # Or a loss of power could find the old number beside bytes that were half written over.
+                self._status.sync()
 
     def verify(self, piece: Piece) -> None:
         """Count the piece, which the caller has hashed, as verified.
@@ -168,8 +203,7 @@ class Partial:
             if self.written(piece) != piece.length:
                 raise ValueError(f"{piece} cannot be verified: {self.written(piece)} bytes are there")
             self._remember(piece, VERIFIED)
-            self._unsettled.append(piece)
-            is_due = len(self._unsettled) * self.manifest.piece_size >= SYNC_EVERY
+            is_due = self._is_due_after(piece)
         if is_due:
             self._settle()
 
@@ -186,43 +220,39 @@ class Partial:
                 raise WrongState(self.manifest.model, f"not whole ({count} pieces are missing)", "publish")
             self._settle()
             with self._clear_errors():
-                self._published = publish(self._folder, self.manifest, self._models, self._record)
+                self._published = publish(self.folder, self.manifest, self._models, self._record, self._keeping)
         return self._published
 
     def discard(self) -> int:
         """Delete all that has arrived; return how many bytes that was. Leave the ``with`` afterwards."""
-        count = sum(self.written(piece) for piece in self._pieces) if (self._folder / "files").exists() else 0
+        count = sum(self.written(piece) for piece in self._pieces) if (self.folder / "files").exists() else 0
         with self._guard:
             self._unsettled.clear()
-            throw_away(self._folder, self._models)
+            self._files.clear()
+            with self._keeping():
+                throw_away(self.folder, self._models)
             self._load([0] * len(self._pieces))
         return count
 
     def _open(self) -> None:
-        was_moved = was_published(self._folder, self.manifest, self._models)
-        if was_moved:
+        if was_published(self.folder, self.manifest, self._models):
             self._load([VERIFIED] * len(self._pieces))
         else:
             self._load(self._marks_on_disk())
-        write_whole(self._folder / "manifest.json", encode(self.manifest))
-        self._status = os.open(self._folder / "status", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        # Written in full, so that counting a byte later on never needs room that a full disk has not.
-        write_all(self._status, struct.pack(f"<{len(self._marks)}I", *self._marks), 0)
-        os.ftruncate(self._status, 4 * len(self._marks))
+        write_whole(self.folder / "manifest.json", encode(self.manifest))
+        self._status.open(self._marks)
+        for folder in (self.folder, self.folder.parent, self._models):
+            sync_folder(folder)
 
     def _close(self) -> None:
-        if self._status >= 0:
-            os.close(self._status)
-            self._status = -1
+        self._status.close()
         self._file_lock.release()
 
     def _marks_on_disk(self) -> list[int]:
-        marks = read_status(self._folder / "status", self._pieces)
-        for number, file in enumerate(self.manifest.files):
-            path = self._folder / "files" / file.path
-            if path.is_file() and path.stat().st_size == file.size:
-                self._prepared.add(number)
-        return [mark if piece.file in self._prepared else 0 for mark, piece in zip(marks, self._pieces, strict=True)]
+        marks = read_status(self.folder / "status", self._pieces)
+        unsure = {piece.file for piece, mark in zip(self._pieces, marks, strict=True) if mark != VERIFIED}
+        found = self._files.find(unsure)
+        return [mark if piece.file in found else 0 for mark, piece in zip(marks, self._pieces, strict=True)]
 
     def _load(self, marks: list[int]) -> None:
         self._marks = marks
@@ -230,45 +260,38 @@ class Partial:
             piece.length for piece, mark in zip(self._pieces, marks, strict=True) if mark == VERIFIED
         )
 
+    def _is_due_after(self, piece: Piece) -> bool:
+        self._unsettled.append(piece)
+        self._unsettled_bytes += piece.length
+        return self._unsettled_bytes >= SYNC_EVERY
+
     def _remember(self, piece: Piece, mark: int) -> None:
-        was_verified = self._marks[self._number[piece]] == VERIFIED
-        self._verified_bytes += piece.length * ((mark == VERIFIED) - was_verified)
+        self._verified_bytes += piece.length * ((mark == VERIFIED) - self.is_verified(piece))
         self._marks[self._number[piece]] = mark
 
     def _mark(self, piece: Piece, mark: int) -> None:
         self._remember(piece, mark)
-        write_all(self._status, struct.pack("<I", mark), 4 * self._number[piece])
+        self._status.mark(self._number[piece], mark)
 
     def _settle(self) -> None:
         with self._guard:
-            batch, self._unsettled = self._unsettled, []
+            batch, self._unsettled, self._unsettled_bytes = self._unsettled, [], 0
         try:
             with self._clear_errors():
-                for number in sorted({piece.file for piece in batch}):
-                    with opened(self._folder / "files" / self.manifest.files[number].path, os.O_WRONLY) as descriptor:
-                        os.fdatasync(descriptor)
+                self._files.sync({piece.file for piece in batch})
         except BaseException:
             # After a failed sync the kernel may have dropped the data: only moving it again is sure.
-            for piece in batch:
-                self.forget(piece)
+            with self._guard:
+                for piece in batch:
+                    self._mark(piece, 0)
             raise
-        with self._guard:
-            for piece in batch:
-                if self.is_verified(piece):
-                    self._mark(piece, VERIFIED)
-
-    def _prepare(self, number: int) -> None:
-        with self._guard:
-            if number in self._prepared:
-                return
-            path = self._folder / "files" / self.manifest.files[number].path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with opened(path, os.O_WRONLY | os.O_CREAT) as descriptor:
-                os.ftruncate(descriptor, self.manifest.files[number].size)
-            self._prepared.add(number)
-
-    def _path(self, piece: Piece) -> Path:
-        return self._folder / "files" / self.manifest.files[piece.file].path
+        if batch:
+            with self._guard:
+                for piece in batch:
+                    if self.is_verified(piece):
+                        self._mark(piece, VERIFIED)
+            with self._clear_errors():
+                self._status.sync()
 
     def _clear_errors(self) -> AbstractContextManager[None]:
         def count() -> tuple[int, int]:

@@ -8,6 +8,8 @@ A working folder lies in ``<models>/.stagecast`` and holds the model's files und
 4. the model is recorded, so that nobody hashes it again;
 5. the working folder leaves with one rename, and is deleted.
 
+Steps 1 to 4 are taken by one process at a time, which holds ``<models>/.stagecast/moving``.
+
 Whoever opens the working folder after a crash asks `was_published`. After step 3 the inode under the final name tells
 that the move happened, and what is left is 4 and 5. Before it, the older revision goes back where it was; should
 nobody open the folder again, `tidy` does that when a process starts. All this is done by whoever holds ``lock``.
@@ -18,11 +20,13 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
-from stagecast.durable import Lock, opened, sync_folder, write_whole
+from stagecast.durable import Lock, opened, sync_files, sync_folder, write_whole
 from stagecast.errors import WrongState
 from stagecast.manifest import Manifest, check_name
 
@@ -30,12 +34,26 @@ WORKSHOP: Final = ".stagecast"
 """The folder in the models folder for all that is not whole: same file system, so moving is one rename."""
 
 _TRASH: Final = "trash-"
+_MOVING: Final = "moving"
+_LOOK_AGAIN: Final = 0.005
+"""Seconds between two looks at whether another one has moved its model."""
 
 
-def publish(working: Path, manifest: Manifest, models: Path, record: Callable[[Manifest], None]) -> Path:
+Keeping = Callable[[], AbstractContextManager[object]]
+"""What is entered while names of files go, so that the records of their other names follow."""
+
+
+def publish(
+    working: Path,
+    manifest: Manifest,
+    models: Path,
+    record: Callable[[Manifest], None],
+    keeping: Keeping = nullcontext,
+) -> Path:
     """Make ``working/files``, every byte of it written and verified, the model; return its path.
 
-    ``record`` is called once the model stands under its name and before ``working`` goes. After a crash at any step,
+    ``record`` is called once the model stands under its name and before ``working`` goes, with an older revision that
+    stood there, within ``keeping``. After a crash at any step,
     or an `OSError` from the file system, call it again.
 
     Raises:
@@ -44,9 +62,12 @@ def publish(working: Path, manifest: Manifest, models: Path, record: Callable[[M
     final = models / manifest.model
     if not was_published(working, manifest, models):
         _complete(working / "files", manifest)
-        _move(working, _source(working, manifest), final)
-    record(manifest)
-    throw_away(working, models)
+    with moving(models):
+        if not was_published(working, manifest, models):
+            _move(working, _source(working, manifest), final)
+        record(manifest)
+    with keeping():
+        throw_away(working, models)
     return final
 
 
@@ -59,11 +80,32 @@ def was_published(working: Path, manifest: Manifest, models: Path) -> bool:
     return False
 
 
+@contextmanager
+def moving(models: Path) -> Iterator[None]:
+    """Be the only one, over all processes, that moves models in or out: two revisions of one would run into each other.
+
+    What is done meanwhile takes as long as a few renames do.
+    """
+    lock = Lock(models / WORKSHOP / _MOVING)
+    while not lock.take():
+        time.sleep(_LOOK_AGAIN)
+    try:
+        yield
+    finally:
+        (models / WORKSHOP / _MOVING).unlink(missing_ok=True)
+        lock.release()
+
+
 def tidy(models: Path) -> None:
     """Make good what crashes left in the models folder: trash is deleted, older revisions go back under their names."""
     for path in (models / WORKSHOP).iterdir():
         if path.name.startswith(_TRASH):
             _delete(path)
+        elif path.name == _MOVING:
+            lock = Lock(path)
+            if lock.take():
+                path.unlink()
+                lock.release()
         elif os.path.lexists(path / "replaced"):
             lock = Lock(path / "lock")
             if lock.take():
@@ -79,6 +121,7 @@ def throw_away(path: Path, models: Path) -> bool:
         path.rename(trash)
     except FileNotFoundError:
         return False
+    sync_folder(trash.parent)  # or a loss of power could find it under its old name, and half of it deleted
     _delete(trash)
     return True
 
@@ -100,11 +143,12 @@ def _complete(files: Path, manifest: Manifest) -> None:
         path = files / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         folders.update(parent for parent in path.parents if parent.is_relative_to(files))
-        with opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
+        with opened(path, os.O_RDONLY | os.O_CREAT) as descriptor:
             size = os.fstat(descriptor).st_size
             if size != file.size:
                 raise WrongState(manifest.model, f"not whole ({file.path}: {size} of {file.size} bytes)", "publish")
-            os.fsync(descriptor)
+    # With their times, by which they will be known.
+    sync_files([files / file.path for file in manifest.files], os.fsync)
     for folder in sorted(folders, reverse=True):
         sync_folder(folder)
 

@@ -10,10 +10,11 @@ import threading
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from stagecast.durable import write_whole
+from stagecast.durable import make_folder, write_whole
 from stagecast.errors import InvalidManifest
 from stagecast.manifest import Manifest, check
 
@@ -28,12 +29,36 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
     ctime_ns: int
     inode: int
 
+    def is_renamed(self, other: Identity) -> bool:
+        """Tell whether only the change time differs, as where a name was made or deleted."""
+        return self != other and self == msgspec.structs.replace(other, ctime_ns=self.ctime_ns)
 
-class Record(msgspec.Struct, frozen=True):
-    """A manifest and the identities of its files, in the same order."""
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A manifest and the identities of its files, in the same order; `DAMAGED` for one that is known to be wrong.
+
+    ``is_published``: it came by a transfer, so whoever changed a file of it since has damaged it. ``original`` is the
+    manifest that it should have, where the one that it has is of what was found later.
+    """
 
     manifest: Manifest
     identities: tuple[Identity, ...]
+    is_published: bool = False
+    original: Manifest | None = None
+
+
+DAMAGED: Final = Identity(-1, 0, 0, 0)
+"""What no file is known by."""
+
+
+def succeeding(known: Record | None, manifest: Manifest, identities: tuple[Identity, ...]) -> Record:
+    """Return the record of what was found under a model's name, with what it should be where that is known."""
+    if known is None:
+        return Record(manifest, identities)
+    original = known.original or (known.manifest if known.is_published else None)
+    if original is not None and original.digest == manifest.digest:
+        original = None
+    return Record(manifest, identities, is_published=known.is_published, original=original)
 
 
 def identity_of(path: Path) -> Identity:
@@ -46,7 +71,7 @@ class Records:
     """The records in ``folder``. Each look follows what other processes have written there."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._folder = folder
         self._guard = threading.Lock()
         self._seen: dict[str, tuple[Identity, Record | None]] = {}
@@ -109,6 +134,8 @@ def _decode(model: str, data: bytes) -> Record | None:
     try:
         record = msgspec.json.decode(data, type=Record)
         check(record.manifest)
+        if record.original:
+            check(record.original)
     except (msgspec.DecodeError, InvalidManifest):
         return None
     fits = record.manifest.model == model and len(record.identities) == len(record.manifest.files)

@@ -58,6 +58,19 @@ async def stage(
         return await _begun(client, await client.stage(model, to, wait_for_space=wait), follow=follow)
 
 
+async def verify(
+    model: ModelName,
+    /,
+    *,
+    node: Annotated[tuple[str, ...], Parameter(help="Only there; may be given several times.")] = (),
+    follow: Follow = False,
+    reach: Reach = Reach(),  # noqa: B008  # frozen
+) -> int:
+    """Read a model's copies anew, wherever they are, and repair damaged pieces from the other holders."""
+    async with connected(reach) as client:
+        return await _begun(client, await client.verify(model, node), follow=follow)
+
+
 def all_fit(plan: answers.Plan) -> bool:
     """Tell whether every node of the plan has room."""
     return all(node.fits for node in plan.nodes)

@@ -7,7 +7,7 @@ Several processes may share the models folder and the data folder. The data fold
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,14 +15,16 @@ from typing import Final, NamedTuple
 from stagecast import publication
 from stagecast.adoption import adopt, survey
 from stagecast.disk import Disk, Space, naming_full_disk
-from stagecast.durable import Lock
+from stagecast.durable import Lock, make_folder
 from stagecast.errors import Busy, Interrupted, InvalidManifest, InvalidName, Unknown, WrongState
+from stagecast.known_files import KnownFiles
 from stagecast.manifest import Manifest, check_name, decode, encode
 from stagecast.marks import Marks
-from stagecast.partial import PREFIX, Partial, read_status
+from stagecast.partial import PREFIX, Partial
 from stagecast.pieces import pieces_of
-from stagecast.records import Record, Records, identity_of
+from stagecast.records import DAMAGED, Identity, Record, Records
 from stagecast.reservation import Promise, Reservation
+from stagecast.status import read_status
 
 _LOCK_POLL: Final = 0.05
 """Seconds between two looks at whether another process has ended its hashing; flock cannot wait and heed a stop."""
@@ -47,10 +49,11 @@ class Store:
         self.models = models
         self.data = data
         self.node = node
-        (models / publication.WORKSHOP).mkdir(parents=True, exist_ok=True)
+        make_folder(models / publication.WORKSHOP)
         self._records = Records(data / "manifests")
         self._disk = Disk(models, node)
         self.marks = Marks(models)
+        self.files = KnownFiles(models, self._records, self._put, self._alone)
         publication.tidy(models)
         self._disk.tidy()
 
@@ -104,28 +107,21 @@ class Store:
 
     def locate(self, file_digest: str) -> tuple[Path, int] | None:
         """Return the path and size in bytes of a file by its digest; None if it is not here, or not as recorded."""
-        for record, number in self._records.with_file(file_digest):
-            manifest = record.manifest
-            base = self.models / manifest.model
-            path = base if manifest.single else base / manifest.files[number].path
-            try:
-                if identity_of(path) == record.identities[number]:
-                    self.marks.use(manifest.model)
-                    return path, manifest.files[number].size
-            except OSError:
-                continue
-        return None
+        found = self.files.locate(file_digest)
+        if found is not None:
+            self.marks.use(found[0].relative_to(self.models).parts[0])
+        return found
 
     def partial(self, manifest: Manifest) -> Partial:
         """Return what has arrived of a revision, to be entered by ``with``. Raises `InvalidManifest`, `InvalidName`."""
-        return Partial(self.models, manifest, self.record, self.node)
+        return Partial(self.models, manifest, self.record, self.node, self.files.keeping)
 
     def publish(self, working: Path, manifest: Manifest) -> Path:
         """Make ``working/files`` the model and record it; ``working`` lies in ``.stagecast`` and is deleted.
 
         The caller holds ``durable.Lock(working / "lock")``. See `publication.publish`.
         """
-        return publication.publish(working, manifest, self.models, self.record)
+        return publication.publish(working, manifest, self.models, self.record, self.files.keeping)
 
     def was_published(self, working: Path, manifest: Manifest) -> bool:
         """Return whether a `publish` that a crash cut off had moved the files; then it wants to be called again."""
@@ -143,7 +139,24 @@ class Store:
         expected = {manifest.model if manifest.single else file.path: file.size for file in manifest.files}
         if {name: identity.size for name, identity in found.items()} != expected:
             raise WrongState(manifest.model, "on this disk with other files than the manifest lists", "record")
-        self._put(Record(manifest, tuple(found.values())))
+        self._put(Record(manifest, tuple(found.values()), is_published=True))
+
+    def expected(self, name: str) -> Manifest | None:
+        """Return the manifest that a model should have; None where its files are as somebody has put them."""
+        record = self._records.get(name)
+        if record is None:
+            return None
+        is_meant = record.is_published or self._fits(record)
+        return record.original or (record.manifest if is_meant else None)
+
+    def distrust(self, manifest: Manifest, files: Collection[int], identities: Sequence[Identity]) -> None:
+        """Record that these files, by their number, are not the manifest's; the others are as they are known."""
+        known = [DAMAGED if number in files else identity for number, identity in enumerate(identities)]
+        self._keep(manifest, known, original=manifest)
+
+    def vouch(self, manifest: Manifest, identities: Sequence[Identity]) -> None:
+        """Record that the files of these identities were verified to be the manifest's."""
+        self._keep(manifest, identities, original=None)
 
     def partials(self) -> list[PartialState]:
         """Return the models that are not whole yet, sorted; name and digest are "?" where nobody can tell any more."""
@@ -169,9 +182,10 @@ class Store:
         """Delete a model; return how many bytes that was. Raises `Unknown`."""
         path = self.path(name)
         count = _size(name, path)
-        if not publication.throw_away(path, self.models):
-            raise Unknown("model", name, self.names())
-        self._records.drop(name)
+        with self.files.keeping():
+            if not publication.throw_away(path, self.models):
+                raise Unknown("model", name, self.names())
+            self._records.drop(name)
         self.marks.forget(name)
         return count
 
@@ -192,6 +206,11 @@ class Store:
     def _put(self, record: Record) -> None:
         with naming_full_disk(self.data, self.node, lambda: (len(encode(record.manifest)), 0)):
             self._records.put(record)
+
+    def _keep(self, manifest: Manifest, identities: Sequence[Identity], original: Manifest | None) -> None:
+        held = self._records.get(manifest.model)
+        is_published = held is not None and held.is_published
+        self._put(Record(manifest, tuple(identities), is_published=is_published, original=original))
 
     def _fits(self, record: Record) -> bool:
         name, manifest = record.manifest.model, record.manifest

@@ -19,6 +19,7 @@ import msgspec
 from stagecast import operations
 from stagecast.duty import Duty
 from stagecast.errors import StagecastError, TransferFailed
+from stagecast.gathering import gather_files, gather_pieces
 from stagecast.manifest import Manifest
 from stagecast.messages import Record
 from stagecast.node import Node
@@ -33,6 +34,7 @@ from stagecast.stocktaking import Wanted, stock
 from stagecast.tracker import Tracker
 from stagecast.transfer import Holder, RateLimit, fetch_manifest, pull
 from stagecast.transfer.pull import PATIENCE
+from stagecast.verifier import Verifier, is_asked
 from stagecast.work import in_thread
 
 HOLDER_PATIENCE: Final = 15.0
@@ -51,6 +53,7 @@ class Worker:
         self._limit = RateLimit(rate_limit) if rate_limit else None
         self._pulled: deque[tuple[int, float]] = deque(maxlen=SAMPLES)
         """Bytes that moved and seconds that took, of the latest pulls, the last one first."""
+        self._verifier = Verifier(node, self._holders, token=token, limit=self._limit)
         self._remains = Remains(node.store.partial_bytes, node.store.discard_partials)
         self._duty = Duty(tracker, "staging", self._stage, node=node.name, clear=self._remains.clear)
 
@@ -84,13 +87,13 @@ class Worker:
 
     async def _stage(self, ownership: Ownership) -> None:
         async with self._remains.of(ownership):
-            await self._bring(ownership)
+            await (self._verifier.verify if is_asked(ownership.record) else self._bring)(ownership)
 
     async def _bring(self, ownership: Ownership) -> None:
         await ownership.change(phase="planning")
         held = await self._held(ownership)
         if held is not None:
-            await self._finish(ownership, held)
+            await self._node.conclude(ownership, held)
             return
         manifest = await self._manifest(ownership)
         with ExitStack() as stack:
@@ -99,7 +102,7 @@ class Worker:
             await ownership.change(phase="publishing")
             ownership.settle()
             await in_thread(threading.Event(), arriving.publish)
-        await self._finish(ownership, manifest)
+        await self._node.conclude(ownership, manifest)
 
     async def _held(self, ownership: Ownership) -> Manifest | None:
         """Return the manifest of the model that lies here, if it is the revision that is wanted; hashed if need be."""
@@ -118,7 +121,12 @@ class Worker:
         return held
 
     async def _pull(self, ownership: Ownership, manifest: Manifest, arriving: Partial) -> None:
-        """Get what is missing. What had arrived is hashed again where nobody has verified it, and counted already."""
+        """Get what is missing, from this disk where it lies there already.
+
+        What had arrived is hashed again where nobody has verified it, and counted already.
+        """
+        store, stop = self._node.store, ownership.stop
+        await in_thread(stop, gather_files, store, arriving, lambda _: None)
         written = sum(arriving.written(piece) for piece in arriving.missing())
         present = arriving.verified_bytes + written
         with ExitStack() as stack:
@@ -129,10 +137,15 @@ class Worker:
                 ownership.advance(count)
                 room.landed(count)
 
+            def find(count: int) -> None:
+                ownership.find(count)
+                room.landed(count)
+
             await ownership.change(
                 phase="transferring", bytes_total=manifest.size, bytes_done=present, bytes_present=present,
                 total_files=len(manifest.files),
             )  # fmt: skip
+            await in_thread(stop, gather_pieces, store, arriving, find, stop)
             pulled = await in_thread(
                 ownership.stop, pull, manifest, arriving, lambda: self._holders(manifest.model, manifest.digest),
                 token=self._token, limit=self._limit, advance=advance,
@@ -154,15 +167,6 @@ class Worker:
             phase="planning", bytes_total=manifest.size, bytes_done=present, bytes_present=present,
             total_files=len(manifest.files), note=sentence(plan),
         )  # fmt: skip
-
-    async def _finish(self, ownership: Ownership, manifest: Manifest) -> None:
-        """Announce the model, and only then let the operation end: whoever sees the end finds the model."""
-        await ownership.change(
-            phase="publishing", bytes_total=manifest.size, bytes_done=manifest.size, total_files=len(manifest.files)
-        )
-        ownership.settle()
-        await self._node.announce(manifest.model)
-        await self._node.settled()
 
     async def _manifest(self, ownership: Ownership) -> Manifest:
         """Return the manifest of the revision that is wanted, from any holder that answers."""
@@ -195,12 +199,14 @@ class Worker:
         return next((holding.digest for holding in self._tracker.fold.holders(model)), "")
 
     def _holders(self, model: str, digest: str) -> list[Holder]:
-        """Return the living nodes, this one excepted, that hold this revision of a model."""
-        fold = self._tracker.fold
-        return [
-            Holder(holding.node, fold.nodes[holding.node].files)
-            for holding in fold.holders(model)
-            if holding.digest == digest
-            and holding.node != self._node.name
-            and self._presence.is_node_alive(holding.node)
-        ]
+        return holders(self._tracker, self._presence, self._node.name, model, digest)
+
+
+def holders(tracker: Tracker, presence: Presence, besides: str, model: str, digest: str) -> list[Holder]:
+    """Return the living nodes, one excepted, that hold this revision of a model."""
+    fold = tracker.fold
+    return [
+        Holder(holding.node, fold.nodes[holding.node].files)
+        for holding in fold.holders(model)
+        if holding.digest == digest and holding.node != besides and presence.is_node_alive(holding.node)
+    ]

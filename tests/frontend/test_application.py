@@ -77,6 +77,7 @@ async def test_the_description_has_every_call(here: Alone) -> None:
         ("/api/models/{name}", "delete"), ("/api/models/{name}", "get"),
         ("/api/models/{name}/load", "post"), ("/api/models/{name}/pin", "post"),
         ("/api/models/{name}/stage", "post"), ("/api/models/{name}/unpin", "post"),
+        ("/api/models/{name}/verify", "post"),
         ("/api/nodes", "get"), ("/api/nodes/{name}/drain", "post"), ("/api/nodes/{name}/resume", "post"),
         ("/api/operations", "get"), ("/api/operations/history", "get"), ("/api/operations/stream", "get"),
         ("/api/operations/{operation}", "get"), ("/api/operations/{operation}/{verb}", "post"),

@@ -27,9 +27,35 @@ async def test_models_and_who_holds_them(here: Alone) -> None:
     assert [(file["path"], file["size"]) for file in detail["manifest"]] == [("config.json", 2), ("weights.bin", 2048)]
 
 
+async def test_a_copy_is_verified_and_what_it_took_is_a_row(here: Alone) -> None:
+    answer = await here.post("/api/models/owl/verify")
+    assert (answer.status, [row["id"] for row in answer.json["operations"]]) == (202, ["staging:owl@here"])
+    row = await here.ended("staging:owl@here")
+    assert (row["state"], row["currentBytes"], row["totalBytes"], row["bytesMoved"]) == ("succeeded", SIZE, SIZE, 0)
+    assert (await here.post("/api/models/owl/verify", {"nodes": ["nowhere"]})).error == (
+        404, "not_found", "no copy of owl on node 'nowhere' is known; known: here",
+    )  # fmt: skip
+
+
+async def test_what_cannot_be_verified_just_now_says_why(here: Alone) -> None:
+    await here.worker("away")
+    await here.say(holding("away", "kept"), Holding(node="away", model="kept", digest="d", size=1, files=1))
+    await here.running("staging", "kept", "away")
+    assert (await here.post("/api/models/kept/verify")).error == (
+        409, "wrong_state", "cannot verify kept on away: it is being staged",
+    )  # fmt: skip
+    await here.beat("away/1", leaving=True)
+    assert (await here.post("/api/models/kept/verify", {"nodes": ["away"]})).error == (
+        409, "wrong_state", "cannot verify kept on away: it is out of reach",
+    )  # fmt: skip
+    assert (await here.post("/api/models/kept/verify")).error[:2] == (409, "wrong_state")
+    await here.worker("away", left=True)
+
+
 async def test_what_nobody_has_is_not_found(here: Alone) -> None:
     for method, path, body in (
         ("GET", "", None), ("DELETE", "", None), ("POST", "/stage", {"nodes": ["here"]}), ("POST", "/load", None),
+        ("POST", "/verify", None),
     ):  # fmt: skip
         status, code, message = (await here.ask(method, f"/api/models/nope{path}", json=body)).error
         assert (status, code) == (404, "not_found")

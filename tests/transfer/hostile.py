@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -152,6 +153,12 @@ def close_early(request: Request) -> None:
     request.connection.shutdown(socket.SHUT_RDWR)
 
 
+def close_after_a_while(request: Request) -> None:
+    request.head()
+    request.connection.sendall(request.body[: 16 * 1024])
+    request.connection.shutdown(socket.SHUT_RDWR)
+
+
 def close_at_once(request: Request) -> None:
     request.connection.shutdown(socket.SHUT_RDWR)
 
@@ -208,6 +215,49 @@ def speak_in_tongues(request: Request) -> None:
 def endless_head(request: Request) -> None:
     while True:
         request.connection.sendall(b"X-Header: " + b"x" * 1000 + b"\r\n")
+
+
+def trickle(request: Request, status: str = "206 Partial Content") -> None:
+    """Send a byte now and then, for as long as somebody waits for more: never silent for long, and never done."""
+    request.head(status)
+    for place in range(len(request.body) - 1):
+        request.connection.sendall(request.body[place : place + 1])
+        if select.select([request.connection], [], [], 0.01)[0]:
+            return
+
+
+def change_the_etag(request: Request) -> None:
+    """Serve well what lies in front, and the rest of the file as of another one, as where it was replaced meanwhile."""
+    etag = '"replaced"' if request.start else '"first"'
+    request.head(ETag=etag)
+    request.connection.sendall(request.body)
+
+
+def send_a_page_as_the_range(request: Request) -> None:
+    """Send a proxy's page with the very status, range and length that were asked for."""
+    request.head(Content_Type="text/html; charset=utf-8")
+    request.connection.sendall(b"<html>Blocked</html>".ljust(len(request.body)))
+
+
+def send_a_page_as_an_error(request: Request) -> None:
+    page = b"<html>Bad gateway</html>"
+    request.head("502 Bad Gateway", Content_Length=str(len(page)), Content_Range="", Content_Type="text/html")
+    request.connection.sendall(page)
+
+
+def send_elsewhere(request: Request) -> None:
+    request.head("302 Found", Content_Length="0", Content_Range="", Location="http://127.0.0.1:1/login")
+
+
+def close_in_the_head(request: Request) -> None:
+    request.connection.sendall(b"HTTP/1.1 206 Partial Content\r\nContent-Le")
+    request.connection.shutdown(socket.SHUT_RDWR)
+
+
+def serve_another_file(request: Request) -> None:
+    """Serve bytes of the right number that are not the file's at all."""
+    request.head()
+    request.connection.sendall(bytes(len(request.body)))
 
 
 def send_too_much(request: Request) -> None:

@@ -148,50 +148,6 @@ def test_the_token_is_shown(store: Store, good: FileServer) -> None:
         assert_whole(partial)
 
 
-FAULTS = [
-    (faults.hang, "sent no byte for 0.5 s"),
-    (faults.hang_in_the_body, "sent no byte for 0.5 s"),
-    (faults.close_early, "closed the connection too early"),
-    (faults.close_at_once, "closed the connection too early"),
-    (faults.ignore_the_range, "ignores ranges"),
-    (faults.send_html, "ignores ranges"),
-    (faults.say_another_range, "were asked for"),
-    (faults.say_no_range, "is not a Content-Range"),
-    (faults.say_another_length, "as long as its own range"),
-    (faults.say_another_etag, "another file there"),
-    (faults.chunked, "as long as its own range"),
-    (faults.not_found, "does not have it"),
-    (faults.fail, "answered HTTP 500"),
-    (faults.speak_in_tongues, "does not speak HTTP"),
-    (faults.endless_head, "no HTTP response that makes sense"),
-]
-
-
-@pytest.mark.parametrize("fault", [fault for fault, _ in FAULTS])
-def test_a_holder_that_fails_is_replaced_by_another(store: Store, good: FileServer, fault: faults.Answer) -> None:
-    with hostile(fault, MANIFEST, CONTENTS) as bad, store.partial(MANIFEST) as partial:
-        caller = Caller(partial)
-
-        caller.pull(bad.holder, holder(good))
-
-        assert bad.requests
-        assert caller.done == SIZE
-        assert_whole(partial)
-
-
-# One that closes early brings some bytes each time, and so all of them in the end.
-@pytest.mark.parametrize(("fault", "why"), [entry for entry in FAULTS if entry[0] is not faults.close_early])
-def test_without_another_each_is_named_with_its_cause(store: Store, fault: faults.Answer, why: str) -> None:
-    with hostile(fault, MANIFEST, CONTENTS) as bad, store.partial(MANIFEST) as partial:
-        with pytest.raises(HoldersFailed) as caught:
-            Caller(partial).pull(bad.holder, gone(), patience=0.1)
-
-        assert caught.value.causes.keys() == {"bad", "gone"}
-        assert why in caught.value.causes["bad"]
-        assert "refused" in caught.value.causes["gone"]
-        assert "tiny" in caught.value.message
-
-
 def test_a_flipped_byte_is_fetched_again_from_another_and_that_piece_alone(store: Store, good: FileServer) -> None:
     with hostile(faults.flip_a_byte, MANIFEST, CONTENTS) as bad, store.partial(MANIFEST) as partial:
         caller = Caller(partial)

@@ -19,7 +19,8 @@ from stagecast.frontend.disk_api import DiskApi
 from stagecast.frontend.docs import readable
 from stagecast.frontend.gate import Gate
 from stagecast.frontend.installs import Installs
-from stagecast.frontend.models_api import ModelsApi, NodesApi
+from stagecast.frontend.models_api import ModelsApi
+from stagecast.frontend.nodes_api import NodesApi
 from stagecast.frontend.openai import OpenAI
 from stagecast.frontend.operations_api import OperationsApi
 from stagecast.frontend.refusals import handlers

@@ -1,4 +1,4 @@
-"""``/api/models`` and ``/api/nodes``: what is where, and what people want done with it."""
+"""``/api/models``: what is where, and what people want done with it."""
 
 from __future__ import annotations
 
@@ -69,50 +69,18 @@ class Models(msgspec.Struct, kw_only=True):
     models: list[Model]
 
 
-class NodeModel(msgspec.Struct, kw_only=True):
-    """A backend of a node."""
-
-    model: str
-    state: str
-    id: str
-
-
-class NodeState(msgspec.Struct, kw_only=True):
-    """A node as the cluster knows it. Disk in bytes; ``disk_reserved`` of what is free is promised to transfers.
-
-    ``disk_orphaned`` is what `gc` would free without evicting a model; ``disk_budget`` and ``disk_keep_free`` are what
-    the node was told, 0 for nothing. ``pinned`` models are never evicted.
-    """
-
-    name: str
-    kind: Literal["replica", "worker"]
-    alive: bool
-    draining: bool
-    address: str
-    labels: dict[str, str]
-    disk_free: int
-    disk_total: int
-    disk_reserved: int
-    disk_orphaned: int
-    disk_budget: int
-    disk_keep_free: int
-    pinned: list[str]
-    models: list[str]
-    instances: list[NodeModel]
-
-
-class Nodes(msgspec.Struct, kw_only=True):
-    """``GET /api/nodes``."""
-
-    nodes: list[NodeState]
-
-
 class StageRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What to stage where. ``wait_for_space``: where a disk has no room now, wait for it, instead of failing."""
 
     nodes: list[str] | Literal["all"] = "all"
     dry_run: bool = False
     wait_for_space: bool = False
+
+
+class VerifyRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Where to verify a model; ``all`` is wherever it is."""
+
+    nodes: list[str] | Literal["all"] = "all"
 
 
 class StagePlan(msgspec.Struct, kw_only=True):
@@ -214,6 +182,14 @@ class ModelsApi(Controller):
             Started(operations=[rows.row_of(replica.fold, record) for record in records], revision=str(revision))
         )
 
+    @post("/{name:str}/verify", status_code=202, summary="Read a model's copies anew and repair what is damaged")
+    async def verify(
+        self, replica: NamedDependency[Replica], name: FromPath[str], data: JSONBody[VerifyRequest | None] = None
+    ) -> Started:
+        """Return the operations; each node reads what it has, and gets damaged pieces from the others."""
+        records, revision = await replica.verify(name, data.nodes if data else "all", "api")
+        return Started(operations=[rows.row_of(replica.fold, record) for record in records], revision=str(revision))
+
     @post("/install", status_code=202, summary="Install a model from a gallery, a URL or a path")
     async def install(self, installs: NamedDependency[Installs], data: JSONBody[InstallRequest]) -> Started:
         """Return the operation; a replica pulls and verifies the files."""
@@ -246,31 +222,6 @@ class ModelsApi(Controller):
         return Removed(removed=removed, revision=str(replica.tracker.revision))
 
 
-class NodesApi(Controller):
-    """Nodes."""
-
-    path = "/api/nodes"
-    tags = ["nodes"]  # noqa: RUF012  # litestar's own form
-
-    @get("/", summary="All nodes and what is on them")
-    async def list_nodes(self, replica: NamedDependency[Replica]) -> Nodes:
-        """Return every node that has not left."""
-        found = [node for node in replica.fold.nodes.values() if not node.left]
-        return Nodes(nodes=[_node(replica, node.name) for node in sorted(found, key=lambda node: node.name)])
-
-    @post("/{name:str}/drain", status_code=200, summary="Place nothing new on a node")
-    async def drain(self, replica: NamedDependency[Replica], name: FromPath[str]) -> NodeState:
-        """Return the node once it drains."""
-        await replica.commands.give_node(name, "drain")
-        return _node(replica, name)
-
-    @post("/{name:str}/resume", status_code=200, summary="End a node's drain")
-    async def resume(self, replica: NamedDependency[Replica], name: FromPath[str]) -> NodeState:
-        """Return the node once it takes new work again."""
-        await replica.commands.give_node(name, "undrain")
-        return _node(replica, name)
-
-
 def describe(replica: Replica, name: str) -> Model:
     """Return a model as the cluster knows it. Raises `Unknown`."""
     holdings = replica.holdings(name)
@@ -295,30 +246,3 @@ def describe(replica: Replica, name: str) -> Model:
             if each.state != "gone"
         ],
     )  # fmt: skip
-
-
-def _node(replica: Replica, name: str) -> NodeState:
-    fold = replica.fold
-    node = fold.nodes[name]
-    instances = [instance for at, model in fold.instances if at == name and (instance := fold.instance(at, model))]
-    return NodeState(
-        name=name,
-        kind=node.kind,
-        alive=replica.presence.is_node_alive(name),
-        draining=node.draining,
-        address=node.address,
-        labels=node.labels,
-        disk_free=node.disk_free,
-        disk_total=node.disk_total,
-        disk_reserved=node.disk_reserved,
-        disk_orphaned=node.disk_orphaned,
-        disk_budget=node.disk_budget,
-        disk_keep_free=node.disk_keep_free,
-        pinned=list(node.pinned),
-        models=sorted(model for (at, model), held in fold.holdings.items() if at == name and held.state == "held"),
-        instances=[
-            NodeModel(model=each.model, state=each.state, id=each.instance)
-            for each in instances
-            if each.state != "gone"
-        ],
-    )

@@ -35,6 +35,7 @@ from stagecast.router import Router
 from stagecast.stocktaking import Wanted
 from stagecast.tracker import Tracker
 from stagecast.transfer import Holder, fetch_manifest
+from stagecast.verifier import VERIFY, is_asked
 
 DELETION_TIMEOUT: Final = 30.0
 """Seconds without any deletion ending for which a request waits for the files to be gone."""
@@ -141,6 +142,41 @@ class Replica:
     def _is_under_way(self, model: str, node: str) -> bool:
         held = self.fold.record(operations.operation_id("staging", model, node))
         return held is not None and not operations.is_ended(held)
+
+    async def verify(self, model: str, nodes: list[str] | Literal["all"], cause: str) -> tuple[list[Record], Revision]:
+        """Have the copies of a model read anew and repaired, on these nodes or wherever one is that can be reached.
+
+        Raises:
+            Unknown: nobody has the model, or one of the nodes has not.
+            WrongState: a node is out of reach, or at something else with the model.
+        """
+        holdings = self.holdings(model)
+        holders = [holding.node for holding in holdings]
+        living = [name for name in holders if self.presence.is_node_alive(name)]
+        chosen = living if nodes == "all" else list(dict.fromkeys(nodes))
+        for name in chosen:
+            if name not in holders:
+                raise Unknown(f"copy of {model} on node", name, holders)
+            if name not in living:
+                raise WrongState(f"{model} on {name}", "out of reach", "verify")
+        if not chosen:
+            raise WrongState(model, f"out of reach on {', '.join(holders)}", "verify")
+        size = max(holding.size for holding in holdings)
+        files = max(holding.files for holding in holdings)
+        call = self.tracker.new_id()
+        opened = [
+            await self.tracker.open(
+                "staging", model, name, cause=cause, parameters={VERIFY: "all"}, bytes_total=size, total_files=files,
+                call=call,
+            )
+            for name in chosen
+        ]  # fmt: skip
+        busy = [record for record, _ in opened if not is_asked(record)]
+        if busy:
+            raise WrongState(f"{model} on {', '.join(record.node for record in busy)}", "being staged", "verify")
+        revision = max((revision for _, revision in opened), key=lambda revision: revision.sequence)
+        await self.tracker.reached(revision, 2.0)
+        return [self.fold.record(record.id) or record for record, _ in opened], revision
 
     async def plan(self, model: str, nodes: list[str]) -> list[Plan]:
         """Return what staging would take, without doing it. Each node says itself what is on its disk."""

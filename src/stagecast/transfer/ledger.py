@@ -15,6 +15,7 @@ from stagecast.messages import Hindrance
 from stagecast.partial import Partial
 from stagecast.pieces import Piece
 from stagecast.transfer.assignments import Assignment, Assignments
+from stagecast.transfer.pace import LEAST
 from stagecast.transfer.source import Holder
 
 TICK: Final = 0.1
@@ -80,6 +81,7 @@ class Ledger:
         self._error: BaseException | None = None
         self._reported: dict[Piece, int] = {}
         self._reached: dict[Piece, int] = {}
+        self._gained = 0
         self._news = 0
         self._checked = 0
         self._standing: dict[int, Hindrance] = {}
@@ -145,8 +147,12 @@ class Ledger:
         """Note that the piece's bytes up to ``position`` are on the disk, and hashed."""
         with self._changed:
             if position > self._reached.get(piece, 0):
+                self._gained += position - self._reached.get(piece, 0)
                 self._reached[piece] = position
-                self._assignments.progressed(time.monotonic(), holder)
+                # A byte now and then is no progress: nobody waits a year for a model.
+                if self._gained >= LEAST * self._patience:
+                    self._gained = 0
+                    self._assignments.progressed(time.monotonic(), holder)
             gain = max(0, position - self._reported.get(piece, 0))
             self._reported[piece] = self._reported.get(piece, 0) + gain
             if holder is None:

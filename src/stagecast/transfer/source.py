@@ -20,6 +20,7 @@ from stagecast.errors import BadInput, HolderFailed, Interrupted, InvalidManifes
 from stagecast.manifest import Manifest, decode
 from stagecast.messages import Hindrance
 from stagecast.pieces import parse_content_range
+from stagecast.transfer.pace import Pace
 
 STALL: Final = 10.0
 """Seconds without a byte after which a holder counts as hanging."""
@@ -76,7 +77,7 @@ class Source:
         self._window = window
         self._stall = stall
         self._waiting = waiting
-        self._silence = 0.0
+        self._pace = Pace()
         self._socket: socket.socket | None = None
         self._ahead = b""
         self._left = 0
@@ -205,7 +206,7 @@ class Source:
 
     def _receive_head(self) -> Head:
         buffer, filled, deadline = bytearray(_MOST_OF_HEAD), 0, time.monotonic() + self._stall
-        self._silence = 0.0
+        self._pace, self._left = Pace(), 0
         with memoryview(buffer) as view:
             while (end := buffer.find(b"\r\n\r\n", 0, filled)) < 0:
                 if filled == len(view) or time.monotonic() > deadline:
@@ -235,15 +236,13 @@ class Source:
         since = time.monotonic()
         try:
             count = self._socket.recv_into(view, 0, flags)
+            if count == 0:
+                raise ConnectionResetError("closed the connection too early")
         except BlockingIOError:
-            # Only time spent waiting counts: whoever receives slowly must not take that for the holder's silence.
-            self._silence += time.monotonic() - since
-            if self._silence > self._stall:
-                raise HolderFailed(self.holder.name, f"sent no byte for {self._stall:g} s") from None
-            return 0
-        if count == 0:
-            raise ConnectionResetError("closed the connection too early")
-        self._silence = 0.0
+            count = 0
+        self._pace = self._pace.after(time.monotonic() - since, count, self._stall)
+        if (count == 0 or count < self._left) and (why := self._pace.complaint(self._stall)):
+            raise HolderFailed(self.holder.name, why)
         return count
 
     def _check_stop(self) -> None:
@@ -276,6 +275,8 @@ def _length(head: Head) -> int:
 
 def _misfit(head: Head, digest: str, asked: tuple[int, int, int]) -> str:
     """Return in what a response is not the range that was asked for, (start, stop, size); empty if it is."""
+    if "html" in head.fields.get("content-type", ""):
+        return f"answered HTTP {head.status} with a page for people, as a proxy does that stands in between"
     if head.status != 206:
         return _MEANINGS.get(head.status, f"answered HTTP {head.status}")
     if head.fields.get("etag", f'"{digest}"') != f'"{digest}"':

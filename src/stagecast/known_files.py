@@ -1,0 +1,104 @@
+"""Which files of this disk are still as they were recorded, found by what they hold; and second names for them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from stagecast.manifest import Manifest
+from stagecast.reading import Slice
+from stagecast.records import Identity, Record, Records, identity_of
+
+_NAMES: Final = ".names"
+"""The lock of who makes or takes away second names; no model can be called so."""
+
+
+class KnownFiles:
+    """The files under ``models`` that ``records`` tell of. ``put`` writes a record, ``alone`` is a lock by its name."""
+
+    def __init__(
+        self, models: Path, records: Records, put: Callable[[Record], None],
+        alone: Callable[[str, threading.Event], AbstractContextManager[None]],
+    ) -> None:  # fmt: skip
+        self._models = models
+        self._records = records
+        self._put = put
+        self._alone = alone
+
+    def place(self, manifest: Manifest, number: int) -> Path:
+        """Return where a file of a model lies, by its number in the manifest."""
+        base = self._models / manifest.model
+        return base if manifest.single else base / manifest.files[number].path
+
+    def locate(self, digest: str) -> tuple[Path, int] | None:
+        """Return the path and size in bytes of a file by its digest; None if it is not here, or not as recorded."""
+        for record, number in self._records.with_file(digest):
+            if self._is_known(record, number):
+                return self.place(record.manifest, number), record.manifest.files[number].size
+        return None
+
+    def pieces(self, wanted: Collection[str]) -> dict[str, Slice]:
+        """Return where pieces lie on this disk, by their digest."""
+        found: dict[str, Slice] = {}
+        for record in self._records.all():
+            step = record.manifest.piece_size
+            for number, file in enumerate(record.manifest.files):
+                here = {digest: index for index, digest in enumerate(file.pieces) if digest in wanted}
+                if here and self._is_known(record, number):
+                    path = self.place(record.manifest, number)
+                    for digest, index in here.items():
+                        found[digest] = Slice(path, index * step, min(step, file.size - index * step))
+        return found
+
+    def link(self, digest: str, target: Path) -> bool:
+        """Give a file that was published here a second name; tell whether that could be done. Within `keeping`.
+
+        Nobody writes to a published file in place; people may do that to their own, so those are left alone.
+        """
+        for record, number in self._records.with_file(digest):
+            if record.is_published and self._is_known(record, number):
+                with suppress(OSError):
+                    os.link(self.place(record.manifest, number).resolve(), target)
+                    return True
+        return False
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Let files stay known while names of theirs are made or deleted, which changes their times; for moments only.
+
+        Whoever changes their contents in this very moment, and puts their times back, is found by the next verify.
+        """
+        with self._alone(_NAMES, threading.Event()):
+            before = {
+                (record.manifest.model, number): identity
+                for record in self._records.all()
+                for number, identity in enumerate(record.identities)
+                if self._is_known(record, number)
+            }
+            try:
+                yield
+            finally:
+                for record in self._records.all():
+                    self._follow(record, before)
+
+    def _follow(self, record: Record, before: dict[tuple[str, int], Identity]) -> None:
+        identities = list(record.identities)
+        for number, identity in enumerate(record.identities):
+            with suppress(OSError):
+                now = identity_of(self.place(record.manifest, number))
+                if before.get((record.manifest.model, number)) == identity and now.is_renamed(identity):
+                    identities[number] = now
+        if tuple(identities) != record.identities:
+            self._put(msgspec.structs.replace(record, identities=tuple(identities)))
+
+    def _is_known(self, record: Record, number: int) -> bool:
+        try:
+            return identity_of(self.place(record.manifest, number)) == record.identities[number]
+        except OSError:
+            return False
