@@ -29,6 +29,13 @@ on that, a sign of life from the backend that loads, or its owner, which is gone
 NOTHING: Final = msgspec.Raw(b"null")
 
 
+Bottleneck = Literal["", "source", "network", "source or network", "hash", "target disk", "limit"]
+"""On what most of a transfer's time goes: the holder's reading, the way from it, one of the two where nobody can tell,
+hashing, the disk it writes to, or waiting for what the rate limit allows."""
+Priority = Literal["low", "normal", "high", "request"]
+"""What goes before what, from the last to the first; ``request``: somebody waits for the model."""
+
+
 class Entry(NamedTuple):
     """One message of the log. ``time`` is the server's clock at its arrival, in seconds since 1970."""
 
@@ -67,6 +74,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     began, so ``bytes_done - bytes_present`` have moved in it. A cancel says by ``keep_partial`` whether it leaves what
     has arrived, and by ``bytes_kept`` how much that is. While it is stalled, ``waits_on`` says for what, and
     ``waits_since`` since when. ``earlier`` are the attempts of the same job before this one, the latest 20.
+    ``spent`` are the seconds of its streams so far, by what they went on, and ``limited_by`` is most of the latest.
     """
 
     id: str
@@ -103,6 +111,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     waits_since: float = 0.0
     earlier: tuple[Attempt, ...] = ()
     era: int = 0
+    limited_by: Bottleneck = ""
+    spent: dict[Bottleneck, float] = {}
 
 
 class Horizon(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -191,6 +201,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Of the free bytes of its disk, ``disk_reserved`` are promised to transfers; ``disk_orphaned`` are taken by what is
     left of work that nobody goes on with. ``disk_budget`` and ``disk_keep_free``: see `stagecast.eviction.Budget`.
     ``volume`` names the folder of its models, also for other nodes that share it; ``pinned`` models are never evicted.
+    ``rate_limit`` is the most that it was told to move, in bytes per second, and 0 where that is anything.
     """
 
     name: str
@@ -209,6 +220,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pinned: tuple[str, ...] = ()
     draining: bool = False
     left: bool = False
+    rate_limit: int = 0
 
 
 class Holding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -233,6 +245,25 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     refused: tuple[str, ...] = ()
     generation: int = 1
     placed_at: float = 0.0
+
+
+class NodeLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one node may do: bytes per second, 0 for any; stagings at once, 0 for as many as it was started with."""
+
+    rate: int = 0
+    stagings_at_once: int = 0
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the cluster may do. ``rate``: bytes per second over all nodes together, 0 for any.
+
+    ``generation`` rises with every change, so that of two words the later one is known.
+    """
+
+    rate: int = 0
+    nodes: dict[str, NodeLimits] = {}
+    generation: int = 0
+    changed_at: float = 0.0
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -21,6 +21,7 @@ from stagecast.errors import BadInput
 from stagecast.manifest import encode
 from stagecast.pieces import parse_range
 from stagecast.store import Store
+from stagecast.transfer import tcp_info, waits
 
 IDLE: Final = 60
 """Seconds without a byte in either direction after which a connection is given up."""
@@ -119,6 +120,8 @@ class Exchange(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(stop - start))
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("ETag", etag)
+        if sent := tcp_info.said(self.connection):
+            self.send_header(waits.FIELD, sent)
         if bounds:
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
         self.end_headers()

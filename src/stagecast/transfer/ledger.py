@@ -5,36 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from stagecast.errors import HoldersFailed, Interrupted, PieceCorrupt
 from stagecast.manifest import Manifest
-from stagecast.messages import Hindrance
+from stagecast.messages import Bottleneck, Hindrance
 from stagecast.partial import Partial
 from stagecast.pieces import Piece
 from stagecast.transfer.assignments import Assignment, Assignments
 from stagecast.transfer.pace import LEAST
 from stagecast.transfer.source import Holder
+from stagecast.transfer.waits import Waits
 
 TICK: Final = 0.1
 """Seconds between two reports to the caller, and between two looks for something to do."""
 
 REFRESH: Final = 1.0
 """Seconds after which the caller is asked again who the holders are."""
-
-
-@dataclass(frozen=True)
-class Waits:
-    """Where the streams' time went: seconds, added up over all of them."""
-
-    network: float = 0.0
-    hash: float = 0.0
-    disk: float = 0.0
-
-    def __add__(self, other: Waits) -> Waits:
-        return Waits(self.network + other.network, self.hash + other.hash, self.disk + other.disk)
 
 
 @dataclass(frozen=True)
@@ -61,6 +50,7 @@ class Told:
     entered: Callable[[int], None]
     completed: Callable[[int], None]
     waiting: Callable[[Hindrance], None]
+    spent: Callable[[Mapping[Bottleneck, float]], None] = lambda _: None
 
 
 class Ledger:
@@ -94,6 +84,7 @@ class Ledger:
         self._received: Counter[str] = Counter()
         self._verified = 0
         self._waits = Waits()
+        self._spent: dict[int, Waits] = {}
 
     def supervise(
         self,
@@ -136,6 +127,10 @@ class Ledger:
     def at(self, what: Hindrance) -> None:
         """Note for what the calling stream waits next; nothing while it computes."""
         self._standing[threading.get_ident()] = what
+
+    def spent(self, waits: Waits) -> None:
+        """Note where all of the calling stream's time went so far."""
+        self._spent[threading.get_ident()] = waits
 
     def received(self, holder: Holder, count: int) -> None:
         """Count bytes off the wire."""
@@ -191,6 +186,7 @@ class Ledger:
         """Note that a stream has ended, and why if it should not have."""
         with self._changed:
             self._waits += waits
+            self._spent.pop(threading.get_ident(), None)
             self._standing.pop(threading.get_ident(), None)
             self._error = self._error or error
             self._changed.notify_all()
@@ -210,6 +206,8 @@ class Ledger:
             self._furthest = max([self._furthest, *whole])
             file = min(self._moving, default=self._furthest)
             hindrance = self._hindrance()
+            spent = sum(list(self._spent.values()), self._waits)
+        tell.spent(spent.seconds())
         if file > self._entered:
             self._entered = file
             tell.entered(file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from math import inf
 from typing import Final, NamedTuple
 
 SMOOTHNESS: Final = 0.05
@@ -27,6 +28,8 @@ class Bucket(NamedTuple):
 
     def at(self, now: float) -> Bucket:
         """Return the bucket as it is at ``now``."""
+        if self.rate == inf:
+            return self._replace(level=0.0, since=max(now, self.since))
         risen = self.level + self.rate * max(0.0, now - self.since)
         return self._replace(level=min(risen, self.rate * SMOOTHNESS), since=max(now, self.since))
 
@@ -41,7 +44,9 @@ class Bucket(NamedTuple):
 
 
 class RateLimit:
-    """At most so many bytes per second, over all threads that call `take`. The rate may be set at any time.
+    """At most so many bytes per second, `inf` for any, over all threads that call `take`.
+
+    The rate may be set at any time, and those who wait go by it within a tenth of a second.
 
     Raises:
         ValueError: a rate that is not positive.
@@ -62,12 +67,14 @@ class RateLimit:
         with self._guard:
             self._bucket = self._bucket.at(self._clock())._replace(rate=_checked(bytes_per_second))
 
-    def portion(self, most: int) -> int:
-        """Return how many bytes to move before the next `take`: at least 1, at most ``most``."""
-        return max(1, min(most, int(self.rate * SMOOTHNESS)))
+    def portion(self, most: int, streams: int = 1) -> int:
+        """Return how many bytes each of ``streams`` is to move before its next `take`: at least 1, at most ``most``."""
+        return max(1, int(min(most, self.rate * SMOOTHNESS / streams)))
 
     def take(self, count: int, stop: threading.Event) -> None:
         """Count ``count`` bytes that have moved, and return when more may; at once when ``stop`` is set."""
+        if self._bucket.rate == inf:
+            return
         with self._guard:
             self._bucket = self._bucket.less(count, self._clock())
         while (seconds := self._bucket.wait(self._clock())) > 0 and not stop.wait(min(seconds, _LOOK_AGAIN)):

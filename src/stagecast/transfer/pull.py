@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from stagecast.manifest import Manifest
-from stagecast.messages import Hindrance
+from stagecast.messages import Bottleneck, Hindrance
 from stagecast.partial import Partial
 from stagecast.transfer.ledger import Ledger, Pulled, Told
 from stagecast.transfer.limit import RateLimit
@@ -36,6 +36,7 @@ def pull(
     checked: Callable[[int], None] | None = None,
     waiting: Callable[[Hindrance], None] = lambda _: None,
     received: Callable[[int], None] = lambda _: None,
+    spent: Callable[[Mapping[Bottleneck, float]], None] = lambda _: None,
     stop: threading.Event,
     patience: float = PATIENCE,
     stall: float = STALL,
@@ -51,8 +52,9 @@ def pull(
     ``checked`` gets, in the place of ``advance``, bytes that were here before the call and were only hashed again.
     ``waiting`` gets, about ten times a second while no byte comes, what the streams wait for: ``network`` while they
     connect or are refused, ``source`` while a holder that took the connection says nothing, ``target disk`` while that
-    takes no bytes. ``received`` gets all bytes that came off the wire, also in vain; it alone is called in the
-    streams' threads, at once.
+    takes no bytes. ``spent`` gets, as often, for how many seconds the streams of this call have been at what.
+    ``received`` gets all bytes that came off the wire, also in vain; it alone is called in the streams' threads, at
+    once.
 
     Raises:
         HoldersFailed: for ``patience`` seconds nobody gave a byte; a holder counts as failed after ``stall`` seconds
@@ -71,10 +73,12 @@ def pull(
     try:
         for thread in threads:
             thread.start()
-        ledger.supervise(holders, Told(advance, checked or advance, entered, completed, waiting), stop)
+        ledger.supervise(holders, Told(advance, checked or advance, entered, completed, waiting, spent), stop)
     finally:
         ledger.halted.set()
         for thread in threads:
             if thread.ident is not None:
                 thread.join()
-    return ledger.result(time.monotonic() - began)
+    pulled = ledger.result(time.monotonic() - began)
+    spent(pulled.waits.seconds())
+    return pulled

@@ -21,6 +21,7 @@ from stagecast.manifest import Manifest, decode
 from stagecast.messages import Hindrance
 from stagecast.pieces import parse_content_range
 from stagecast.transfer.pace import Pace
+from stagecast.transfer.waits import FIELD, Sent, parse_sent
 
 STALL: Final = 10.0
 """Seconds without a byte after which a holder counts as hanging."""
@@ -72,6 +73,8 @@ class Source:
         waiting: Callable[[Hindrance], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self.holder = holder
+        self.sent: Sent | None = None
+        """What the holder said of the connection when it began to answer the latest `request`."""
         self._token = token
         self._stop = stop
         self._window = window
@@ -101,6 +104,7 @@ class Source:
             why = _misfit(head, digest, (start, stop, size))
             if why:
                 raise HolderFailed(self.holder.name, why)
+            self.sent = parse_sent(head.fields.get(FIELD.lower(), ""))
             self._ahead, self._left = head.rest, stop - start
 
     def receive(self, buffer: memoryview) -> int:
