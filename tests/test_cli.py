@@ -256,6 +256,33 @@ def test_the_history_reads_well_on_every_terminal(
     assert len(lines) == 4 if width == 200 else len(lines) >= 5
 
 
+def test_limits_are_shown_and_changed(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [
+        {"node": "free", "moving": True}, {"node": "w", "rate": 50 * 10**6, "stagings_at_once": 2},
+        {"node": "x", "moving": True, "share": 450 * 10**6},
+    ]  # fmt: skip
+    limits = answering({"rate": 500 * 10**6, "nodes": nodes, "generation": 3, "revision": "a-1"})
+    replica.routes = {"GET /api/limits": limits, "PUT /api/limits": limits}
+    assert main(["limits"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["cluster:", "500.0", "MB/s"],
+        ["node", "limit", "stagings", "at", "once", "of", "the", "cluster's"],
+        ["free", "-", "-", "no", "limit"],
+        ["w", "50.0", "MB/s", "2", "-"],
+        ["x", "-", "-", "450.0", "MB/s"],
+    ]
+    assert main(["limits", "--cluster", "500MB/s", "--node", "w", "--rate", "50MB/s", "--at-once", "2"]) == 0
+    assert main(["limits", "--cluster", "0"]) == 0
+    assert replica.bodies[1:3] == [
+        {"rate": 500 * 10**6, "nodes": {"w": {"rate": 50 * 10**6, "stagings_at_once": 2}}}, {"rate": 0},
+    ]  # fmt: skip
+    replica.routes = {"GET /api/limits": answering({"rate": 0, "nodes": []})}
+    capsys.readouterr()
+    assert main(["limits"]) == 0
+    assert capsys.readouterr().out == "cluster: no limit\n"
+
+
 def test_an_empty_history_says_so(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
     replica.routes["GET /api/operations/history"] = answering({"operations": []})
     assert main(["history"]) == 0
@@ -360,13 +387,14 @@ def test_serve_is_told_by_options(ran: _Ran) -> None:
     options = (
         "--listen 0.0.0.0:1 --files-listen 0.0.0.0:2 --advertise host --nats nats://x --data /d --models /m --name n "
         "--token t --allow-unauthenticated --backends /b --rate-limit 20MB/s --disk-budget 2TB --keep-free 50GB "
+        "--stagings-at-once 2 "
         "--api-key k --galleries g1 --galleries g2 --wait-budget 3 --history-count 500 --history-age 0.5"
     )
     assert main(["serve", *options.split()]) == 0
     assert ran.settings == ReplicaSettings(
         listen="0.0.0.0:1", files_listen="0.0.0.0:2", advertise="host", nats="nats://x", data=Path("/d"),
         models=Path("/m"), name="n", token="t", allow_unauthenticated=True, backends=Path("/b"),
-        rate_limit=20_000_000, disk_budget=2 * 10**12, keep_free=50 * 10**9, api_key="k",
+        rate_limit=20_000_000, disk_budget=2 * 10**12, keep_free=50 * 10**9, api_key="k", stagings_at_once=2,
         galleries=("g1", "g2"), wait_budget=3, history_count=500, history_age=0.5,
     )  # fmt: skip
 

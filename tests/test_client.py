@@ -184,9 +184,21 @@ async def test_each_call_says_what_it_means(replica: ReplicaStandIn, client: Cli
     assert replica.bodies[-1] == {"model": "m", "input": ["a", "b"]}
     assert replica.requests[3].query_string == "node=w"
     assert replica.requests[-2].query_string == "kind=staging&limit=5"
+    await client.stage("m", ["w"], priority="low")
+    assert replica.bodies[-1] == {"nodes": ["w"], "dry_run": False, "priority": "low"}
     replica.routes["POST /api/models/m/stage"] = answering(plan)
     assert not (await client.plan("m")).nodes[0].fits
     assert replica.bodies[-1] == {"nodes": "all", "dry_run": True}
+
+
+async def test_limits_are_read_and_changed(replica: ReplicaStandIn, client: Client) -> None:
+    said = answering({"rate": 9, "nodes": [{"node": "w", "rate": 5, "moving": True, "share": 5}], "generation": 2})
+    replica.routes = {"GET /api/limits": said, "PUT /api/limits": said}
+    found = await client.limits()
+    assert (found.rate, found.nodes[0].share, found.nodes[0].stagings_at_once) == (9, 5, 0)
+    await client.limit(rate=9)
+    await client.limit(node="w", node_rate=0, at_once=2)
+    assert replica.bodies == [None, {"rate": 9}, {"nodes": {"w": {"rate": 0, "stagings_at_once": 2}}}]
 
 
 async def test_the_stream_goes_on_elsewhere_where_it_broke(replica: ReplicaStandIn, client: Client) -> None:

@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
+import msgspec
 import pytest
 
-from stagecast import operations
+from stagecast import operations, subjects
 from stagecast.bus.memory import MemoryBus
+from stagecast.commands import Commands
 from stagecast.duty import Duty
 from stagecast.errors import AppendConflict
-from stagecast.messages import Record
+from stagecast.messages import Limits, Record
 from stagecast.ownership import Ownership
 from stagecast.tracker import Tracker
 from tests.conftest import eventually
@@ -229,3 +231,165 @@ async def test_a_block_that_is_bound_to_its_process_is_nobody_elses_to_take(peer
         at = await one.write(failed, sequence)
         await one.write(operations.commanded(failed, "retry", 1.7e9), at.sequence)
         await eventually(lambda: is_shown(two, bound.id, "succeeded"))
+
+
+class Stagings:
+    """Stagings of one node that last until each is let go; ``peak`` is how many ran at once at most."""
+
+    def __init__(self, tracker: Tracker, room: int) -> None:
+        self.tracker = tracker
+        self.room = room
+        self.running: set[str] = set()
+        self.peak = 0
+        self.cleared: list[str] = []
+        self.go: dict[str, asyncio.Event] = {}
+        self.duty = Duty(
+            tracker, "staging", self.perform, node="n", clear=self.clear, at_once=lambda: self.room,
+            is_short=self.is_short,
+        )  # fmt: skip
+
+    async def perform(self, ownership: Ownership) -> None:
+        name = ownership.record.model
+        self.running.add(name)
+        self.peak = max(self.peak, len(self.running))
+        try:
+            await self.go.setdefault(name, asyncio.Event()).wait()
+        finally:
+            self.running.remove(name)
+
+    async def clear(self, record: Record) -> None:
+        self.cleared.append(record.model)
+
+    async def is_short(self, record: Record) -> bool:
+        return record.model.startswith("short")
+
+    async def ask(self, name: str, priority: str = "normal") -> Record:
+        record, revision = await self.tracker.open("staging", name, "n", cause="t", parameters={"priority": priority})
+        await self.tracker.reached(revision)
+        return record
+
+    def let_go(self, name: str) -> None:
+        self.go.setdefault(name, asyncio.Event()).set()
+
+    def now(self, name: str) -> Record:
+        record = self.tracker.fold.record(f"staging:{name}@n")
+        assert record is not None
+        return record
+
+
+async def test_the_more_urgent_goes_first_and_then_the_older(peers: Peers) -> None:
+    work = Stagings(await peers.tracker("a"), 1)
+    async with work.duty.running():
+        await work.ask("first")
+        await eventually(lambda: work.running == {"first"})
+        for name, priority in (("low", "low"), ("plain", "normal"), ("later", "normal"), ("high", "high")):
+            await work.ask(name, priority)
+        done = ["first"]
+        for following in ("high", "plain", "later", "low"):
+            work.let_go(done[-1])
+            await eventually(lambda following=following: work.running == {following})  # type: ignore[misc]
+            done.append(following)
+        assert work.peak == 1
+
+
+async def test_what_somebody_waits_for_takes_the_place_of_the_least_urgent_which_goes_on_by_itself(
+    peers: Peers,
+) -> None:
+    work = Stagings(await peers.tracker("a"), 2)
+    async with work.duty.running():
+        await work.ask("plain")
+        await work.ask("low", "low")
+        await eventually(lambda: work.running == {"plain", "low"})
+        await work.ask("wanted", "request")
+        await eventually(lambda: work.running == {"plain", "wanted"})
+        assert (work.now("low").state, work.now("low").note) == ("queued", "gave way to staging:wanted@n")
+        work.let_go("wanted")
+        await eventually(lambda: work.running == {"plain", "low"})
+        low = work.now("low")
+        assert (low.state, low.attempt, low.begun_by) == ("running", 2, "")
+        assert [(each.state, each.error) for each in low.earlier] == [("replaced", "gave way to others")]
+        assert work.now("plain").attempt == 1
+        work.let_go("low")
+        await eventually(lambda: work.now("low").state == "succeeded")
+        assert work.peak == 2
+
+
+async def test_what_gave_way_can_be_cancelled_and_is_cleared_though_it_is_not_its_turn(peers: Peers) -> None:
+    work = Stagings(await peers.tracker("a"), 1)
+    async with work.duty.running(), Commands(work.tracker).running() as commands:
+        low, plain = await work.ask("low", "low"), await work.ask("plain")
+        await eventually(lambda: work.running == {"low"})
+        await work.ask("wanted", "request")
+        await eventually(lambda: work.running == {"wanted"})
+        for record in (low, plain):
+            cancelled, _ = await commands.give(record.id, "cancel")
+            assert cancelled.state == "cancelled"
+        await eventually(lambda: sorted(work.cleared) == ["low", "plain"])
+        again, _ = await commands.give(low.id, "retry")
+        assert again.state == "queued"
+        work.let_go("wanted")
+        await eventually(lambda: work.running == {"low"})
+        assert work.now("plain").state == "cancelled"
+
+
+async def test_what_is_paused_while_it_waits_does_not_stand_in_the_way(peers: Peers) -> None:
+    work = Stagings(await peers.tracker("a"), 1)
+    async with work.duty.running(), Commands(work.tracker).running() as commands:
+        await work.ask("first")
+        wanted = await work.ask("wanted", "low")
+        await commands.give(wanted.id, "pause")
+        last = await work.ask("last", "low")
+        work.let_go("first")
+        await eventually(lambda: work.running == {"last"})
+        await commands.give(wanted.id, "resume")
+        work.let_go("last")
+        await eventually(lambda: work.running == {"wanted"})
+        assert is_shown(work.tracker, last.id, "succeeded")
+
+
+async def test_what_becomes_more_urgent_while_it_waits_goes_before_the_others(peers: Peers) -> None:
+    work = Stagings(await peers.tracker("a"), 1)
+    async with work.duty.running():
+        await work.ask("first")
+        await work.ask("second")
+        await work.ask("third", "low")
+        await eventually(lambda: work.running == {"first"})
+        await written(work.tracker, operations.succeeding(work.now("third"), 9.0, parameters={"priority": "request"}))
+        await eventually(lambda: work.running == {"third"})
+        assert (work.now("first").state, work.now("second").state) == ("queued", "queued")
+
+
+async def test_what_is_short_does_not_wait_for_its_turn(peers: Peers) -> None:
+    work = Stagings(await peers.tracker("a"), 1)
+    async with work.duty.running():
+        await work.ask("first")
+        await eventually(lambda: work.running == {"first"})
+        work.let_go("short")
+        await work.ask("short")
+        await eventually(lambda: work.now("short").state == "succeeded")
+        assert work.running == {"first"}
+
+
+async def test_how_many_at_once_changes_while_they_run(peers: Peers) -> None:
+    work = Stagings(await peers.tracker("a"), 1)
+    async with work.duty.running():
+        for name in "abc":
+            await work.ask(name)
+        await eventually(lambda: work.running == {"a"})
+        for room, running in ((3, {"a", "b", "c"}), (2, {"a", "b"}), (1, {"a"})):
+            work.room = room
+            await work.tracker.say(subjects.LIMITS, msgspec.json.encode(Limits(generation=room)))
+            await eventually(lambda running=running: work.running == running)  # type: ignore[misc]
+        assert work.now("c").attempt == 1, "it waits, and has begun nothing anew"
+
+
+async def test_work_that_is_past_stopping_is_waited_for(peers: Peers) -> None:
+    work = Stagings(await peers.tracker("a"), 1)
+    async with work.duty.running():
+        low = await work.ask("low", "low")
+        await eventually(lambda: work.running == {"low"})
+        work.tracker.owned[low.id].settle()
+        await work.ask("wanted", "request")
+        work.let_go("low")
+        await eventually(lambda: work.running == {"wanted"})
+        assert (work.now("low").state, work.now("low").attempt) == ("succeeded", 1)

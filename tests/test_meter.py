@@ -123,3 +123,16 @@ def test_no_rate_is_higher_than_what_ever_moved_in_the_shortest_time(steps: list
         meter.advance(count)
         rate = meter._rate(clock.at)
         assert rate is None or 0 < rate <= sum(each for _, each in steps) / 0.2
+
+
+def test_what_limits_it_is_what_most_of_the_latest_time_went_on(meter: Meter, clock: Clock) -> None:
+    assert meter._limited_by(0.0) == ""
+    meter.spend({"network": 4.0, "hash": 1.0})
+    clock.at = 1.0
+    assert meter._limited_by(1.0) == "network"
+    meter.spend({"network": 4.0, "hash": 1.5, "limit": 3.0})
+    assert meter._limited_by(2.0) == "network"
+    assert meter._limited_by(0.9 + RATE_WINDOW) == "limit", "what is older than the window no longer counts"
+    assert meter._limited_by(20.0) == "", "nothing has passed since"
+    assert meter._counted()["spent"] == {"network": 4.0, "hash": 1.5, "limit": 3.0}
+    assert clock.woken == [], "it is told with what is told anyway"

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from stagecast import broadcast, operations, subjects
 from stagecast.fold import Fold, Slot
-from stagecast.messages import NodeRecord, Placement, Record
+from stagecast.messages import Limits, NodeRecord, Placement, Record
 from stagecast.ownership import standing_record
 from stagecast.restatement import Restatement
 from stagecast.revision import Revision, first_of
@@ -204,3 +204,13 @@ async def test_a_claim_whose_answer_was_lost_is_a_claim(tracker: Tracker) -> Non
     async with tracker.own(queued) as ownership:
         assert ownership is not None
         assert ownership.record.attempt == 2
+
+
+@pytest.mark.parametrize(("known", "stands"), [(0, 0), (3, 3), (5, 4), (4, 5)])
+async def test_of_two_words_on_the_limits_the_later_one_stands(log: LosingLog, known: int, stands: int) -> None:
+    if stands and stands != known:
+        await log.append(subjects.LIMITS, msgspec.json.encode(Limits(rate=stands, generation=stands)))
+    await Restatement(log, [Fold(limits=Limits(rate=known, generation=known)), Fold()]).write()
+    entry = await log.last(subjects.LIMITS)
+    found = msgspec.json.decode(entry.payload, type=Limits) if entry else Limits()
+    assert found.rate == found.generation == max(known, stands)

@@ -30,10 +30,12 @@ def test_every_row_has_the_fields_of_the_wire(record: Record) -> None:
     row = as_json(record)
     optional = {
         "error", "dismissed", "bytesPerSecond", "etaSeconds", "stalledSince", "stalledOn", "keptBytes", "callID",
-        "nodes",
+        "nodes", "priority", "limitedBy",
     }  # fmt: skip
     assert WIRE_FIELDS <= row.keys() <= WIRE_FIELDS | optional
     assert ("error" in row) == (record.state == "failed")
+    assert ("priority" in row) == (record.kind == "staging")
+    assert ("limitedBy" in row) == bool(operations.bottleneck(record))
     assert ("stalledOn" in row) == ("stalledSince" in row) == (record.state == "stalled")
     assert 0 <= row["progress"] <= 100  # type: ignore[operator]
     assert isinstance(row["progress"], int)
@@ -44,6 +46,18 @@ def test_what_has_ended_tells_more_and_what_has_not_tells_the_same(record: Recor
     plain, detailed = as_json(record), json.loads(msgspec.json.encode(rows.detailed(record)))
     assert plain.items() <= detailed.items()
     assert ("attempts" in detailed) == (record.state in {"succeeded", "failed", "cancelled"})
+
+
+def test_what_limits_a_transfer_is_told_while_it_runs_and_its_parts_by_name_and_afterwards() -> None:
+    spent = {"network": 3.0, "hash": 0.5, "target disk": 0.5}
+    moving = a_record(phase="transferring", bytes_total=9, limited_by="network", spent=spent)
+    assert (as_json(moving)["limitedBy"], "timeSpent" in as_json(moving)) == ("network", False)
+    assert as_json(moving)["message"] == "Staging m on n: 0 B of 9 B, limited by the network"
+    end = operations.ended(moving, "succeeded", 9.0)
+    assert "limitedBy" not in as_json(end)
+    assert rows.detailed(moving).time_spent == rows.detailed(end).time_spent
+    assert rows.detailed(end).time_spent == {"network": 0.75, "hash": 0.125, "target disk": 0.125}
+    assert rows.detailed(operations.claimed(moving, "b", 9.0)).time_spent is msgspec.UNSET, "of this attempt alone"
 
 
 def test_an_ended_attempt_has_its_time_its_bytes_its_rate_and_those_before_it() -> None:

@@ -24,8 +24,8 @@ LADDER: Final = (
         {
             "FILES": "pieces plan eviction",
             "CONTROL": (
-                "server_clock subjects operations broadcast mirror fold unheard rows leases turns horizon leftovers "
-                "past placement event_stream"
+                "server_clock subjects operations urgency broadcast mirror fold limits unheard rows leases turns "
+                "horizon leftovers past placement event_stream"
             ),
         },
     ),
@@ -47,12 +47,13 @@ LADDER: Final = (
         "engines",
         {
             "FILES": (
-                "upstream stream transfer.limit transfer.pace transfer.source transfer.assignments transfer.ledger "
-                "transfer.stream transfer.pull transfer.exchange transfer.serve transfer"
+                "upstream stream transfer.limit transfer.waits transfer.tcp_info transfer.pace transfer.source "
+                "transfer.assignments transfer.ledger transfer.stream transfer.pull transfer.exchange transfer.serve "
+                "transfer"
             ),
             "CONTROL": (
                 "changes meter archive ownership restatement mending tracker presence history forgetting commands "
-                "announcer duty remains view feed participant operation"
+                "announcer turnstile duty remains view feed participant operation"
             ),
         },
     ),
@@ -61,7 +62,8 @@ LADDER: Final = (
         "hosts",
         {
             "BOTH": (
-                "work listener loopback listening output backend supervision node verifier room collection keeper "
+                "work throttle listener loopback listening output backend supervision node verifier room collection "
+                "keeper "
                 "loader metrics instances"
             )
         },
@@ -72,7 +74,7 @@ LADDER: Final = (
             "FRONTEND": (
                 "frontend frontend.docs frontend.encoded frontend.refusals frontend.segment frontend.gate "
                 "frontend.events frontend.replica frontend.installs frontend.operations_api frontend.mounted "
-                "frontend.models_api frontend.nodes_api frontend.disk_api frontend.openai "
+                "frontend.models_api frontend.nodes_api frontend.disk_api frontend.limits_api frontend.openai "
                 "frontend.application"
             ),
             "WORKER": "worker",

@@ -69,3 +69,11 @@ def test_thousands_get_their_turn_at_a_bounded_pace_the_longest_silent_first(cou
         for slot, _ in signs(Fold(slots=after, nodes=NODES), frozenset(), 1e6, 1.7e9, SPAN, lambda _: True)
     ]
     assert again == list(range(3, 5))[: max(0, count - 2)]
+
+
+def test_the_place_in_the_line_goes_by_what_is_more_urgent() -> None:
+    asked = {"a": "low", "b": "request"}
+    fold = a_fold(*(a_queued(name, parameters={"priority": priority}) for name, priority in asked.items()))
+    assert {record.model: record.note for record in said(fold)} == {
+        "a": "waits for n; 1 before it", "b": "waits for n; the next",
+    }  # fmt: skip

@@ -3,12 +3,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from stagecast import operations, worker
+from stagecast import operations, subjects, worker
 from stagecast.commands import Commands
 from stagecast.errors import TransferFailed
-from stagecast.messages import Record
+from stagecast.messages import Limits, NodeLimits, Record
 from stagecast.store import Store
 from stagecast.worker import Worker
 from tests.conftest import eventually
@@ -197,3 +198,64 @@ async def test_what_lies_here_in_another_model_or_an_older_revision_is_not_moved
         assert holder.node.bytes_sent == 1024
         assert contents_of(member.models / "owl") == new
         assert member.node.store.recorded("twin") is not None
+
+
+async def test_what_a_load_waits_for_passes_the_queue_also_where_it_was_queued_before(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two before it wait for a holder that never comes: one of them gives way."""
+    monkeypatch.setattr(worker, "HOLDER_PATIENCE", 1000.0)
+    async with nodes.node("holder", OWL) as holder, nodes.node("w") as member:
+        await holder.until_held("owl")
+        working = Worker(member.node, member.tracker, member.presence, token="token", at_once=1)
+        async with working.running():
+            one, _ = await holder.tracker.open("staging", "one", "w", cause="test")
+            await eventually(lambda: one.id in member.tracker.owned)
+            for model in ("two", "owl"):
+                low = {"priority": "low"}
+                await holder.tracker.open("staging", model, "w", cause="prefetch", parameters=low)
+            await working.stage("owl", "placement")
+            assert contents_of(member.models / "owl") == FILES
+            end = member.tracker.fold.record("staging:owl@w")
+            assert end is not None
+            assert (end.parameters, end.cause, end.attempt) == ({"priority": "request"}, "prefetch", 1)
+            await eventually(lambda: one.id in member.tracker.owned)
+            await eventually(lambda: member.tracker.fold.record(one.id).attempt == 2)  # type: ignore[union-attr]
+            assert member.tracker.fold.record("staging:two@w").state == "queued"  # type: ignore[union-attr]
+
+
+async def test_what_runs_already_and_is_waited_for_now_does_not_give_way(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "HOLDER_PATIENCE", 1000.0)
+    async with nodes.node("w") as member:
+        working = Worker(member.node, member.tracker, member.presence, token="token", at_once=1)
+        async with working.running():
+            early, _ = await member.tracker.open("staging", "early", "w", cause="test", parameters={"priority": "low"})
+            await eventually(lambda: early.id in member.tracker.owned)
+            waiting = [asyncio.create_task(working.stage("early", "placement"))]
+            await eventually(lambda: operations.priority(member.tracker.fold.record(early.id)) == "request")  # type: ignore[arg-type]
+            waiting.append(asyncio.create_task(working.stage("other", "placement")))
+            await eventually(lambda: member.tracker.fold.record("staging:other@w") is not None)
+            assert early.id in member.tracker.owned
+            assert member.tracker.fold.record(early.id).state == "running"  # type: ignore[union-attr]
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_what_the_log_says_of_a_node_goes_before_what_it_was_started_with(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "HOLDER_PATIENCE", 1000.0)
+    async with nodes.node("w") as member:
+        working = Worker(member.node, member.tracker, member.presence, token="token", at_once=3)
+        async with working.running():
+            for model in "abcd":
+                await member.tracker.open("staging", model, "w", cause="test")
+            await eventually(lambda: len(member.tracker.owned) == 3)
+            limits = Limits(nodes={"w": NodeLimits(stagings_at_once=1)}, generation=1)
+            await member.tracker.say(subjects.LIMITS, msgspec.json.encode(limits))
+            await eventually(lambda: set(member.tracker.owned) == {"staging:a@w"})
+            await member.tracker.say(subjects.LIMITS, msgspec.json.encode(Limits(generation=2)))
+            await eventually(lambda: len(member.tracker.owned) == 3)

@@ -74,6 +74,23 @@ class Nodes(msgspec.Struct, kw_only=True):
     nodes: list[Node] = []
 
 
+class NodeLimit(msgspec.Struct, kw_only=True):
+    """What one node may do: bytes per second, and of the cluster's rate just now while it moves any; 0 for any."""
+
+    node: str
+    rate: int = 0
+    stagings_at_once: int = 0
+    moving: bool = False
+    share: int = 0
+
+
+class Limits(msgspec.Struct, kw_only=True):
+    """``/api/limits``: bytes per second over all nodes, 0 for any, and the nodes that have limits or move bytes."""
+
+    rate: int = 0
+    nodes: list[NodeLimit] = []
+
+
 class PlannedNode(msgspec.Struct, kw_only=True):
     """What staging would move to one node, and from where. Of the free bytes, the reserved ones are promised to others.
 

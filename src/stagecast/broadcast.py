@@ -8,6 +8,7 @@ import msgspec
 
 from stagecast.messages import (
     MODEL_KINDS,
+    Bottleneck,
     GalleryEvent,
     GalleryStatus,
     Hindrance,
@@ -16,7 +17,7 @@ from stagecast.messages import (
     StagingEvent,
     StagingStatus,
 )
-from stagecast.operations import is_cancellable, is_ended
+from stagecast.operations import bottleneck, is_cancellable, is_ended
 from stagecast.quantities import format_size, format_time
 
 Event = StagingEvent | GalleryEvent | OperationEvent
@@ -32,6 +33,14 @@ _WAITS: Final[dict[Hindrance, str]] = {
     "target disk": "the target disk takes no bytes",
     "room": "no room on the target disk",
     "backend": "no sign of life from the backend",
+}
+_LIMITS: Final[dict[Bottleneck, str]] = {
+    "source": "the source",
+    "network": "the network",
+    "source or network": "the source or the network",
+    "hash": "hashing",
+    "target disk": "the target disk",
+    "limit": "the rate limit",
 }
 
 
@@ -92,7 +101,9 @@ def _standing(record: Record) -> str:
         counted = f"{record.bytes_done:,} of {record.bytes_total:,}" if record.bytes_total else f"{record.bytes_done:,}"
         return counted + (f" ({record.note})" if record.note else "")
     if record.phase == "transferring" and record.bytes_total:
-        return f"{format_size(record.bytes_done)} of {format_size(record.bytes_total)}"
+        limited_by = _LIMITS.get(bottleneck(record), "")
+        of = f"{format_size(record.bytes_done)} of {format_size(record.bytes_total)}"
+        return f"{of}, limited by {limited_by}" if limited_by else of
     return record.phase + (f" ({record.note})" if record.note else "")
 
 

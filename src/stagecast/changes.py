@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
-Topic = Literal["any", "holding", "placement", "identity"]
+Topic = Literal["any", "holding", "placement", "limits", "identity"]
 """``any``: once after all changes that one turn of the loop brings. ``identity``: another stream is followed now."""
 
 

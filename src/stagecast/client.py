@@ -21,7 +21,7 @@ from stagecast import answers, revision
 from stagecast.balancer import NO_REPLICA
 from stagecast.errors import BadInput, StagecastError
 from stagecast.event_stream import EventParser, StreamEvent
-from stagecast.messages import Verb
+from stagecast.messages import Priority, Verb
 from stagecast.rows import Row
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
@@ -152,17 +152,33 @@ class Client:
         path = f"/api/operations/{_part(operation)}/{verb}"
         return _read(await self.request("POST", path, body=body, is_idempotent=True), Row)
 
+    async def limits(self) -> answers.Limits:
+        """Return what the cluster and its nodes may use."""
+        return _read(await self.request("GET", "/api/limits"), answers.Limits)
+
+    async def limit(
+        self, *, rate: int | None = None, node: str = "", node_rate: int | None = None, at_once: int | None = None
+    ) -> answers.Limits:
+        """Change what is given, 0 for no limit: the cluster's ``rate``, a ``node``'s rate and stagings at once."""
+        said = {"rate": node_rate, "stagings_at_once": at_once}
+        change = {key: value for key, value in said.items() if value is not None}
+        body = ({} if rate is None else {"rate": rate}) | ({"nodes": {node: change}} if node else {})
+        return _read(await self.request("PUT", "/api/limits", body=body, is_idempotent=True), answers.Limits)
+
     async def models(self) -> list[answers.Model]:
         """Return the models that anybody holds."""
         return _read(await self.request("GET", "/api/models"), answers.Models).models
 
-    async def stage(self, model: str, nodes: Sequence[str] = (), *, wait_for_space: bool = False) -> list[Row]:
+    async def stage(
+        self, model: str, nodes: Sequence[str] = (), *, wait_for_space: bool = False, priority: Priority = "normal"
+    ) -> list[Row]:
         """Begin to stage a model onto ``nodes``, or onto every worker; return the operations.
 
         ``wait_for_space``: where a disk has no room now, it is waited for, instead of failing.
         """
         body = {"nodes": list(nodes) or "all", "dry_run": False}
         body |= {"wait_for_space": True} if wait_for_space else {}
+        body |= {"priority": priority} if priority != "normal" else {}
         answer = await self.request("POST", f"/api/models/{_part(model)}/stage", body=body, is_idempotent=True)
         return _read(answer, answers.Operations).operations
 

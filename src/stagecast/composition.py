@@ -32,6 +32,7 @@ from stagecast.participant import ALONE_LOG, Participant, outlive, participating
 from stagecast.router import Router
 from stagecast.settings import Bounds, NodeSettings, ReplicaSettings, WorkerSettings
 from stagecast.store import Store
+from stagecast.throttle import Throttle
 from stagecast.verifier import Verifier
 from stagecast.worker import Worker, holders
 
@@ -68,23 +69,25 @@ async def replica(settings: ReplicaSettings) -> AsyncGenerator[str, None]:
         control = await stack.enter_async_context(
             participating(bus, settings.name, judges=True, bounds=settings.bounds)
         )
+        throttle = await stack.enter_async_context(Throttle(control.tracker, settings.rate_limit).running())
         store = Store(settings.models_folder, settings.data, settings.name)
         session = await stack.enter_async_context(_session(keeps_connections=True))
         if settings.nats:
             node = await stack.enter_async_context(_node(settings, control, store, "replica", url, {}))
             verifier = Verifier(
-                node, partial(holders, control.tracker, control.presence, settings.name), token=settings.token
-            )
+                node, partial(holders, control.tracker, control.presence, settings.name), token=settings.token,
+                limit=throttle.limit,
+            )  # fmt: skip
             duty = Duty(control.tracker, "staging", verifier.perform, node=settings.name, clear=verifier.remains.clear)
             await stack.enter_async_context(duty.running())
         else:
             outlive(control)
-            node = await stack.enter_async_context(_working_node(settings, control, store, None, {}))
+            node = await stack.enter_async_context(_working_node(settings, control, store, throttle, None, {}))
         parts = Replica(
             participant=control, router=Router(control.tracker, control.presence), node=node,
             token=settings.token, galleries=settings.galleries, wait_budget=settings.wait_budget,
         )  # fmt: skip
-        installs = await stack.enter_async_context(Installs(parts, settings.rate_limit).running())
+        installs = await stack.enter_async_context(Installs(parts, throttle).running())
         await stack.enter_async_context(serving(build(parts, installs, session, settings.api_key), listening))
         stack.callback(control.tracker.close)
         _logger.info("replica %s answers at %s", settings.name, url)
@@ -101,8 +104,10 @@ async def worker(settings: WorkerSettings) -> AsyncGenerator[str, None]:
         listening = stack.enter_context(bound(endpoint))
         bus = await stack.enter_async_context(_bus(settings))
         control = await stack.enter_async_context(participating(bus, settings.name, judges=False))
+        throttle = await stack.enter_async_context(Throttle(control.tracker, settings.rate_limit).running())
         store = Store(settings.models_folder, settings.data, settings.name)
-        await stack.enter_async_context(_working_node(settings, control, store, listening, dict(settings.labels)))
+        labels = dict(settings.labels)
+        await stack.enter_async_context(_working_node(settings, control, store, throttle, listening, labels))
         url = _base_url(settings, endpoint, listening)
         _logger.info("worker %s answers at %s", settings.name, url)
         yield url
@@ -118,8 +123,9 @@ async def _node(
     files = parse_endpoint(settings.files_listen, "--files-listen") if settings.files_listen else Endpoint(main.host, 0)
     check_open(files, settings.token, allowed=settings.allow_unauthenticated, option="STAGECAST_TOKEN")
     node = Node(
-        control.tracker, control.announcer, store, name=settings.name, kind=kind, address=address, labels=labels
-    )
+        control.tracker, control.announcer, store, name=settings.name, kind=kind, address=address, labels=labels,
+        rate_limit=settings.rate_limit,
+    )  # fmt: skip
     control.commands.drain = node.drain
     keeper = Keeper(node, control.tracker, control.presence, Budget(settings.disk_budget, settings.keep_free))
     control.commands.questions.update(keeper.questions)
@@ -133,7 +139,8 @@ async def _node(
 
 @asynccontextmanager
 async def _working_node(
-    settings: NodeSettings, control: Participant, store: Store, listening: socket.socket | None, labels: dict[str, str],
+    settings: NodeSettings, control: Participant, store: Store, throttle: Throttle, listening: socket.socket | None,
+    labels: dict[str, str],
 ) -> AsyncGenerator[Node, None]:  # fmt: skip
     """Run a node that stages and loads. Without a socket of its own it listens on a free port of loopback."""
     async with AsyncExitStack() as stack:
@@ -144,7 +151,10 @@ async def _working_node(
         else:
             address = _base_url(settings, parse_endpoint(settings.listen, "--listen"), listening)
         node = await stack.enter_async_context(_node(settings, control, store, "worker", address, labels))
-        working = Worker(node, control.tracker, control.presence, token=settings.token, rate_limit=settings.rate_limit)
+        working = Worker(
+            node, control.tracker, control.presence, token=settings.token, throttle=throttle,
+            at_once=settings.stagings_at_once,
+        )  # fmt: skip
         await stack.enter_async_context(working.running())
         loader = Loader(
             node, control.tracker, control.announcer, recipes.load(settings.backends), working.stage,

@@ -161,6 +161,19 @@ def nodes(found: Sequence[answers.Node]) -> RenderableType:
     return table
 
 
+def limits(found: answers.Limits) -> RenderableType:
+    """Draw the cluster's limit, and what each node may do."""
+    whole = f"cluster: {format_size(found.rate)}/s" if found.rate else "cluster: no limit"
+    if not found.nodes:
+        return Text(whole)
+    table = table_of("node", "limit", "stagings at once", "of the cluster's")
+    for node in found.nodes:
+        rate = f"{format_size(node.rate)}/s" if node.rate else "-"
+        share = f"{format_size(node.share)}/s" if node.share else "no limit"
+        table.add_row(node.node, rate, str(node.stagings_at_once or "-"), share if node.moving else "-")
+    return Group(Text(whole), table)
+
+
 def removed(found: Sequence[answers.RemovedFiles]) -> RenderableType:
     """Draw what was freed where."""
     table = table_of("node", "freed")
@@ -287,8 +300,12 @@ def _moved(row: Row) -> str:
 
 
 def _mean(row: Row) -> str:
-    mean = row.mean_bytes_per_second
-    return f"{_count(row, mean)}/s" if isinstance(mean, float) else ""
+    mean, spent = row.mean_bytes_per_second, row.time_spent
+    if not isinstance(mean, float):
+        return ""
+    most = max(spent, key=lambda on: spent[on]) if isinstance(spent, dict) and spent else ""
+    why = f" ({most} {spent[most]:.0%})" if isinstance(spent, dict) and most else ""
+    return f"{_count(row, mean)}/s{why}"
 
 
 def _left(row: Row) -> str:

@@ -15,30 +15,35 @@ from stagecast import operations
 from stagecast.messages import Kind, Record
 from stagecast.ownership import Ownership
 from stagecast.tracker import Tracker
+from stagecast.turnstile import Turnstile
 
 _logger = logging.getLogger(__name__)
 
 Perform = Callable[[Ownership], Awaitable[None]]
 Clear = Callable[[Record], Awaitable[None]]
+Check = Callable[[Record], Awaitable[bool]]
 
 
 class Duty:
     """Performs the operations of one ``kind``: those of ``node``, which no other process can do, or those of no node.
 
     ``clear`` is called for each that was cancelled while nobody worked on it, to free what it left. Of ``at_once``
-    operations at a time, 0 for any number, the rest is left to whoever is free.
+    operations at a time, 0 for any number, the rest is left to whoever is free; it is asked anew when the limits of the
+    log change. What ``is_short`` does not have to wait for its turn.
     """
 
     def __init__(
         self, tracker: Tracker, kind: Kind, perform: Perform, *, node: str = "", clear: Clear | None = None,
-        at_once: int = 0,
+        at_once: int | Callable[[], int] = 0, is_short: Check | None = None,
     ) -> None:  # fmt: skip
         self._tracker = tracker
         self._kind = kind
         self._node = node
         self._work = perform
         self._clear = clear
-        self._room: AbstractAsyncContextManager[object] | None = asyncio.Semaphore(at_once) if at_once else None
+        self._is_short = is_short
+        room = at_once if callable(at_once) else lambda: at_once
+        self._turnstile = Turnstile(room, self._record, self._give_way) if at_once else None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._next: dict[str, Record] = {}
 
@@ -50,7 +55,8 @@ class Duty:
             self._look()  # before anything more can be heard, or that would be looked at twice
         beginning = asyncio.create_task(self._begin(self._tracker.caught_up.is_set()))
         try:
-            yield self
+            with self._tracker.listening("limits", self._look_again):
+                yield self
         finally:
             self._tracker.hearers.remove(self._hear)
             self._next.clear()
@@ -72,7 +78,7 @@ class Duty:
         del self._tasks[identifier]
         # A retry that came before the task has ended is its own to see: the log says nothing more of it.
         following = self._next.pop(identifier, None)
-        if following is not None:
+        if following is not None and not self._is_over(following):
             self.take(following)
 
     async def _begin(self, has_looked: bool) -> None:  # noqa: FBT001  # the one thing it has to know
@@ -88,6 +94,11 @@ class Duty:
         is_mine = record.kind == self._kind and record.node == self._node
         if is_mine and self._tracker.caught_up.is_set() and self._is_due(record):
             self.take(record)
+        if is_mine and self._turnstile is not None and self._turnstile.is_waiting(record.id):
+            if operations.is_ended(record) or record.state == "paused":
+                self._tasks[record.id].cancel()  # what follows, like freeing what it left, need not wait
+            else:
+                self._turnstile.look()  # it may be more urgent than before
 
     def _is_due(self, record: Record) -> bool:
         return self._is_free(record) or (self._clear is not None and record.state == "cancelled")
@@ -116,14 +127,42 @@ class Duty:
             _logger.exception("%s", record.id)
 
     async def _perform(self, record: Record) -> None:
-        async with self._room or nullcontext():
-            if self._room is not None and self._is_taken(record):
+        turn = await self._turn(record)
+        if self._turnstile is not None and self._is_over(record):
+            return
+        async with turn:
+            if self._turnstile is not None and self._is_taken(record):
                 return
             async with self._tracker.own(record) as ownership:
                 if ownership is not None:
+                    self._look_again()  # from now on it can give way
                     await self._work(ownership)
 
+    async def _turn(self, record: Record) -> AbstractAsyncContextManager[None]:
+        if self._turnstile is None or (self._is_short is not None and await self._is_short(record)):
+            return nullcontext()
+        return self._turnstile.turn(record)
+
+    def _look_again(self) -> None:
+        if self._turnstile is not None:
+            self._turnstile.look()
+
+    def _give_way(self, operation: str, why: str) -> bool:
+        ownership = self._tracker.owned.get(operation)
+        if ownership is not None:
+            ownership.halt("turn", why=why)
+        return ownership is not None
+
+    def _record(self, operation: str) -> Record | None:
+        return self._tracker.fold.record(operation)
+
+    def _is_over(self, record: Record) -> bool:
+        """Tell whether a later word than ``record`` says that there is nothing to work on now, and nothing to free."""
+        held = self._record(record.id)
+        is_later = held is not None and operations.outranks(held, record)
+        return held is not None and is_later and (operations.is_ended(held) or held.state == "paused")
+
     def _is_taken(self, record: Record) -> bool:
-        """Tell whether somebody took an operation, or ended it, while it waited here for room."""
+        """Tell whether somebody took an operation, or ended it, while it waited here for its turn."""
         held = self._tracker.fold.record(record.id)
         return held is not None and held.owner != self._tracker.process and not self._is_free(held)

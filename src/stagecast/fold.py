@@ -21,6 +21,7 @@ from stagecast.messages import (
     Holding,
     Horizon,
     Instance,
+    Limits,
     NodeRecord,
     Placement,
     Record,
@@ -33,9 +34,9 @@ FOREIGN_LIFETIME: Final = 60.0
 """Seconds after its last event at which a mirror of unknown ownership expires (WIRE section 1)."""
 
 What = Literal[
-    "operation", "foreign", "node", "holding", "placement", "instance", "horizon", "nothing", "malformed"
+    "operation", "foreign", "node", "holding", "placement", "instance", "limits", "horizon", "nothing", "malformed"
 ]  # fmt: skip
-_Message = TypeVar("_Message", NodeRecord, Holding, Placement, Instance, Horizon)
+_Message = TypeVar("_Message", NodeRecord, Holding, Placement, Instance, Limits, Horizon)
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -82,7 +83,9 @@ class Fold:
     horizon: Horizon = field(default_factory=Horizon)
     horizon_at: int = 0
     """The sequence at which the horizon stands; 0 where there is none."""
+    limits: Limits = field(default_factory=Limits)
     _live: dict[str, Slot] = field(default_factory=dict)
+    _moving: dict[str, str] = field(default_factory=dict)
     _jobs: dict[str, str] = field(default_factory=dict)
     _calls: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _calls_at: dict[str, int] = field(default_factory=dict)
@@ -148,6 +151,10 @@ class Fold:
     def live_slots(self) -> Iterator[Slot]:
         """Yield the slots of all operations that have not ended."""
         return iter(self._live.values())
+
+    def moving(self) -> set[str]:
+        """Return the processes that move bytes of models, or may do so still though nobody hears of them."""
+        return set(self._moving.values())
 
     def slots_after(self, sequence: int) -> Iterator[Slot]:
         """Yield what came to stand after ``sequence``, the latest first; costs no more than what it yields."""
@@ -219,6 +226,9 @@ class Fold:
             return Change("instance", instance.model)
         if noun == "horizon":
             return self._apply_horizon(_decode(entry, Horizon), entry.sequence)
+        if noun == "limits":
+            self.limits = _decode(entry, Limits)
+            return Change("limits")
         return Change("nothing", entry.subject)
 
     def _apply_horizon(self, horizon: Horizon, sequence: int) -> Change:
@@ -239,6 +249,7 @@ class Fold:
     def _drop_slot(self, record: Record, sequence: int) -> None:
         del self.slots[record.id]
         self._live.pop(record.id, None)
+        self._moving.pop(record.id, None)
         del self._subjects[subjects.operation(record)]
         if self._jobs.get(record.job) == record.id:
             del self._jobs[record.job]
@@ -294,6 +305,10 @@ class Fold:
             self._live.pop(record.id, None)
         else:
             self._live[record.id] = slot
+        if operations.is_moving(record):
+            self._moving[record.id] = record.owner
+        else:
+            self._moving.pop(record.id, None)
         if held is None or not _is_same_run(held.record, record):
             self._name(record, held.record if held else None)
         touched = self.calls_of(record) | (self.calls_of(held.record) if held else {})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from stagecast.messages import Hindrance, Record
+from stagecast.messages import Bottleneck, Hindrance, Record
 from stagecast.quantities import format_size
 
 RATE_WINDOW: Final = 5.0
@@ -22,6 +22,10 @@ class Wait(NamedTuple):
     on: Hindrance
     then: str
     since: float
+
+
+Spent = Mapping[Bottleneck, float]
+"""Seconds of the streams of a transfer so far, by what they went on."""
 
 
 class Meter:
@@ -45,6 +49,8 @@ class Meter:
         self._note = record.note
         self._turns: deque[dict[str, object]] = deque()
         self._samples: deque[tuple[float, int]] = deque([(now(), 0)])
+        self._spent: Spent = {}
+        self._spendings: deque[tuple[float, Spent]] = deque([(now(), {})])
 
     @property
     def bytes_done(self) -> int:
@@ -95,6 +101,10 @@ class Meter:
         before = self._waits
         self._waits = Wait(on, then, before.since if before else self._now()) if on else None
 
+    def spend(self, spent: Spent) -> None:
+        """Say on what the streams' time went so far. Told with what is told anyway; costs nothing."""
+        self._spent = spent
+
     def enter(self, index: int, name: str) -> None:
         """Say which file moves now; ``index`` counts from 1."""
         self._file = (index, name)
@@ -129,7 +139,7 @@ class Meter:
         index, name = self._file
         return {
             "bytes_done": self._bytes_done, "bytes_present": self._bytes_present, "file_index": index,
-            "file_name": name, "note": self._note,
+            "file_name": name, "note": self._note, "spent": {on: round(each, 3) for on, each in self._spent.items()},
         }  # fmt: skip
 
     def _rate(self, now: float) -> float | None:
@@ -143,9 +153,23 @@ class Meter:
             return None
         return (moved - at_start) / (now - began)
 
+    def _limited_by(self, now: float) -> Bottleneck:
+        """Return on what most of the time went over the window."""
+        spent = self._spent
+        self._spendings.append((now, spent))
+        while len(self._spendings) > 2 and self._spendings[0][0] < now - RATE_WINDOW:
+            self._spendings.popleft()
+        return bottleneck(self._spendings[0][1], spent)
+
     def _wake(self) -> None:
         with self._counting:
             if self._awake:
                 return
             self._awake = True
         self._rouse()
+
+
+def bottleneck(before: Spent, after: Spent) -> Bottleneck:
+    """Return on what most of the time between two sums went; nothing where none has passed."""
+    gains = {on: seconds - before.get(on, 0.0) for on, seconds in after.items()}
+    return max((on for on, gain in gains.items() if gain > 0), key=lambda on: (gains[on], on), default="")

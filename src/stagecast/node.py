@@ -43,13 +43,15 @@ class Node:
 
     def __init__(
         self, tracker: Tracker, announcer: Announcer, store: Store, *, name: str, kind: Literal["replica", "worker"],
-        address: str, labels: dict[str, str] | None = None,
+        address: str, labels: dict[str, str] | None = None, rate_limit: int = 0,
     ) -> None:  # fmt: skip
         self.name = name
         self.store = store
         self._tracker = tracker
         self._announcer = announcer
-        self._record = NodeRecord(name=name, kind=kind, process=tracker.process, address=address, labels=labels or {})
+        self._record = NodeRecord(
+            name=name, kind=kind, process=tracker.process, address=address, labels=labels or {}, rate_limit=rate_limit
+        )
         self._server: FileServer | None = None
         self.surveyed = asyncio.Event()
         """Set once the fold has every model that lies here, if only as one that is being read in."""

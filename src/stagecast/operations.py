@@ -7,12 +7,12 @@ everything that is not one, whatever its ``seq``: that is what makes an end fina
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, get_args
 
 import msgspec
 
 from stagecast.errors import WrongState
-from stagecast.messages import MODEL_KINDS, Attempt, Hindrance, Kind, Outcome, Record, State, Verb
+from stagecast.messages import MODEL_KINDS, Attempt, Bottleneck, Hindrance, Kind, Outcome, Priority, Record, State, Verb
 
 ENDED: Final[frozenset[State]] = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -23,6 +23,8 @@ _ALLOWED: Final[dict[Verb, frozenset[State]]] = {
     "retry": frozenset({"failed", "cancelled"}),
     "dismiss": frozenset({"failed"}),
 }
+
+PRIORITIES: Final[tuple[Priority, ...]] = get_args(Priority)
 
 BLOCK: Final = "program"
 """The cause of what a block of a program's own does."""
@@ -127,13 +129,15 @@ def claimed(held: Record, owner: str, now: float) -> Record:
 def anew(held: Record, now: float, why: str = "") -> Record:
     """Return the record of a next attempt, which fences the one that is held and tells of it; ``why``, where known."""
     return msgspec.structs.replace(
-        held, attempt=held.attempt + 1, seq=0, earlier=told(held, why), claimed_at=now, bytes_present=held.bytes_done
-    )
+        held, attempt=held.attempt + 1, seq=0, earlier=told(held, why), claimed_at=now, bytes_present=held.bytes_done,
+        limited_by="", spent={},
+    )  # fmt: skip
 
 
 def told(held: Record, why: str = "") -> tuple[Attempt, ...]:
     """Return the attempts of a job so far, the one that is held included."""
     is_own = held.state == "paused" or is_ended(held)
+    why = "gave way to others" if held.state == "queued" and held.owner else why
     last = Attempt(
         attempt=held.attempt, state=held.state if is_own else "replaced", owner=held.owner,  # type: ignore[arg-type]
         error=held.error or why or (held.note.partition(";")[0] if held.state == "stalled" else ""),
@@ -170,6 +174,11 @@ def succeeding(held: Record, now: float, **changes: object) -> Record:
 def ended(held: Record, state: Outcome, now: float, error: str = "", note: str = "", **changes: object) -> Record:
     """Return the end of the operation."""
     return succeeding(held, now, **{"state": state, "error": error, "note": note, "rate": None, **changes})
+
+
+def put_back(held: Record, now: float, note: str) -> Record:
+    """Return the record by which an owner lets an operation wait for its turn again. It stays named until a claim."""
+    return succeeding(held, now, state="queued", phase="planning", note=note, rate=None)
 
 
 def stalled(held: Record, reason: str, now: float, on: Hindrance = "owner", since: float | None = None) -> Record:
@@ -230,6 +239,23 @@ def is_decided(record: Record) -> bool:
     """Tell whether the end is decided, and only has to come: nothing can stop the work any more."""
     is_past = record.phase == "publishing" or record.kind == "deletion"
     return is_past and bool(record.owner) and record.state in {"running", "stalled"}
+
+
+def is_moving(record: Record) -> bool:
+    """Tell whether an owner moves a model's bytes, or may do so still though it does not answer."""
+    is_at_it = record.state in {"running", "stalled"} and record.phase in {"transferring", "verifying"}
+    return is_at_it and bool(record.owner) and record.kind in {"staging", "installation"}
+
+
+def bottleneck(record: Record) -> Bottleneck:
+    """Return on what most of a transfer's time goes just now; nothing where none runs."""
+    return record.limited_by if record.state == "running" and record.phase == "transferring" else ""
+
+
+def priority(record: Record) -> Priority:
+    """Return what a staging goes before; all other work is as urgent as any."""
+    said = record.parameters.get("priority", "") if record.kind == "staging" else ""
+    return next((each for each in PRIORITIES if each == said), "normal")
 
 
 def is_bound(record: Record) -> bool:

@@ -17,6 +17,7 @@ from stagecast.quantities import parse_rate, parse_size
 from stagecast.settings import (
     DEFAULT_LISTEN,
     DEFAULT_WORKER_LISTEN,
+    STAGINGS_AT_ONCE,
     NodeSettings,
     ReplicaSettings,
     WorkerSettings,
@@ -99,6 +100,13 @@ DiskBudget = Annotated[
 KeepFree = Annotated[
     int, Parameter(converter=_size, help="Evict them where less of a worker's disk is free, like 50GB; 0: never.")
 ]
+
+
+def rate_option(text: str) -> Parameter:
+    """Return what describes an option that takes a rate."""
+    return Parameter(converter=_rate, help=text, show_env_var=False)
+
+
 Models = Annotated[
     Path | None, Parameter(help="Folder of models; each file or folder in it is one. [default: DATA/models]")
 ]
@@ -154,6 +162,9 @@ class NodeOptions:
     ] = False
     backends: Backends = None
     rate_limit: Rate = 0
+    stagings_at_once: Annotated[
+        int, Parameter(help="How many models its worker stages at a time.", validator=_at_least(1))
+    ] = STAGINGS_AT_ONCE
     disk_budget: DiskBudget = 0
     keep_free: KeepFree = 0
 

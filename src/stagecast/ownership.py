@@ -31,7 +31,7 @@ BEAT: Final = 3.0
 PATIENCE: Final = 5.0
 """Seconds without a byte after which work that waits for one is stalled."""
 
-Stop = Literal["cancel", "pause", "fence"]
+Stop = Literal["cancel", "pause", "fence", "turn"]
 
 
 class Ownership(Meter):
@@ -57,6 +57,8 @@ class Ownership(Meter):
         self._wanted = record
         self.stop = threading.Event()
         self.stopped_by: Stop | None = None
+        self.stopped_for = ""
+        """For what, where it is to wait for its turn again."""
         self.keep_partial = False
         """Whether a cancel leaves on the disk what has arrived."""
         self.bytes_kept = 0
@@ -108,6 +110,12 @@ class Ownership(Meter):
         await self._write(
             lambda: operations.stalled(self._current(), "its process is stopping", self._clock()), retry=True
         )
+
+    async def put_back(self) -> None:
+        """Write that the operation waits for its turn again. Raises `Fenced`."""
+        await self._say_turns()
+        self._is_over = True
+        await self._write(lambda: operations.put_back(self._current(), self._clock(), self.stopped_for), retry=True)
 
     async def end(self, state: Outcome, *, error: str = "", note: str = "") -> None:
         """Write the end. Returns once the log has it. Raises `Fenced`."""
@@ -170,10 +178,10 @@ class Ownership(Meter):
         """Let nothing interrupt the work's end any more: its outcome is decided and only has to be written."""
         self._is_settled = True
 
-    def halt(self, by: Stop, *, keep_partial: bool = False) -> None:
-        """Stop the work: cancel, pause, or because somebody else owns the operation now. Idempotent."""
+    def halt(self, by: Stop, *, keep_partial: bool = False, why: str = "") -> None:
+        """Stop the work: cancel, pause, because somebody else owns it now, or to wait for its turn. Idempotent."""
         if self.stopped_by is None and not self._is_settled and not operations.is_ended(self.record):
-            self.stopped_by, self.keep_partial = by, keep_partial
+            self.stopped_by, self.stopped_for, self.keep_partial = by, why, keep_partial
             self.stop.set()
             if self._body is not None:
                 self._body.cancel()
@@ -195,7 +203,7 @@ class Ownership(Meter):
         if self._is_over:
             return None
         now, waits = self._loop.time(), self._waits  # taken once: another thread may end it
-        current = self._current(rate=self._rate(now))
+        current = self._current(rate=self._rate(now), limited_by=self._limited_by(now))
         if waits is None or now - waits.since < PATIENCE:
             return current
         wall = self._clock()
@@ -285,7 +293,7 @@ def _fences(held: Record, wanted: Record) -> bool:
 
 def _has_parted(record: Record) -> bool:
     """Tell whether an owner's own word was its last one: what waited to be said behind it is not said any more."""
-    return record.state == "paused" or record.waits_on == "owner"
+    return record.state in {"paused", "queued"} or record.waits_on == "owner"
 
 
 def horizon_in(entry: Entry | None) -> Horizon:

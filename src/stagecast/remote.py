@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from cyclopts import Parameter
@@ -17,7 +17,7 @@ from stagecast import answers, disk_tables, display, seen
 from stagecast.client import Answer, Client
 from stagecast.following import follow as follow_operations
 from stagecast.messages import Outcome, Verb
-from stagecast.options import Follow, Id, ModelName, NodeName, Reach, argument
+from stagecast.options import Follow, Id, ModelName, NodeName, Reach, argument, rate_option
 from stagecast.rows import Row
 
 _PATIENCE: Final = 3.0
@@ -42,6 +42,9 @@ async def stage(
     *,
     to: Annotated[tuple[str, ...], Parameter(help="A worker; may be given several times.")] = (),
     all: Annotated[bool, Parameter(help="Every worker.")] = False,  # noqa: A002  # the option is called so
+    priority: Annotated[
+        Literal["low", "normal", "high"], Parameter(help="What goes first where not all can; low for what can wait.")
+    ] = "normal",
     dry_run: Annotated[bool, Parameter(help="Only say what would move; exit 1 if it does not fit.")] = False,
     wait: Annotated[bool, Parameter(help="Where a disk has no room now, wait for it, instead of failing.")] = False,
     follow: Follow = False,
@@ -55,7 +58,8 @@ async def stage(
             plan = await client.plan(model, to)
             display.console().print(disk_tables.plan(plan))
             return 0 if all_fit(plan) else 1
-        return await _begun(client, await client.stage(model, to, wait_for_space=wait), follow=follow)
+        begun = await client.stage(model, to, wait_for_space=wait, priority=priority)
+        return await _begun(client, begun, follow=follow)
 
 
 async def verify(
@@ -189,6 +193,28 @@ async def nodes(*, reach: Reach = Reach()) -> int:  # noqa: B008  # frozen
     """Show the cluster's processes."""
     async with connected(reach) as client:
         display.console().print(display.nodes(await client.nodes()))
+    return 0
+
+
+async def limits(
+    *,
+    cluster: Annotated[int | None, rate_option("What all nodes together move in a second at most; 0 for any.")] = None,
+    node: Annotated[str, Parameter(help="The node that --rate and --at-once are for.")] = "",
+    rate: Annotated[int | None, rate_option("What that node moves in a second at most; 0 for any.")] = None,
+    at_once: Annotated[
+        int | None, Parameter(help="How many models it stages at a time; 0 for what it was started with.")
+    ] = None,
+    reach: Reach = Reach(),  # noqa: B008  # frozen
+) -> int:
+    """Show the limits, or change them; transfers that run go by them within a second."""
+    if bool(node) != (rate is not None or at_once is not None):
+        raise UsageError("--node goes with --rate or --at-once, and these go with --node")
+    async with connected(reach) as client:
+        if cluster is None and not node:
+            display.console().print(display.limits(await client.limits()))
+        else:
+            changed = await client.limit(rate=cluster, node=node, node_rate=rate, at_once=at_once)
+            display.console().print(display.limits(changed))
     return 0
 
 

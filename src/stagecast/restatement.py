@@ -16,7 +16,7 @@ from stagecast import broadcast, operations, subjects
 from stagecast.bus import Log
 from stagecast.errors import AppendConflict, BusUnavailable
 from stagecast.fold import Fold
-from stagecast.messages import Entry, Horizon, NodeRecord, Placement, Record
+from stagecast.messages import Entry, Horizon, Limits, NodeRecord, Placement, Record
 from stagecast.ownership import RETRY_INTERVAL, horizon_in, standing_record
 
 
@@ -31,6 +31,7 @@ class Restatement:
         self._placements: dict[str, Placement] = {}
         self._nodes: dict[str, NodeRecord] = {}
         self._era = 0
+        self._limits = Limits()
         for record in missing:
             self._know(record)
         for fold in folds:
@@ -39,11 +40,12 @@ class Restatement:
             self._placements |= fold.placements
             self._nodes |= fold.nodes
             self._era = max(self._era, fold.horizon.number)
+            self._limits = max(self._limits, fold.limits, key=lambda limits: limits.generation)
 
     @property
     def is_needed(self) -> bool:
         """Tell whether there is anything to write."""
-        return bool(self._missing or self._placements or self._nodes or self._era)
+        return bool(self._missing or self._placements or self._nodes or self._era or self._limits.generation)
 
     @property
     def is_whole(self) -> bool:
@@ -73,6 +75,8 @@ class Restatement:
             # Of the horizon only its number is true of another log: no era may come twice.
             horizon = msgspec.json.encode(Horizon(number=self._era))
             await self._put_back(subjects.HORIZON, horizon, lambda entry: horizon_in(entry).number < self._era)
+        if self._limits.generation:
+            await self._put_back(subjects.LIMITS, msgspec.json.encode(self._limits), _newer_than(self._limits))
 
     def _know(self, record: Record) -> None:
         self._missing[record.id] = operations.merge(self._missing.get(record.id), record)
@@ -108,12 +112,12 @@ def _outranking(record: Record) -> Callable[[Entry], bool]:
     return is_better
 
 
-def _newer_than(placement: Placement) -> Callable[[Entry], bool]:
+def _newer_than(wanted: Placement | Limits) -> Callable[[Entry], bool]:
     def is_better(standing: Entry) -> bool:
         try:
-            held = msgspec.json.decode(standing.payload, type=Placement)
+            held = msgspec.json.decode(standing.payload, type=type(wanted))
         except msgspec.DecodeError:
             return True
-        return placement.generation > held.generation
+        return wanted.generation > held.generation
 
     return is_better

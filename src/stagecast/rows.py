@@ -13,7 +13,18 @@ import msgspec
 
 from stagecast import broadcast, operations
 from stagecast.fold import Fold, Slot
-from stagecast.messages import Attempt, GalleryStatus, Hindrance, Kind, Phase, Record, StagingStatus, State
+from stagecast.messages import (
+    Attempt,
+    Bottleneck,
+    GalleryStatus,
+    Hindrance,
+    Kind,
+    Phase,
+    Priority,
+    Record,
+    StagingStatus,
+    State,
+)
 from stagecast.mirror import Mirror
 from stagecast.quantities import format_time, parse_time
 
@@ -25,6 +36,7 @@ _CAMEL = {
     "updated_at": "updatedAt", "begun_by": "begunBy", "duration_seconds": "durationSeconds",
     "bytes_moved": "bytesMoved", "mean_bytes_per_second": "meanBytesPerSecond", "ended_at": "endedAt",
     "stalled_since": "stalledSince", "stalled_on": "stalledOn", "kept_bytes": "keptBytes", "call_id": "callID",
+    "limited_by": "limitedBy", "time_spent": "timeSpent",
 }  # fmt: skip
 
 
@@ -63,6 +75,9 @@ class Row(msgspec.Struct, kw_only=True, rename=_CAMEL):
 
     Of what has ended also: ``cause`` and ``begunBy``, why the job and this attempt were begun; ``durationSeconds`` and
     ``bytesMoved`` of this attempt, ``meanBytesPerSecond`` over all of it; ``attempts``, the job's, this one the last.
+
+    Of a staging ``priority``, and while it moves bytes ``limitedBy``: on what most of its time went just now. By its
+    name, and in the history, ``timeSpent``: the parts of the time of all its streams, together 1.
     """
 
     id: str
@@ -103,6 +118,9 @@ class Row(msgspec.Struct, kw_only=True, rename=_CAMEL):
     stalled_on: Hindrance | msgspec.UnsetType = msgspec.UNSET
     kept_bytes: int | msgspec.UnsetType = msgspec.UNSET
     call_id: str | msgspec.UnsetType = msgspec.UNSET
+    priority: Priority | msgspec.UnsetType = msgspec.UNSET
+    limited_by: Bottleneck | msgspec.UnsetType = msgspec.UNSET
+    time_spent: dict[Bottleneck, float] | msgspec.UnsetType = msgspec.UNSET
     nodes: list[NodeShare] | msgspec.UnsetType = msgspec.UNSET
 
     def __iter__(self) -> Iterator[tuple[str, object]]:
@@ -148,12 +166,15 @@ def row(record: Record, nodes: list[NodeShare] | None = None) -> Row:
         kept_bytes=record.bytes_kept if record.keep_partial else msgspec.UNSET,
         call_id=record.call or msgspec.UNSET,
         nodes=nodes or msgspec.UNSET,
+        priority=operations.priority(record) if record.kind == "staging" else msgspec.UNSET,
+        limited_by=operations.bottleneck(record) or msgspec.UNSET,
     )
 
 
 def detailed(record: Record, nodes: list[NodeShare] | None = None) -> Row:
-    """Return the row of one operation; of an ended one with what only then can be told, absent rather than guessed."""
+    """Return the row of one operation with where its time went, and of an ended one with what only then can be told."""
     shown = row(record, nodes)
+    shown.time_spent = _parts(record) or msgspec.UNSET
     if not operations.is_ended(record):
         return shown
     seconds, moved = operations.took(record), operations.moved(record)
@@ -301,6 +322,11 @@ def _pace(record: Record) -> tuple[float | msgspec.UnsetType, float | msgspec.Un
     left = record.bytes_total - record.bytes_done
     eta = round(left / record.rate, 1) if record.phase == "transferring" and left > 0 else msgspec.UNSET
     return round(record.rate, 1), eta
+
+
+def _parts(record: Record) -> dict[Bottleneck, float]:
+    total = sum(record.spent.values())
+    return {on: round(seconds / total, 3) for on, seconds in record.spent.items()} if total else {}
 
 
 def _mirror_state(mirror: Mirror) -> State:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 DEFAULT_LISTEN = "127.0.0.1:8080"
 DEFAULT_WORKER_LISTEN = "127.0.0.1:8081"
+STAGINGS_AT_ONCE = 4
+"""Few enough that what began first is whole first, and enough that one slow source does not hold up the others."""
 
 
 def default_name() -> str:
@@ -49,6 +51,7 @@ class NodeSettings:
     """Bytes that models may take in all before those used longest ago are evicted; 0 for no such bound."""
     keep_free: int = 0
     """Bytes that are to stay free on the models' disk, by the same means; 0 for no such bound."""
+    stagings_at_once: int = STAGINGS_AT_ONCE
 
     @property
     def models_folder(self) -> Path:

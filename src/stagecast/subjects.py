@@ -21,6 +21,7 @@ KIND_PREFIX: Final[dict[Kind, str]] = {
     "deletion": "deletion",
 }
 
+LIMITS: Final = "stagecast.limits"
 HORIZON: Final = "stagecast.horizon"
 """Where it stands up to where ended operations are forgotten."""
 LOG_SUBJECTS: Final = (
@@ -34,6 +35,7 @@ LOG_SUBJECTS: Final = (
     "stagecast.placement.*",
     "stagecast.instance.*",
     HORIZON,
+    LIMITS,
 )
 HISTORY_SUBJECTS: Final = ("stagecast.history.*",)
 BEAT: Final = "stagecast.beat"

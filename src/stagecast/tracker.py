@@ -269,6 +269,8 @@ class Tracker:
                 await ownership.end("cancelled")
             elif ownership.stopped_by == "pause":
                 await ownership.change(state="paused", note="paused", rate=None)
+            elif ownership.stopped_by == "turn":
+                await ownership.put_back()
         if others:
             raise asyncio.CancelledError
 
@@ -336,6 +338,7 @@ class Tracker:
                 self._tell_owner(identifier)
             self._changes.tell("holding")
             self._changes.tell("placement")
+            self._changes.tell("limits")
             self._changes.notify()
 
     def _apply(self, entry: Entry) -> None:
@@ -355,7 +358,7 @@ class Tracker:
         if self._incoming is self.fold:
             if change.what == "operation":
                 self._tell_owner(change.id)
-            if change.what == "holding" or change.what == "placement":
+            if change.what == "holding" or change.what == "placement" or change.what == "limits":
                 self._changes.tell(change.what)
             self._changes.notify()
 

@@ -15,6 +15,7 @@ from stagecast import operations
 from stagecast.fold import Fold, Slot
 from stagecast.leases import responsible
 from stagecast.messages import MODEL_KINDS, Kind, Record
+from stagecast.urgency import order
 
 SILENCE: Final = 5.0
 """Seconds after its last word at which a queued operation gets a sign of life."""
@@ -55,11 +56,7 @@ def _places(queued: list[Slot]) -> dict[str, int]:
     lines: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
     for slot in queued:
         lines[slot.record.kind, slot.record.node].append(slot.record)
-    return {
-        record.id: place
-        for line in lines.values()
-        for place, record in enumerate(sorted(line, key=lambda record: (record.started_at, record.id)))
-    }
+    return {record.id: place for line in lines.values() for place, record in enumerate(sorted(line, key=order))}
 
 
 def _at_work(fold: Fold) -> dict[tuple[str, str], list[Record]]:

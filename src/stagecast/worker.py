@@ -10,7 +10,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Final
 
@@ -18,7 +18,7 @@ import msgspec
 
 from stagecast import operations
 from stagecast.duty import Duty
-from stagecast.errors import StagecastError, TransferFailed
+from stagecast.errors import AppendConflict, Fenced, StagecastError, TransferFailed
 from stagecast.gathering import gather_files, gather_pieces
 from stagecast.manifest import Manifest
 from stagecast.messages import Record
@@ -30,9 +30,11 @@ from stagecast.presence import Presence
 from stagecast.remains import Remains
 from stagecast.revision import Revision
 from stagecast.room import promised
+from stagecast.settings import STAGINGS_AT_ONCE
 from stagecast.stocktaking import Wanted, stock
+from stagecast.throttle import Throttle
 from stagecast.tracker import Tracker
-from stagecast.transfer import Holder, RateLimit, fetch_manifest, pull
+from stagecast.transfer import Holder, fetch_manifest, pull
 from stagecast.transfer.pull import PATIENCE
 from stagecast.verifier import Verifier, is_asked
 from stagecast.work import in_thread
@@ -43,19 +45,26 @@ _UNLESS_A_BYTE_COMES: Final = f"it fails after {PATIENCE:.0f} s without one from
 
 
 class Worker:
-    """Stages and loads for one node."""
+    """Stages and loads for one node, ``at_once`` models at a time unless the log says otherwise (`messages.Limits`)."""
 
-    def __init__(self, node: Node, tracker: Tracker, presence: Presence, *, token: str, rate_limit: int = 0) -> None:
+    def __init__(
+        self, node: Node, tracker: Tracker, presence: Presence, *, token: str, throttle: Throttle | None = None,
+        at_once: int = STAGINGS_AT_ONCE,
+    ) -> None:  # fmt: skip
         self._node = node
         self._tracker = tracker
         self._presence = presence
         self._token = token
-        self._limit = RateLimit(rate_limit) if rate_limit else None
+        self._limit = throttle.limit if throttle else None
+        self._at_once = at_once
         self._pulled: deque[tuple[int, float]] = deque(maxlen=SAMPLES)
         """Bytes that moved and seconds that took, of the latest pulls, the last one first."""
         self._verifier = Verifier(node, self._holders, token=token, limit=self._limit)
         self._remains = Remains(node.store.partial_bytes, node.store.discard_partials)
-        self._duty = Duty(tracker, "staging", self._stage, node=node.name, clear=self._remains.clear)
+        self._duty = Duty(
+            tracker, "staging", self._stage, node=node.name, clear=self._remains.clear, at_once=self._room,
+            is_short=self._is_here,
+        )  # fmt: skip
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Worker, None]:
@@ -71,7 +80,10 @@ class Worker:
         """
         if await asyncio.to_thread(self._node.store.recorded, model) is not None:
             return
-        record, at = await self._tracker.open("staging", model, self._node.name, cause=cause)
+        record, at = await self._tracker.open(
+            "staging", model, self._node.name, cause=cause, parameters={"priority": "request"}
+        )
+        await self._hasten(record)
         await self._tracker.until(lambda: self._has_ended(record, at))
         ended = self._tracker.fold.record(record.id)
         if ended is None and await asyncio.to_thread(self._node.store.recorded, model) is not None:
@@ -84,6 +96,34 @@ class Worker:
         if held is None:  # not heard yet, or forgotten: it ended long before this process woke
             return at.reached_by(self._tracker.revision)
         return operations.fence(held) >= operations.fence(record) and operations.is_ended(held)
+
+    async def _hasten(self, record: Record) -> None:
+        """Let a staging that was under way already be as urgent as if it had been asked for now."""
+        while operations.priority(record) != "request":
+            wish = {**record.parameters, "priority": "request"}
+            with suppress(AppendConflict, Fenced):
+                ownership = self._tracker.owned.get(record.id)
+                if ownership is not None:
+                    await ownership.change(parameters=wish)
+                    return
+                held, sequence = await self._tracker.standing(record.id, record.kind, record.model, record.node)
+                if held is None or held.state not in {"queued", "paused"}:
+                    return
+                record = held
+                following = operations.succeeding(held, self._tracker.now(), parameters=wish)
+                await self._tracker.write(following, sequence)
+                return
+
+    def _room(self) -> int:
+        said = self._tracker.fold.limits.nodes.get(self._node.name)
+        return said.stagings_at_once if said and said.stagings_at_once else self._at_once
+
+    async def _is_here(self, record: Record) -> bool:
+        """Tell whether a staging has nothing to move, so that it need not wait for those that have."""
+        if is_asked(record):
+            return False
+        held = await asyncio.to_thread(self._node.store.recorded, record.model)
+        return held is not None and record.parameters.get("digest", held.digest) == held.digest
 
     async def _stage(self, ownership: Ownership) -> None:
         async with self._remains.of(ownership):
@@ -151,6 +191,7 @@ class Worker:
                 token=self._token, limit=self._limit, advance=advance,
                 checked=partial(ownership.check, total=written),
                 waiting=partial(ownership.wait, then=_UNLESS_A_BYTE_COMES), received=self._node.receive,
+                spent=ownership.spend,
                 entered=lambda index: ownership.enter(index + 1, manifest.files[index].path),
                 completed=lambda index: ownership.complete(index + 1, manifest.files[index].path),
                 stop=ownership.stop,

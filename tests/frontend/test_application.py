@@ -73,7 +73,8 @@ async def test_the_page_loads_nothing_from_elsewhere(here: Alone) -> None:
 async def test_the_description_has_every_call(here: Alone) -> None:
     paths = (await here.get("/api/openapi.json")).json["paths"]
     assert sorted((path, method) for path, item in paths.items() for method in item) == [
-        ("/api/gc", "post"), ("/api/models", "get"), ("/api/models/install", "post"),
+        ("/api/gc", "post"), ("/api/limits", "get"), ("/api/limits", "put"),
+        ("/api/models", "get"), ("/api/models/install", "post"),
         ("/api/models/{name}", "delete"), ("/api/models/{name}", "get"),
         ("/api/models/{name}/load", "post"), ("/api/models/{name}/pin", "post"),
         ("/api/models/{name}/stage", "post"), ("/api/models/{name}/unpin", "post"),

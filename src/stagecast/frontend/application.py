@@ -19,6 +19,7 @@ from stagecast.frontend.disk_api import DiskApi
 from stagecast.frontend.docs import readable
 from stagecast.frontend.gate import Gate
 from stagecast.frontend.installs import Installs
+from stagecast.frontend.limits_api import LimitsApi
 from stagecast.frontend.models_api import ModelsApi
 from stagecast.frontend.nodes_api import NodesApi
 from stagecast.frontend.openai import OpenAI
@@ -71,7 +72,7 @@ def build(replica: Replica, installs: Installs, session: aiohttp.ClientSession, 
 
     application = Litestar(
         route_handlers=[
-            OperationsApi, ModelsApi, NodesApi, DiskApi, healthz, readyz, show_metrics, index, docs, v1,
+            OperationsApi, ModelsApi, NodesApi, DiskApi, LimitsApi, healthz, readyz, show_metrics, index, docs, v1,
             create_static_files_router("/page", [PAGE], include_in_schema=False),
         ],
         dependencies={

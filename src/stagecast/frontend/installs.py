@@ -22,7 +22,7 @@ from stagecast.ownership import Ownership
 from stagecast.remains import Remains
 from stagecast.revision import Revision
 from stagecast.stream import STALL
-from stagecast.transfer import RateLimit
+from stagecast.throttle import Throttle
 from stagecast.work import in_thread
 
 _UNLESS_A_BYTE_COMES: Final = f"it asks again, and fails after {PATIENCE:.0f} s without one"
@@ -35,8 +35,8 @@ _PATIENCE: Final = 6.0
 class Installs:
     """Starts installations, and takes over those whose owner is dead."""
 
-    def __init__(self, replica: Replica, rate_limit: int = 0) -> None:
-        self._limit = RateLimit(rate_limit) if rate_limit else None
+    def __init__(self, replica: Replica, throttle: Throttle | None = None) -> None:
+        self._limit = throttle.limit if throttle else None
         self._replica = replica
         self._tracker = replica.tracker
         store = replica.node.store

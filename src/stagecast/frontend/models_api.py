@@ -75,6 +75,7 @@ class StageRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     nodes: list[str] | Literal["all"] = "all"
     dry_run: bool = False
     wait_for_space: bool = False
+    priority: Literal["low", "normal", "high"] = "normal"
 
 
 class VerifyRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -177,7 +178,9 @@ class ModelsApi(Controller):
             plans = await replica.plan(name, nodes)
             plan = StagePlan(model=name, bytes=max(plan.bytes for plan in plans), nodes=plans)
             return Response(Planned(plan=plan), status_code=200)
-        records, revision = await replica.stage(name, nodes, "api", wait_for_space=data.wait_for_space)
+        records, revision = await replica.stage(
+            name, nodes, "api", wait_for_space=data.wait_for_space, priority=data.priority
+        )
         return Response(
             Started(operations=[rows.row_of(replica.fold, record) for record in records], revision=str(revision))
         )

@@ -24,7 +24,7 @@ from stagecast.errors import (
 from stagecast.fold import Fold
 from stagecast.history import History
 from stagecast.manifest import Manifest
-from stagecast.messages import Holding, NodeRecord, Record
+from stagecast.messages import Holding, NodeRecord, Priority, Record
 from stagecast.node import Node
 from stagecast.participant import Participant
 from stagecast.past import Sought
@@ -113,7 +113,7 @@ class Replica:
         return chosen
 
     async def stage(
-        self, model: str, nodes: list[str], cause: str, *, wait_for_space: bool = False
+        self, model: str, nodes: list[str], cause: str, *, wait_for_space: bool = False, priority: Priority = "normal"
     ) -> tuple[list[Record], Revision]:
         """Queue a staging for each node; the workers do the rest. Stagings under way are returned as they stand.
 
@@ -124,6 +124,7 @@ class Replica:
         size = max(holding.size for holding in holdings)
         digest = newest_digest(holdings)
         parameters = ({"digest": digest} if digest else {}) | ({WAIT_FOR_SPACE: "yes"} if wait_for_space else {})
+        parameters |= {"priority": priority} if priority != "normal" else {}
         files = max(holding.files for holding in holdings)
         call, beside = self.tracker.new_id(), list[str]()
         opened: dict[str, tuple[Record, Revision]] = {}
