@@ -22,6 +22,7 @@ from stagecast.pieces import pieces_of
 from stagecast.reading import Slice
 from stagecast.records import identity_of
 from stagecast.store import Store
+from stagecast.workshop import leftovers
 from tests.sample import contents_of, fill, lay_out, manifest_of
 
 STEP = 1024
@@ -114,6 +115,17 @@ def test_a_partial_with_linked_files_that_is_thrown_away_leaves_them_known(store
     with store.partial(two.manifest) as partial:
         two.gather(partial)
         partial.discard()
+    assert store.recorded("one") == one
+
+
+def test_a_leftover_with_linked_files_that_is_cleaned_leaves_them_known(store: Store) -> None:
+    one = publish(store, "one", {"weights": BIG})
+    two = Gatherer(store, "two", {"weights": BIG, "more": OTHER})
+    with store.partial(two.manifest) as partial:
+        two.gather(partial)
+    [leftover] = leftovers(store.models, 0.0)
+    store.remove_leftover(leftover)
+    assert leftovers(store.models, 0.0) == []
     assert store.recorded("one") == one
 
 

@@ -61,6 +61,34 @@ def test_what_is_here_does_not_move(server: UpstreamServer, store: Store) -> Non
     assert server.requests == []
 
 
+def test_a_file_that_another_model_has_is_not_fetched_and_stored_once(server: UpstreamServer, store: Store) -> None:
+    first = Work(source_of(server), store).succeeds()
+    server.requests.clear()
+    twin = Work(replace(source_of(server), model="twin"), store)
+    assert twin.succeeds().digest == first.digest
+    assert server.requests == []
+    one, two = (store.models / model / "sub" / "weights.bin" for model in ("m", "twin"))
+    assert one.stat().st_nlink == two.stat().st_nlink
+    assert store.recorded("m") == first
+    store.remove("m")
+    assert store.recorded("twin") is not None
+    assert contents_of(store.models / "twin") == CONTENTS
+
+
+def test_a_file_in_two_drafts_is_begun_anew_without_harm_to_the_other(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_bytes(b"theirs")
+    with Draft(tmp_path, "m") as draft:
+        draft.keep(["a"])
+        with draft.file("a", "http://x/a") as file:
+            file.begin("", None)
+        (draft.folder / "files" / "a").unlink()
+        os.link(tmp_path / "theirs", draft.folder / "files" / "a")
+        with draft.file("a", "http://x/a") as file:
+            file.begin("", None)
+            file.write(b"ours")
+    assert (tmp_path / "theirs").read_bytes() == b"theirs"
+
+
 def test_a_copy_by_other_means_does_not_move(server: UpstreamServer, store: Store) -> None:
     lay_out(store.models / "m", CONTENTS)
     Work(source_of(server), store).succeeds()

@@ -33,9 +33,9 @@ LADDER: Final = (
         "seams",
         {
             "FILES": (
-                "address durable publication reservation disk journal reading copying records known_files adoption "
-                "status part_files partial draft_file draft workshop marks volume store verification repair gathering "
-                "stocktaking leash recipes"
+                "address durable reading copying publication reservation disk journal records known_files adoption "
+                "status part_files partial draft_file draft workshop marks volume store stocktaking verification "
+                "repair gathering leash recipes"
             ),
             "CONTROL": (
                 "bus bus.memory bus.whole bus.database bus.sqlite bus.streams bus.connection bus.consumer "
@@ -62,7 +62,7 @@ LADDER: Final = (
         "hosts",
         {
             "BOTH": (
-                "work throttle listener loopback listening output backend supervision node verifier room collection "
+                "work throttle listener loopback listening output backend supervision node room verifier collection "
                 "keeper "
                 "loader metrics instances"
             )

@@ -17,7 +17,7 @@ from stagecast.draft_file import DraftFile
 from stagecast.durable import Lock, write_whole
 from stagecast.errors import Busy, InvalidManifest, InvalidName
 from stagecast.journal import FileRecord, read_journal, written_journal
-from stagecast.manifest import Manifest, check_name, decode, encode
+from stagecast.manifest import Manifest, ManifestFile, check_name, decode, encode
 from stagecast.publication import WORKSHOP, throw_away
 
 PREFIX: Final = "draft-"
@@ -131,6 +131,20 @@ class Draft:
             # The very bytes from another place: its validators say nothing about those of the old one.
             record.uri, record.validator = uri, ""
         return DraftFile(self.folder, record, self.save)
+
+    def put(self, path: str, make: Callable[[Path], bool]) -> bool:
+        """Have ``make`` put a whole file at a path where nothing is; tell whether it has. Then comes `note`."""
+        place = self.folder / "files" / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        return make(place)
+
+    def note(self, path: str, uri: str, file: ManifestFile) -> None:
+        """Count a file that was put there as whole and checked."""
+        self.records[path] = FileRecord(
+            path=path, uri=uri, sha256=file.sha256, size=file.size, pieces=list(file.pieces), is_whole=True
+        )
+        self.save()
 
     def save(self) -> None:
         """Write the journal anew, from what is known now."""

@@ -71,6 +71,11 @@ class DraftFile:
         """Start over, at byte 0, with a content that upstream describes like this."""
         self._record.begin(validator, size)
         self._save()  # before the bytes go: it must never name pieces that are not there
+        if os.fstat(self._descriptor).st_nlink > 1:
+            # Another model has this very file: it stays what it is, and here another one begins.
+            os.close(self._descriptor)
+            self._path.unlink()
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         os.ftruncate(self._descriptor, 0)
         self._go_to(0)
 

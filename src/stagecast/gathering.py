@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from stagecast.copying import copied
+from stagecast.draft import Draft
 from stagecast.durable import opened
+from stagecast.manifest import PIECE_SIZE
 from stagecast.partial import Partial
 from stagecast.pieces import Piece
 from stagecast.store import Store
@@ -36,12 +38,31 @@ def gather_files(store: Store, arriving: Partial, found: Callable[[int], None]) 
         OSError: the disk failed.
     """
     files = arriving.manifest.files
-    located = {number: store.locate(file.digest) for number, file in enumerate(files) if file.size}
-    sources = {number: place[0] for number, place in located.items() if place is not None}
+    located = {number: store.files.locate(file.digest) for number, file in enumerate(files) if file.size}
+    sources = {number: place for number, place in located.items() if place is not None}
     with store.files.keeping() if sources else contextlib.nullcontext():
         for number, source in sources.items():
             if arriving.put(number, partial(_share, store, files[number].digest, source)):
                 found(files[number].size)
+
+
+def gather_published(store: Store, draft: Draft, path: str, uri: str, sha256: str) -> int:
+    """Put a file of an installation in its place that was published here with this SHA-256; return its bytes, or 0.
+
+    Only where it can be stored once, and nothing of it has come. Nothing is read or moved.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    known = store.files.published_as(sha256, PIECE_SIZE)
+    if known is None or path in draft.records:
+        return 0
+    with store.files.keeping():
+        located = store.files.locate(known.digest)
+        if located is None or not draft.put(path, partial(_share, store, known.digest, located)):
+            return 0
+    draft.note(path, uri, known)
+    return known.size
 
 
 def gather_pieces(store: Store, arriving: Partial, found: Callable[[int], None], stop: threading.Event) -> None:

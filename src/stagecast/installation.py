@@ -21,6 +21,7 @@ from stagecast.draft import Draft, draft_records
 from stagecast.draft_file import DraftFile
 from stagecast.errors import Busy, HolderFailed, Interrupted, NotEnoughSpace, SourceRefused, TransferFailed
 from stagecast.gallery import Source, SourceFile
+from stagecast.gathering import gather_published
 from stagecast.installed import installed
 from stagecast.manifest import Manifest, ManifestFile
 from stagecast.messages import Hindrance
@@ -94,8 +95,9 @@ def install(
 
     ``advance`` gets each new byte once, also where a file is moved a second time; what `staged_bytes` says is not
     reported. ``entered`` gets the number of the file that moves now, ``completed`` that of each file that is whole.
-    If the very files, by their SHA-256, are here already, nothing moves, and ``found``, or ``advance``, gets their
-    bytes. What had arrived stays on the disk whatever is raised, a file with a wrong digest excepted.
+    Files that are here already, by their SHA-256, in this model or another one, do not move, and ``found``, or
+    ``advance``, gets their bytes. What had arrived stays on the disk whatever is raised, a file with a wrong digest
+    excepted.
 
     ``checked`` gets bytes that are here and were hashed again. ``whole`` is called once all of it is here, before it is
     published; what it raises leaves the draft as it is. ``waiting`` is told what it waits for while no byte comes:
@@ -117,6 +119,9 @@ def install(
     with Draft(store.models, source.model) as draft:
         draft.keep([file.path for file in source.files])
         arrival = _Arrival(draft, advance, checked, waiting, stop, limit, patience, stall)
+        near = [gather_published(store, draft, file.path, file.uri, file.sha256) for file in source.files]
+        if any(near):
+            (found or advance)(sum(near))
         with _room(source, draft, store) as reservation:
             files = []
             for number, file in enumerate(source.files):

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from stagecast import operations, workshop
+from stagecast import operations
 from stagecast.collection import begin, collection
 from stagecast.commands import Question
 from stagecast.errors import BusError
@@ -161,7 +161,7 @@ class Keeper:
     async def _remove(self, ownership: Ownership, lone: list[Leftover]) -> None:
         freed = 0
         for leftover in lone:
-            freed += await asyncio.to_thread(workshop.remove, self._store.models, leftover)
+            freed += await asyncio.to_thread(self._store.remove_leftover, leftover)
         self._tell_orphaned(sum(each.bytes for each in orphans((await self.inventory()).leftovers)))
         await ownership.change(bytes_total=freed, bytes_done=freed)
 

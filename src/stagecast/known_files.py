@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from stagecast.manifest import Manifest
+from stagecast.manifest import Manifest, ManifestFile
 from stagecast.reading import Slice
 from stagecast.records import Identity, Record, Records, identity_of
 
@@ -36,11 +36,25 @@ class KnownFiles:
         base = self._models / manifest.model
         return base if manifest.single else base / manifest.files[number].path
 
-    def locate(self, digest: str) -> tuple[Path, int] | None:
-        """Return the path and size in bytes of a file by its digest; None if it is not here, or not as recorded."""
+    def find(self, digest: str) -> tuple[Record, int] | None:
+        """Return a record that has a file of that digest, and its number there; None if it is not here as recorded."""
         for record, number in self._records.with_file(digest):
             if self._is_known(record, number):
-                return self.place(record.manifest, number), record.manifest.files[number].size
+                return record, number
+        return None
+
+    def locate(self, digest: str) -> Path | None:
+        """Return the path of a file by its digest; None if it is not here, or not as recorded."""
+        found = self.find(digest)
+        return None if found is None else self.place(found[0].manifest, found[1])
+
+    def published_as(self, sha256: str, piece_size: int) -> ManifestFile | None:
+        """Return a file that was published here with that SHA-256, as its manifest lists it, if it is as it was."""
+        for record in self._records.all() if sha256 else ():
+            if record.is_published and record.manifest.piece_size == piece_size:
+                for number, file in enumerate(record.manifest.files):
+                    if file.sha256 == sha256 and self._is_known(record, number):
+                        return file
         return None
 
     def pieces(self, wanted: Collection[str]) -> dict[str, Slice]:

@@ -12,11 +12,12 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from stagecast import publication
+from stagecast import publication, workshop
 from stagecast.adoption import adopt, survey
 from stagecast.disk import Disk, Space, naming_full_disk
 from stagecast.durable import Lock, make_folder
 from stagecast.errors import Busy, Interrupted, InvalidManifest, InvalidName, Unknown, WrongState
+from stagecast.eviction import Leftover
 from stagecast.known_files import KnownFiles
 from stagecast.manifest import Manifest, check_name, decode, encode
 from stagecast.marks import Marks
@@ -107,10 +108,12 @@ class Store:
 
     def locate(self, file_digest: str) -> tuple[Path, int] | None:
         """Return the path and size in bytes of a file by its digest; None if it is not here, or not as recorded."""
-        found = self.files.locate(file_digest)
-        if found is not None:
-            self.marks.use(found[0].relative_to(self.models).parts[0])
-        return found
+        found = self.files.find(file_digest)
+        if found is None:
+            return None
+        record, number = found
+        self.marks.use(record.manifest.model)
+        return self.files.place(record.manifest, number), record.manifest.files[number].size
 
     def partial(self, manifest: Manifest) -> Partial:
         """Return what has arrived of a revision, to be entered by ``with``. Raises `InvalidManifest`, `InvalidName`."""
@@ -188,6 +191,11 @@ class Store:
             self._records.drop(name)
         self.marks.forget(name)
         return count
+
+    def remove_leftover(self, leftover: Leftover) -> int:
+        """Remove what nobody goes on with; return how many bytes of the disk that freed. See `workshop.remove`."""
+        with self.files.keeping():
+            return workshop.remove(self.models, leftover)
 
     def space(self) -> Space:
         """Return the free bytes of the models' disk, and its bytes in all."""

@@ -17,6 +17,7 @@ from stagecast.node import Node
 from stagecast.ownership import Ownership
 from stagecast.remains import Remains
 from stagecast.repair import Repair
+from stagecast.room import promised
 from stagecast.transfer import Holder, RateLimit, pull
 from stagecast.transfer.pull import PATIENCE
 from stagecast.verification import Findings, inspect
@@ -70,7 +71,7 @@ class Verifier:
             repair = await in_thread(ownership.stop, stack.enter_context, Repair(store, findings))
             written = sum(repair.written(piece) for piece in repair.missing())
             present = repair.verified_bytes + written
-            stack.enter_context(store.reserve(copy, present))
+            await promised(stack, ownership, self._node, copy, present)
             await ownership.change(
                 phase="transferring", bytes_total=manifest.size, bytes_done=present, bytes_present=present,
                 total_files=len(manifest.files),
