@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -13,7 +13,7 @@ from stagecast import broadcast, operations, subjects
 from stagecast import ownership as module
 from stagecast.bus import Bus, Log
 from stagecast.errors import BusUnavailable, Fenced
-from stagecast.messages import Entry, Record
+from stagecast.messages import Entry, Record, Verb
 from stagecast.ownership import Ownership, standing_record
 from tests.conftest import eventually
 from tests.peers import a_record, gathered
@@ -206,6 +206,33 @@ async def test_an_end_by_somebody_else_is_final(bus: Bus, outcome: str) -> None:
     with pytest.raises(Fenced):
         await ownership.end("succeeded")
     assert await standing(bus) == end
+
+
+@pytest.mark.parametrize("commands", [("cancel",), ("pause",), ("cancel", "retry")])
+async def test_a_command_over_the_owners_head_holds_though_it_begins_a_new_attempt_just_then(
+    bus: Bus, commands: Sequence[Verb]
+) -> None:
+    ownership, _ = await owning(bus)
+    await ownership.change(bytes_total=100, bytes_done=50)
+    commanded = ownership.record
+    for command in commands:
+        commanded = operations.commanded(commanded, command, 9.0)
+    await say(bus, commanded)
+    with pytest.raises(Fenced):
+        await ownership.change(bytes_done=20)  # bytes were lost: that would be the next attempt's first word
+    assert await standing(bus) == commanded
+
+
+async def test_an_owner_writes_over_how_an_earlier_attempt_ended(bus: Bus) -> None:
+    """A log that came back empty hears of the operation from somebody who has not seen the retry."""
+    ownership, _ = await owning(bus)
+    await ownership.change(bytes_total=100, bytes_done=50)
+    end = operations.ended(ownership.record, "failed", 9.0)
+    await ownership.change(bytes_done=20)
+    await say(bus, end)
+    await ownership.change(bytes_done=30)
+    assert await standing(bus) == ownership.record
+    assert ownership.record.attempt == end.attempt + 1
 
 
 async def test_a_pause_written_over_the_owners_head_holds(bus: Bus) -> None:

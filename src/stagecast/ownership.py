@@ -245,7 +245,7 @@ class Ownership(Meter):
         """
         standing = await self._standing(subjects.operation(wanted))
         held = standing_record(standing)
-        if held is not None and held != wanted and _fences(held, wanted):
+        if held is not None and held != wanted and _fences(held, self.record, wanted):
             raise Fenced(wanted.id, wanted.attempt)
         if standing is None and horizon_in(await self._standing(subjects.HORIZON)).forgets(self.sequence):
             # It has ended without us, so long ago that all have forgotten it: nothing revives it.
@@ -285,10 +285,18 @@ class Ownership(Meter):
                 await asyncio.sleep(RETRY_INTERVAL)
 
 
-def _fences(held: Record, wanted: Record) -> bool:
-    if operations.fence(held) != operations.fence(wanted):
-        return operations.fence(held) > operations.fence(wanted)
-    return held.owner not in {"", wanted.owner} or operations.is_ended(held) or held.state == "paused"
+def _fences(held: Record, ours: Record, wanted: Record) -> bool:
+    """Tell whether what stands there forbids ``wanted`` to whoever said ``ours`` last.
+
+    ``wanted`` may begin an attempt that nobody has heard of: that does not lift it above an end of the one before.
+    """
+    if operations.fence(held) < operations.fence(ours):
+        return False
+    if operations.fence(held) > operations.fence(wanted):
+        return True
+    # Between two attempts of ours nobody else has claimed it; before the first, it was nobody's.
+    owners = {"", wanted.owner} if operations.fence(held) == operations.fence(ours) else {wanted.owner}
+    return held.owner not in owners or operations.is_ended(held) or held.state == "paused"
 
 
 def _has_parted(record: Record) -> bool:
