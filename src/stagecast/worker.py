@@ -188,7 +188,7 @@ class Worker:
             await in_thread(stop, gather_pieces, store, arriving, find, stop)
             pulled = await in_thread(
                 ownership.stop, pull, manifest, arriving, lambda: self._holders(manifest.model, manifest.digest),
-                token=self._token, limit=self._limit, advance=advance,
+                token=self._token, tls=self._node.tls, limit=self._limit, advance=advance,
                 checked=partial(ownership.check, total=written),
                 waiting=partial(ownership.wait, then=_UNLESS_A_BYTE_COMES), received=self._node.receive,
                 spent=ownership.spend,
@@ -223,7 +223,14 @@ class Worker:
             for holder in holders:
                 try:
                     manifest = await in_thread(
-                        ownership.stop, fetch_manifest, holder, digest, self._token, ownership.stop, waiting=waiting
+                        ownership.stop,
+                        fetch_manifest,
+                        holder,
+                        digest,
+                        self._token,
+                        ownership.stop,
+                        waiting=waiting,
+                        tls=self._node.tls,
                     )
                     # Equal files may have other names elsewhere: a digest says what a model is, not what it is called.
                     return msgspec.structs.replace(manifest, model=model)

@@ -93,6 +93,12 @@ class Assignments:
             self._blame(assignment.holder, why, 1.0 + lost, now)
             self._rest(assignment.holder.name, now)
 
+    def given_back(self, assignment: Assignment) -> None:
+        """Note that the piece was not begun after all, which says nothing about its holder."""
+        self._return(assignment.piece)
+        if assignment.holder:
+            self._close(assignment.holder)
+
     def wrong(self, assignment: Assignment, why: str, now: float, *, is_certain: bool) -> None:
         """Note that the piece came whole, but with a wrong digest; ``is_certain`` that all of it came from the holder.
 

@@ -25,6 +25,10 @@ TICK: Final = 0.1
 REFRESH: Final = 1.0
 """Seconds after which the caller is asked again who the holders are."""
 
+BATCH: Final = 1024 * 1024
+MOST: Final = 64
+"""Bytes, and pieces, that a stream takes on at once; a piece that is larger is taken alone."""
+
 
 @dataclass(frozen=True)
 class Pulled:
@@ -84,6 +88,9 @@ class Ledger:
         self._received: Counter[str] = Counter()
         self._verified = 0
         self._waits = Waits()
+        self._pieces_left = len(missing)
+        self._streams = self._wanted = 0
+        self._leaving: set[int] = set()
         self._spent: dict[int, Waits] = {}
 
     def supervise(
@@ -91,8 +98,12 @@ class Ledger:
         holders: Callable[[], Sequence[Holder]],
         tell: Told,
         stop: threading.Event,
+        tend: Callable[[int, float], None],
     ) -> None:
-        """Report to the caller until everything is verified; raise what ends the pull before that."""
+        """Report to the caller until everything is verified; raise what ends the pull before that.
+
+        ``tend`` gets, about ten times a second, the bytes received so far, and the time.
+        """
         refreshed = float("-inf")
         while True:
             now = time.monotonic()
@@ -109,20 +120,44 @@ class Ledger:
             self._report(tell)
             if is_complete:
                 return
+            tend(self._received.total(), now)
             with self._changed:
                 self._changed.wait(TICK)
 
-    def take(self) -> Assignment | None:
-        """Wait for something to do, and return it; None when there will be nothing more."""
+    def want(self, streams: int) -> int:
+        """Say how many streams there should be; return how many are missing, which the caller starts."""
+        with self._changed:
+            # Nobody needs more streams than there are pieces left.
+            self._wanted = max(1, min(streams, self._pieces_left))
+            lacking = max(0, self._wanted - self._streams + len(self._leaving))
+            self._streams += lacking
+            return lacking
+
+    def take(self) -> list[Assignment]:
+        """Wait for something to do, and return it; nothing when there will be nothing more.
+
+        That is one piece, or many small ones, so that nobody waits a round trip for each.
+        """
         with self._changed:
             while not self.halted.is_set() and not self._assignments.is_complete:
-                assignment = self._assignments.next(time.monotonic())
-                if assignment is not None:
-                    self._moving.add(assignment.piece.file)
-                    return assignment
+                if self._streams - len(self._leaving) > self._wanted:
+                    self._leaving.add(threading.get_ident())
+                    break
+                batch = self._batch(time.monotonic())
+                if batch:
+                    self._moving.update(assignment.piece.file for assignment in batch)
+                    return batch
                 self._standing.pop(threading.get_ident(), None)
                 self._changed.wait(TICK)
-        return None
+        return []
+
+    def _batch(self, now: float) -> list[Assignment]:
+        batch: list[Assignment] = []
+        room = BATCH
+        while room > 0 and len(batch) < MOST and (assignment := self._assignments.next(now)) is not None:
+            batch.append(assignment)
+            room -= assignment.piece.length
+        return batch
 
     def at(self, what: Hindrance) -> None:
         """Note for what the calling stream waits next; nothing while it computes."""
@@ -160,6 +195,7 @@ class Ledger:
         with self._changed:
             self._assignments.done(assignment, time.monotonic())
             self._verified += assignment.piece.length
+            self._pieces_left -= 1
             self._left[assignment.piece.file] -= 1
             if not self._left[assignment.piece.file]:
                 self._whole.append(assignment.piece.file)
@@ -172,6 +208,12 @@ class Ledger:
         with self._changed:
             self._failed_at = self._standing.get(threading.get_ident()) or "source"
             self._assignments.failed(assignment, why, time.monotonic(), lost)
+
+    def given_back(self, assignment: Assignment) -> None:
+        """Note that a piece was not begun, for no fault of its holder's."""
+        with self._changed:
+            self._assignments.given_back(assignment)
+            self._changed.notify_all()
 
     def wrong(self, assignment: Assignment, *, is_certain: bool) -> None:
         """Note a piece with a wrong digest."""
@@ -189,6 +231,8 @@ class Ledger:
             self._spent.pop(threading.get_ident(), None)
             self._standing.pop(threading.get_ident(), None)
             self._error = self._error or error
+            self._streams -= 1
+            self._leaving.discard(threading.get_ident())
             self._changed.notify_all()
 
     def result(self, seconds: float) -> Pulled:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from types import TracebackType
 from typing import Final, Self
 
 from stagecast.store import Store
+from stagecast.transfer.bulk import stand_back
 from stagecast.transfer.exchange import Exchange
 
 CONNECTIONS: Final = 256
@@ -25,18 +27,23 @@ TURNED_AWAY: Final = 32
 class FileServer:
     """Use as ``with FileServer(store, "127.0.0.1", token=secret) as server``; port 0 takes a free one.
 
-    ``server.url`` has ``host`` as it was given. With a ``token``, each request must carry it as its bearer.
+    ``server.url`` has ``host`` as it was given. With a ``token``, each request must carry it as its bearer. With
+    ``tls`` it is spoken to over TLS only.
 
     Entering raises:
         OSError: the address cannot be listened on.
     """
 
-    def __init__(self, store: Store, host: str, port: int = 0, token: str = "", connections: int = CONNECTIONS) -> None:
+    def __init__(
+        self, store: Store, host: str, port: int = 0, token: str = "", connections: int = CONNECTIONS,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:  # fmt: skip
         self.store = store
         self.host = host
         self.port = port
         self.token = token
         self._most = connections
+        self._tls = tls
         self._bytes_sent = 0
         self._guard = threading.Lock()
         self._open: dict[socket.socket, threading.Thread] = {}
@@ -68,7 +75,7 @@ class FileServer:
     def url(self) -> str:
         """Where it answers: ``http://127.0.0.1:41234``."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{'https' if self._tls else 'http'}://{host}:{self.port}"
 
     @property
     def bytes_sent(self) -> int:
@@ -83,6 +90,9 @@ class FileServer:
                 # Out of descriptors, or a client that left before it was accepted: the next one may fare better.
                 self._closing.wait(0.05)
                 continue
+            if self._tls is not None:
+                # Hands are shaken in the connection's own thread.
+                connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
             if not self._admit(connection):
                 connection.close()
 
@@ -102,7 +112,8 @@ class FileServer:
     def _serve(self, connection: socket.socket, store: Store | None) -> None:
         try:
             with contextlib.suppress(OSError):
-                Exchange(connection, store, self.token, self._count)
+                stand_back()
+                Exchange(connection, store, self.token, self._count).run()
         finally:
             with self._guard:
                 del self._open[connection]
