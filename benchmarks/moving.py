@@ -52,8 +52,7 @@ def _stage(store: Store, do: str, urls: list[str], digest: str, **options: int) 
         moved = time.monotonic()
         partial.publish()
     ended = time.monotonic()
-    waits = {name: round(seconds, 3) for name, seconds in vars(pulled.waits).items()}
-    return {"seconds": ended - began, "publishing": ended - moved, "waits": waits}
+    return {"seconds": ended - began, "publishing": ended - moved, "waits": pulled.waits.seconds()}
 
 
 if __name__ == "__main__":
