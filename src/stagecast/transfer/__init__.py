@@ -1,10 +1,11 @@
 """Moving files between processes: `FileServer` gives, `pull` gets."""
 
-from stagecast.transfer.ledger import Pulled
+from stagecast.pieces import Holder
 from stagecast.transfer.limit import RateLimit
 from stagecast.transfer.pull import pull
+from stagecast.transfer.report import Pulled
 from stagecast.transfer.serve import FileServer
-from stagecast.transfer.source import Holder, fetch_manifest
+from stagecast.transfer.source import fetch_manifest
 from stagecast.transfer.tls import client_tls, server_tls
 from stagecast.transfer.waits import Waits
 

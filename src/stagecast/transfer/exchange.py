@@ -12,18 +12,22 @@ import re
 import socket
 import ssl
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from http import HTTPStatus
 from io import FileIO
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import msgspec
 
 from stagecast.errors import BadInput
-from stagecast.manifest import encode
-from stagecast.pieces import parse_range
+from stagecast.manifest import Manifest, encode
+from stagecast.partial import Partial
+from stagecast.pieces import Piece, encode_set, parse_range, pieces_between, pieces_of, set_of
 from stagecast.store import Store
 from stagecast.transfer import tcp_info, waits
+from stagecast.transfer.sends import Sending, Sends
+from stagecast.transfer.source import SHARED
 
 IDLE: Final = 60
 """Seconds without a byte in either direction after which a connection is given up."""
@@ -37,7 +41,7 @@ _BUFFER: Final = 256 * 1024
 """Bytes that are read at a time where TLS is in between, and the kernel cannot send a file by itself."""
 _MOST_OF_HEAD: Final = 16 * 1024
 _REQUEST: Final = re.compile(r"([A-Z]+) (\S+) HTTP/1\.([01])")
-_PATH: Final = re.compile(r"/(files|manifests)/([0-9a-f]{64})")
+_PATH: Final = re.compile(r"/(files|manifests|pieces)/([0-9a-f]{64})")
 
 
 class Request(NamedTuple):
@@ -78,16 +82,14 @@ def parse_request(head: bytes) -> Request:
 class Exchange:
     """`run` serves the connection until it ends. Without a ``store``, each request is told to come back later.
 
-    ``count`` gets the bytes of files that were handed to the network.
+    ``sends`` is told of what is sent.
     """
 
-    def __init__(
-        self, connection: socket.socket, store: Store | None, token: str, count: Callable[[int], None]
-    ) -> None:
+    def __init__(self, connection: socket.socket, store: Store | None, token: str, sends: Sends) -> None:
         self._connection = connection
         self._store = store
         self._token = token
-        self._count = count
+        self._sends = sends
         self._inbox = b""
         self._request = Request("", "", {}, is_last=True)
 
@@ -144,6 +146,8 @@ class Exchange:
             self._refuse(404, "not_found", f"nothing is served at {self._request.path}")
         elif match[1] == "manifests":
             self._send_manifest(self._store, match[2])
+        elif match[1] == "pieces":
+            self._send_pieces(self._store, match[2])
         else:
             self._send_file(self._store, match[2])
 
@@ -154,8 +158,31 @@ class Exchange:
         else:
             self._send(200, encode(manifest), {"ETag": f'"{digest}"'})
 
+    def _send_pieces(self, store: Store, digest: str) -> None:
+        """Answer which pieces of a manifest are here, and which somebody got from here lately: two sets of bits."""
+        manifest, arrival = store.manifest_by_digest(digest), store.arriving_manifest(digest)
+        if manifest is None and arrival is None:
+            self._refuse(404, "not_found", f"no manifest {digest} is here")
+            return
+        manifest = manifest or cast("Partial", arrival).manifest
+        pieces = list(pieces_of(manifest))
+        have = (1 << len(pieces)) - 1 if arrival is None else set_of(map(arrival.is_verified, pieces))
+        sent = set_of(self._is_sent(manifest, pieces))
+        body = encode_set(have, len(pieces)) + encode_set(sent, len(pieces))
+        self._send(200, body, {"Content-Type": "application/octet-stream"})
+
+    def _is_sent(self, manifest: Manifest, pieces: list[Piece]) -> Iterator[bool]:
+        begun = [{start for start, _ in self._sends.lately(file.digest)} for file in manifest.files]
+        return (piece.offset in begun[piece.file] for piece in pieces)
+
     def _send_file(self, store: Store, digest: str) -> None:
         found = store.locate(digest)
+        arriving = store.arriving(digest) if found is None else None
+        is_here: Callable[[int, int], bool] = _always
+        if arriving is not None:
+            arrival, number = arriving
+            found = arrival.files.place(number), arrival.manifest.files[number].size
+            is_here = partial(_holds, arrival, number)
         if found is None:
             self._refuse(404, "not_found", f"no file {digest} is here")
             return
@@ -166,9 +193,9 @@ class Exchange:
             self._refuse(404, "not_found", f"file {digest} cannot be read: {error.strerror}")
             return
         with file:
-            self._send_range(file, digest, size)
+            self._send_range(file, digest, size, is_here)
 
-    def _send_range(self, file: FileIO, digest: str, size: int) -> None:
+    def _send_range(self, file: FileIO, digest: str, size: int, is_here: Callable[[int, int], bool]) -> None:
         etag, is_get = f'"{digest}"', self._request.method == "GET"
         asked, bounds = self._request.fields.get("range") if is_get else None, None
         if asked is not None and self._request.fields.get("if-range", etag) == etag:
@@ -178,16 +205,34 @@ class Exchange:
                 self._refuse(416, error.code, error.message, {"Content-Range": f"bytes */{size}"})
                 return
         start, stop = bounds or (0, size)
-        fields = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": etag}
+        if not is_here(start, stop):
+            self._refuse(404, "not_found", f"bytes {start}-{stop} of file {digest} are not here yet")
+            return
+        is_shared = self._request.fields.get(SHARED.lower()) == "yes"
+        sending = self._sends.begin(digest, start, stop, is_shared=is_shared)
+        if sending is None:
+            self._refuse(503, "busy", "others are served just now; ask another holder", {"Retry-After": "1"})
+            return
+        try:
+            self._send_all(file, digest, size, bounds, is_here, sending)
+        finally:
+            self._sends.end(sending)
+
+    def _send_all(
+        self, file: FileIO, digest: str, size: int, bounds: tuple[int, int] | None, is_here: Callable[[int, int], bool],
+        sending: Sending,
+    ) -> None:  # fmt: skip
+        start, stop = bounds or (0, size)
+        fields = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": f'"{digest}"'}
         if sent := tcp_info.said(self._connection):
             fields[waits.FIELD] = sent
         if bounds:
             fields["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         head = self._head(206 if bounds else 200, stop - start, fields)
-        if is_get and start < stop:
+        if self._request.method == "GET" and start < stop:
             # Not sent before its body: a small file and its head leave in one packet.
             self._connection.sendall(head, 0 if self._is_sealed else socket.MSG_MORE)
-            self._send_bytes(file, start, stop)
+            self._send_bytes(file, start, stop, is_here, sending)
         else:
             self._connection.sendall(head)
 
@@ -195,14 +240,18 @@ class Exchange:
     def _is_sealed(self) -> bool:
         return isinstance(self._connection, ssl.SSLSocket)
 
-    def _send_bytes(self, file: FileIO, start: int, stop: int) -> None:
+    def _send_bytes(
+        self, file: FileIO, start: int, stop: int, is_here: Callable[[int, int], bool], sending: Sending
+    ) -> None:
         send = self._send_read if self._is_sealed else self._send_unread
         while start < stop:
             sent = send(file, start, stop - start)
             if sent == 0:
                 raise OSError("the file became shorter while it was sent")
-            self._count(sent)
+            self._sends.count(sending, sent)
             start += sent
+            if not is_here(start, stop):
+                raise OSError("what was sent turned out not to be verified")
 
     def _send_unread(self, file: FileIO, start: int, most: int) -> int:
         return os.sendfile(self._connection.fileno(), file.fileno(), start, min(_STEP, most))
@@ -229,6 +278,14 @@ class Exchange:
         if self._request.is_last:
             lines.append("Connection: close")
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def _always(start: int, stop: int) -> bool:  # noqa: ARG001  # where all of the file is here
+    return True
+
+
+def _holds(arrival: Partial, file: int, start: int, stop: int) -> bool:
+    return all(map(arrival.is_verified, pieces_between(arrival.manifest, file, start, stop)))
 
 
 def _is_allowed(fields: dict[str, str], token: str) -> bool:

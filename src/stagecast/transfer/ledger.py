@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from stagecast.errors import HoldersFailed, Interrupted, PieceCorrupt
 from stagecast.manifest import Manifest
-from stagecast.messages import Bottleneck, Hindrance
+from stagecast.messages import Hindrance
 from stagecast.partial import Partial
-from stagecast.pieces import Piece
+from stagecast.pieces import Holder, Piece, pieces_of
 from stagecast.transfer.assignments import Assignment, Assignments
 from stagecast.transfer.pace import LEAST
-from stagecast.transfer.source import Holder
+from stagecast.transfer.report import Pulled, Told
 from stagecast.transfer.waits import Waits
 
 TICK: Final = 0.1
@@ -29,32 +29,8 @@ BATCH: Final = 1024 * 1024
 MOST: Final = 64
 """Bytes, and pieces, that a stream takes on at once; a piece that is larger is taken alone."""
 
-
-@dataclass(frozen=True)
-class Pulled:
-    """What one call of `pull` did.
-
-    ``bytes_received`` counts all of the pieces' bytes that came, also in vain, and ``holders`` says from whom;
-    ``bytes_verified`` counts the pieces that were verified in this call.
-    """
-
-    bytes_received: int
-    bytes_verified: int
-    holders: dict[str, int]
-    seconds: float
-    waits: Waits
-
-
-@dataclass(frozen=True)
-class Told:
-    """What the caller of `pull` wants to be told; see there."""
-
-    advance: Callable[[int], None]
-    checked: Callable[[int], None]
-    entered: Callable[[int], None]
-    completed: Callable[[int], None]
-    waiting: Callable[[Hindrance], None]
-    spent: Callable[[Mapping[Bottleneck, float]], None] = lambda _: None
+SHARING: Final = 4
+"""Streams while others receive the same: the fewer pieces come at a time, the sooner each can be passed on."""
 
 
 class Ledger:
@@ -68,9 +44,12 @@ class Ledger:
         self.partial = partial
         self.halted = threading.Event()
         self._patience = patience
+        pieces = list(pieces_of(manifest))
+        self.count = len(pieces)
+        """Pieces in all."""
         missing = partial.missing()
         whole = {piece for piece in missing if partial.written(piece) == piece.length}
-        self._assignments = Assignments(missing, whole, time.monotonic())
+        self._assignments = Assignments(pieces, missing, whole, time.monotonic(), random.random)
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._reported: dict[Piece, int] = {}
@@ -127,6 +106,8 @@ class Ledger:
     def want(self, streams: int) -> int:
         """Say how many streams there should be; return how many are missing, which the caller starts."""
         with self._changed:
+            if self._assignments.is_shared:
+                streams = SHARING
             # Nobody needs more streams than there are pieces left.
             self._wanted = max(1, min(streams, self._pieces_left))
             lacking = max(0, self._wanted - self._streams + len(self._leaving))
@@ -147,6 +128,7 @@ class Ledger:
                 if batch:
                     self._moving.update(assignment.piece.file for assignment in batch)
                     return batch
+                self._assignments.reconsider(time.monotonic())
                 self._standing.pop(threading.get_ident(), None)
                 self._changed.wait(TICK)
         return []
@@ -179,6 +161,7 @@ class Ledger:
             if position > self._reached.get(piece, 0):
                 self._gained += position - self._reached.get(piece, 0)
                 self._reached[piece] = position
+                self._assignments.reached(piece, position, time.monotonic())
                 # A byte now and then is no progress: nobody waits a year for a model.
                 if self._gained >= LEAST * self._patience:
                     self._gained = 0
@@ -210,9 +193,31 @@ class Ledger:
             self._assignments.failed(assignment, why, time.monotonic(), lost)
 
     def given_back(self, assignment: Assignment) -> None:
-        """Note that a piece was not begun, for no fault of its holder's."""
+        """Note that a piece was left where it stands, for no fault of its holder's."""
         with self._changed:
             self._assignments.given_back(assignment)
+            self._changed.notify_all()
+
+    def busy(self, assignment: Assignment, why: str) -> None:
+        """Note that a holder serves as many as it can just now."""
+        with self._changed:
+            self._assignments.busy(assignment, why, time.monotonic())
+            self._changed.notify_all()
+
+    def is_unwanted(self, assignment: Assignment) -> bool:
+        """Whether the rest of a piece is to come from another holder; then give it back."""
+        with self._changed:
+            return self._assignments.is_unwanted(assignment.piece)
+
+    def neighbours(self) -> list[Holder]:
+        """Return the holders of which it is worth asking what they have: none while nobody else receives the same."""
+        with self._changed:
+            return self._assignments.holders if self._assignments.is_shared else []
+
+    def learn(self, name: str, have: int, sent: int) -> None:
+        """Note which pieces a holder has, and which it gave to others just now."""
+        with self._changed:
+            self._assignments.learn(name, have, sent)
             self._changed.notify_all()
 
     def wrong(self, assignment: Assignment, *, is_certain: bool) -> None:
@@ -233,6 +238,12 @@ class Ledger:
             self._error = self._error or error
             self._streams -= 1
             self._leaving.discard(threading.get_ident())
+            self._changed.notify_all()
+
+    def broke(self, error: BaseException) -> None:
+        """Note what must not happen; the caller of `pull` gets it."""
+        with self._changed:
+            self._error = self._error or error
             self._changed.notify_all()
 
     def result(self, seconds: float) -> Pulled:

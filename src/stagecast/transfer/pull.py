@@ -11,11 +11,14 @@ from typing import Final
 from stagecast.manifest import Manifest
 from stagecast.messages import Bottleneck, Hindrance
 from stagecast.partial import Partial
+from stagecast.pieces import Holder
 from stagecast.transfer.crew import Crew
-from stagecast.transfer.ledger import Ledger, Pulled, Told
+from stagecast.transfer.ledger import Ledger
 from stagecast.transfer.limit import RateLimit
 from stagecast.transfer.ramp import FIRST, MOST, Ramp
-from stagecast.transfer.source import STALL, Holder
+from stagecast.transfer.report import Pulled, Told
+from stagecast.transfer.scout import Scout
+from stagecast.transfer.source import STALL
 from stagecast.transfer.stream import Stream
 
 PATIENCE: Final = 30.0
@@ -79,7 +82,7 @@ def pull(
     def run() -> None:
         Stream(ledger, token, streams or SHARES, limit, stall, tls).run()
 
-    with Crew(ledger, run, ramp) as crew:
+    with Crew(ledger, run, ramp) as crew, Scout(ledger, token, tls):
         ledger.supervise(holders, tell, stop, crew.tend)
     pulled = ledger.result(time.monotonic() - began)
     spent(pulled.waits.seconds())

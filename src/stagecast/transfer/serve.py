@@ -1,7 +1,11 @@
 """Gives the models of this disk to others, over HTTP/1.1.
 
 ``GET /files/<digest>`` answers the bytes of a file, a range of them on demand, and ``GET /manifests/<digest>`` a
-manifest as JSON. Everything runs in threads of its own: bulk bytes never share an event loop with requests.
+manifest as JSON. ``GET /pieces/<manifest's digest>`` answers two sets of pieces, each a bit per piece in the manifest's
+order, the lowest bit of a byte first, filled up to whole bytes: those that are here, and those that somebody who shares
+them got from here within the last half minute. What still arrives is served as far as it is verified.
+
+Everything runs in threads of its own: bulk bytes never share an event loop with requests.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Final, Self
 from stagecast.store import Store
 from stagecast.transfer.bulk import stand_back
 from stagecast.transfer.exchange import Exchange
+from stagecast.transfer.sends import Sends
 
 CONNECTIONS: Final = 256
 """Connections that are served at a time; a thread each."""
@@ -44,7 +49,7 @@ class FileServer:
         self.token = token
         self._most = connections
         self._tls = tls
-        self._bytes_sent = 0
+        self._sends = Sends()
         self._guard = threading.Lock()
         self._open: dict[socket.socket, threading.Thread] = {}
         self._closing = threading.Event()
@@ -80,7 +85,7 @@ class FileServer:
     @property
     def bytes_sent(self) -> int:
         """Bytes of files that were handed to the network since the start; only ever grows."""
-        return self._bytes_sent
+        return self._sends.bytes_sent
 
     def _accept(self) -> None:
         while not self._closing.is_set():
@@ -113,15 +118,11 @@ class FileServer:
         try:
             with contextlib.suppress(OSError):
                 stand_back()
-                Exchange(connection, store, self.token, self._count).run()
+                Exchange(connection, store, self.token, self._sends).run()
         finally:
             with self._guard:
                 del self._open[connection]
             connection.close()
-
-    def _count(self, sent: int) -> None:
-        with self._guard:
-            self._bytes_sent += sent
 
 
 def _shut_down(connection: socket.socket) -> None:

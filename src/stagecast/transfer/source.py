@@ -9,54 +9,41 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final, NamedTuple, Self, cast
 
-from stagecast.errors import BadInput, HolderFailed, Interrupted, InvalidManifest
+from stagecast.errors import HolderBusy, HolderFailed, Interrupted, InvalidManifest
 from stagecast.manifest import Manifest, decode
 from stagecast.messages import Hindrance
-from stagecast.pieces import parse_content_range
+from stagecast.pieces import Holder, decode_set
 from stagecast.transfer.connection import Connection, parse_address
+from stagecast.transfer.head import MEANINGS, Head, length_of, misfit
 from stagecast.transfer.waits import FIELD, Sent, parse_sent
 
 STALL: Final = 10.0
 """Seconds without a byte after which a holder counts as hanging."""
 
+SHARED: Final = "Stagecast-Shared"
+"""The header of a request whose bytes others may have too: a holder that has enough to do may refuse it with 503."""
+
 _MOST_OF_HEAD: Final = 16 * 1024
 _INBOX: Final = 64 * 1024
 """Bytes that are received at once where a head is expected: several small responses fit in."""
+_MOST_OF_REFUSAL: Final = 4096
 _MOST_OF_MANIFEST: Final = 64 * 1024 * 1024
 _STATUS: Final = re.compile(r"HTTP/1\.[01] (\d{3})\b")
-_MEANINGS: Final = {
-    200: "ignores ranges, and would send the whole file",
-    401: "refused the cluster's token",
-    404: "does not have it",
-    503: "serves too many others just now",
-}
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A process that can serve a model's pieces; ``url`` is that of its `FileServer`."""
-
-    name: str
-    url: str
-
-
-class Head(NamedTuple):
-    """The head of a response. Names of ``fields`` are in lower case."""
-
-    status: int
-    fields: dict[str, str]
 
 
 class Wanted(NamedTuple):
-    """A range to ask for: the bytes from ``start`` to ``stop`` (excluded) of a file of ``size`` bytes."""
+    """A range to ask for: the bytes from ``start`` to ``stop`` (excluded) of a file of ``size`` bytes.
+
+    ``is_shared`` says that others may have it too, so that a holder who has enough to do can say so.
+    """
 
     digest: str
     start: int
     stop: int
     size: int
+    is_shared: bool = False
 
 
 class Source:
@@ -116,12 +103,15 @@ class Source:
         with self._guarded():
             wanted = self._asked[0]
             head = self._head(lambda: "".join(map(self._request, self._asked)))
-            why = _misfit(head, wanted.digest, wanted[1:])
-            if why:
+            is_busy = head.status == 503 and self._skip(head)
+            why = misfit(head, wanted.digest, (wanted.start, wanted.stop, wanted.size))
+            if why and not is_busy:
                 raise HolderFailed(self.holder.name, why)
             self.sent = parse_sent(head.fields.get(FIELD.lower(), ""))
             self._asked.popleft()
-            self._left = wanted.stop - wanted.start
+            self._left = 0 if is_busy else wanted.stop - wanted.start
+        if is_busy:
+            raise HolderBusy(self.holder.name, why)
 
     def request(self, digest: str, start: int, stop: int, size: int) -> None:
         """Ask for one range, and wait for the head of the response."""
@@ -141,18 +131,43 @@ class Source:
             request = self._get(f"/manifests/{digest}", "")
             self._send(request)
             head = self._head(lambda: request)
-            length = _length(head)
+            length = length_of(head)
             if head.status != 200 or not 0 < length <= _MOST_OF_MANIFEST:
-                meaning = _MEANINGS.get(head.status, f"answered HTTP {head.status}")
+                meaning = MEANINGS.get(head.status, f"answered HTTP {head.status}")
                 why = "sent a manifest of no usable length" if head.status == 200 else meaning
                 raise HolderFailed(self.holder.name, why)
-            body = memoryview(bytearray(length))
-            self._left = length
-            while self._left:
-                if self._receive_body(body[length - self._left :]):
-                    self._waiting("")
-                self._waiting("source")
-            return self._decoded(bytes(body), digest)
+            return self._decoded(self._body(length), digest)
+
+    def pieces(self, digest: str, count: int) -> tuple[int, int]:
+        """Return which of a manifest's ``count`` pieces the holder has, and which it gave to others just now."""
+        with self._guarded():
+            request = self._get(f"/pieces/{digest}", "")
+            self._send(request)
+            head = self._head(lambda: request)
+            if head.status == 404 and self._skip(head):
+                return 0, 0
+            size = -(-count // 8)
+            if head.status != 200 or length_of(head) != 2 * size:
+                raise HolderFailed(self.holder.name, MEANINGS.get(head.status, "does not tell which pieces it has"))
+            body = self._body(2 * size)
+            return decode_set(body[:size], count), decode_set(body[size:], count)
+
+    def _skip(self, head: Head) -> bool:
+        """Receive a refusal, so that the next response is what follows; tell whether that went well."""
+        length = length_of(head)
+        if not 0 <= length <= _MOST_OF_REFUSAL or head.fields.get("connection") == "close":
+            return False
+        self._body(length)
+        return True
+
+    def _body(self, length: int) -> bytes:
+        body = memoryview(bytearray(length))
+        self._left = length
+        while self._left:
+            if self._receive_body(body[length - self._left :]):
+                self._waiting("")
+            self._waiting("source")
+        return bytes(body)
 
     def _decoded(self, body: bytes, digest: str) -> Manifest:
         try:
@@ -177,7 +192,8 @@ class Source:
             raise
 
     def _request(self, wanted: Wanted) -> str:
-        return self._get(f"/files/{wanted.digest}", f"Range: bytes={wanted.start}-{wanted.stop - 1}\r\n")
+        shared = f"{SHARED}: yes\r\n" if wanted.is_shared else ""
+        return self._get(f"/files/{wanted.digest}", f"Range: bytes={wanted.start}-{wanted.stop - 1}\r\n{shared}")
 
     def _get(self, path: str, field: str) -> str:
         address = parse_address(self.holder.name, self.holder.url)
@@ -268,31 +284,3 @@ def fetch_manifest(
     """
     with Source(holder, token, stop or threading.Event(), stall=stall, waiting=waiting, tls=tls) as source:
         return source.manifest(digest)
-
-
-def _length(head: Head) -> int:
-    """Return the bytes of the body, or -1 where that cannot be told from the head or they are encoded."""
-    text = head.fields.get("content-length", "")
-    is_plain = head.fields.get("content-encoding", "identity") == "identity" and "transfer-encoding" not in head.fields
-    return int(text) if is_plain and re.fullmatch(r"[0-9]{1,19}", text) else -1
-
-
-def _misfit(head: Head, digest: str, asked: tuple[int, int, int]) -> str:
-    """Return in what a response is not the range that was asked for, (start, stop, size); empty if it is."""
-    if "html" in head.fields.get("content-type", ""):
-        return f"answered HTTP {head.status} with a page for people, as a proxy does that stands in between"
-    if head.status != 206:
-        return _MEANINGS.get(head.status, f"answered HTTP {head.status}")
-    if head.fields.get("etag", f'"{digest}"') != f'"{digest}"':
-        return f"has another file there, with the ETag {head.fields['etag']}"
-    try:
-        found = parse_content_range(head.fields.get("content-range", ""))
-    except BadInput as error:
-        return error.message
-    if found != asked:
-        return (
-            f"sent bytes {found[0]}-{found[1]} of {found[2]} where {asked[0]}-{asked[1]} of {asked[2]} were asked for"
-        )
-    if _length(head) != asked[1] - asked[0]:
-        return "sent a body that is not as long as its own range"
-    return ""

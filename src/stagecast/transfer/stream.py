@@ -11,16 +11,20 @@ from typing import Final
 
 from blake3 import blake3
 
-from stagecast.errors import HolderFailed, Interrupted
+from stagecast.errors import HolderBusy, HolderFailed, Interrupted
+from stagecast.pieces import Holder
 from stagecast.transfer.assignments import Assignment
 from stagecast.transfer.bulk import stand_back
 from stagecast.transfer.ledger import TICK, Ledger
 from stagecast.transfer.limit import RateLimit
-from stagecast.transfer.source import Holder, Source, Wanted
+from stagecast.transfer.source import Source, Wanted
 from stagecast.transfer.waits import Blame, Waits
 
 BUFFER: Final = 1024 * 1024
 """Bytes that a stream holds in memory: as much as stays in a core's cache between network, hash and disk."""
+
+CONNECTIONS: Final = 4
+"""Connections that a stream keeps, one to each holder that it asked: a thousand receivers must not fill all of them."""
 
 _WINDOW: Final = 0.025
 """Seconds of a limited rate that the kernel may receive ahead of us: what a ``kill -9`` makes move again.
@@ -116,36 +120,51 @@ class Stream:
         """Receive the rest of these pieces, all asked for at once; what a failure leaves is given back."""
         self._heard, left = time.monotonic(), deque(arrivals)
         try:
-            while left:
-                began, source = time.monotonic(), self._connected(holder)
-                wanted = [self._wanted(arrival) for arrival in left]
-                source.ask(wanted)
-                for each in wanted:
-                    self._receive_range(source, left[0], each.stop - each.start)
-                    if left[0].position == left[0].assignment.piece.length:
-                        self._judge(left.popleft())
-                asked = sum(each.stop - each.start for each in wanted)
-                self._stretch = max(BUFFER // 4, int(_STRETCH * asked / (time.monotonic() - began)))
+            while left and self._receive_batch(holder, left):
+                pass
+        except HolderBusy as error:
+            self._ledger.busy(left.popleft().assignment, error.why)
         except HolderFailed as error:
             self._ledger.failed(left.popleft().assignment, error.why, time.monotonic() - self._heard)
-            for arrival in left:
-                self._ledger.given_back(arrival.assignment)
+        for arrival in left:
+            self._ledger.given_back(arrival.assignment)
+
+    def _receive_batch(self, holder: Holder, left: deque[_Arrival]) -> bool:
+        """Ask for all that is left, and receive it; False where the first is to come from another holder instead."""
+        began, source = time.monotonic(), self._connected(holder)
+        wanted = [self._wanted(arrival) for arrival in left]
+        source.ask(wanted)
+        for each in wanted:
+            if not self._receive_range(source, left[0], each.stop - each.start):
+                return False
+            if left[0].position == left[0].assignment.piece.length:
+                self._judge(left.popleft())
+        asked = sum(each.stop - each.start for each in wanted)
+        self._stretch = max(BUFFER // 4, int(_STRETCH * asked / (time.monotonic() - began)))
+        return True
 
     def _wanted(self, arrival: _Arrival) -> Wanted:
         piece = arrival.assignment.piece
         file = self._ledger.manifest.files[piece.file]
+        is_shared = bool(self._ledger.neighbours())
         # Only the last of a batch is larger than a buffer: what follows a part of a piece would not be asked for yet.
-        stop = min(piece.length, arrival.position + max(self._stretch, BUFFER))
-        return Wanted(file.digest, piece.offset + arrival.position, piece.offset + stop, file.size)
+        # A holder that let a shared piece begin is not to say in its middle that it has enough to do.
+        stop = piece.length if is_shared else min(piece.length, arrival.position + max(self._stretch, BUFFER))
+        return Wanted(file.digest, piece.offset + arrival.position, piece.offset + stop, file.size, is_shared)
 
-    def _receive_range(self, source: Source, arrival: _Arrival, length: int) -> None:
+    def _receive_range(self, source: Source, arrival: _Arrival, length: int) -> bool:
+        """Receive the answer to one request; False where the rest is to come from another holder instead."""
         since, stop = time.monotonic(), arrival.position + length
         source.begin()
         self._heard = time.monotonic()
         self._blame.wait(self._heard - since, trips=1)
         self._blame.hear(source.sent)
         while arrival.position < stop:
+            if self._ledger.is_unwanted(arrival.assignment):
+                source.close()
+                return False
             self._receive(source, arrival)
+        return True
 
     def _receive(self, source: Source, arrival: _Arrival) -> None:
         piece, ledger = arrival.assignment.piece, self._ledger
@@ -200,6 +219,8 @@ class Stream:
             self._blame.part()
         self._latest = holder
         if holder not in self._sources:
+            if len(self._sources) >= CONNECTIONS:
+                self._sources.pop(next(iter(self._sources))).close()
             self._sources[holder] = Source(
                 holder, self._token, self._ledger.halted, window=self._window, stall=self._stall,
                 waiting=self._ledger.at, tls=self._tls,
