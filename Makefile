@@ -28,6 +28,7 @@ simulate: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/consistency.py
+	$(BIN)/python benchmarks/transfer.py --quick
 
 # A million steps of the simulation, every kill point of what writes to a disk, then real processes under real faults, whatever
 # was found before; the exit code is that of any. Cutting processes off from each other needs root. CHAOS="--faults nats-kill --times 9" for some of the faults.

@@ -98,10 +98,12 @@ class Network:
         for device in ("lo", "eth0"):
             self._ip(name, "link", "set", device, "up")
 
+    def device(self, name: str) -> str:
+        """Return this machine's end of a process's pair of devices, which sends what the process receives."""
+        return f"{self._id}v{list(self._addresses).index(name) + 1}"
+
     def _count(self, name: str, counter: str) -> int:
-        # This machine's end of the pair, which sends what the process receives.
-        number = list(self._addresses).index(name) + 1
-        return int(Path(f"/sys/class/net/{self._id}v{number}/statistics/{counter}").read_text())
+        return int(Path(f"/sys/class/net/{self.device(name)}/statistics/{counter}").read_text())
 
     def _ip(self, name: str, *arguments: str) -> None:
         _run("-n", self._namespace(name), *arguments)

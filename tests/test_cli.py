@@ -387,7 +387,7 @@ def test_serve_is_told_by_options(ran: _Ran) -> None:
     options = (
         "--listen 0.0.0.0:1 --files-listen 0.0.0.0:2 --advertise host --nats nats://x --data /d --models /m --name n "
         "--token t --allow-unauthenticated --backends /b --rate-limit 20MB/s --disk-budget 2TB --keep-free 50GB "
-        "--stagings-at-once 2 "
+        "--stagings-at-once 2 --files-certificate /c --files-key /k --files-authority /a "
         "--api-key k --galleries g1 --galleries g2 --wait-budget 3 --history-count 500 --history-age 0.5"
     )
     assert main(["serve", *options.split()]) == 0
@@ -396,6 +396,7 @@ def test_serve_is_told_by_options(ran: _Ran) -> None:
         models=Path("/m"), name="n", token="t", allow_unauthenticated=True, backends=Path("/b"),
         rate_limit=20_000_000, disk_budget=2 * 10**12, keep_free=50 * 10**9, api_key="k", stagings_at_once=2,
         galleries=("g1", "g2"), wait_budget=3, history_count=500, history_age=0.5,
+        files_certificate=Path("/c"), files_key=Path("/k"), files_authority=Path("/a"),
     )  # fmt: skip
 
 

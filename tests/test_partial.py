@@ -322,7 +322,7 @@ def test_a_disk_that_fills_up_is_named_and_what_came_before_stays(
 
     def pwrite(descriptor: int, data: bytes, offset: int) -> int:
         nonlocal room
-        if descriptor == partial._status.descriptor:
+        if descriptor == partial.status.descriptor:
             return real(descriptor, data, offset)
         if room <= 0:
             raise OSError(number, os.strerror(number))

@@ -1,19 +1,30 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stagecast.errors import BadInput
 from stagecast.pieces import (
+    NEIGHBOURS,
     PENALTY_HALF_LIFE,
-    Piece,
+    Holder,
     Standing,
+    at_least,
     choose_holder,
-    choose_piece,
+    choose_neighbours,
+    decode_set,
+    encode_set,
+    first,
+    numbers,
     parse_content_range,
     parse_range,
+    pieces_between,
     pieces_of,
+    rarest,
+    set_of,
 )
 from tests.sample import manifest_of
 
@@ -75,27 +86,86 @@ def test_wrong_content_ranges_are_refused(text: str) -> None:
         parse_content_range(text)
 
 
-def test_the_next_piece_is_the_first_that_nobody_has() -> None:
-    pieces = [Piece(0, index, index * 4, 4) for index in range(3)]
-    assert choose_piece(pieces, set()) == pieces[0]
-    assert choose_piece(pieces, {pieces[0], pieces[1]}) == pieces[2]
-    assert choose_piece(pieces, set(pieces)) is None
-    assert choose_piece([], set()) is None
+SETS = st.integers(0, 2**40 - 1)
 
 
-def test_the_least_busy_holder_is_chosen_and_excluded_ones_are_not() -> None:
+@given(st.lists(SETS, max_size=6), SETS)
+def test_the_rarest_are_those_in_the_fewest_sets(sets: list[int], pieces: int) -> None:
+    copies = {number: sum(each >> number & 1 for each in sets) for number in numbers(pieces)}
+    fewest = min(copies.values(), default=0)
+
+    assert set(numbers(rarest(pieces, at_least(sets)))) == {number for number in copies if copies[number] == fewest}
+
+
+@given(SETS, st.integers(0, 50))
+def test_the_first_one_from_a_place_on_is_found_or_the_first_of_all(pieces: int, after: int) -> None:
+    found = list(numbers(pieces))
+    if not found:
+        with pytest.raises(ValueError, match="no piece"):
+            first(pieces, after)
+    else:
+        assert first(pieces, after) == next((number for number in found if number >= after), found[0])
+
+
+@given(st.sets(st.integers(0, 99)), st.integers(0, 100))
+def test_sets_cross_the_wire(members: set[int], count: int) -> None:
+    pieces = set_of(number in members for number in range(count))
+
+    assert set(numbers(pieces)) == {number for number in members if number < count}
+    assert decode_set(encode_set(pieces, count), count) == pieces
+    assert len(encode_set(pieces, count)) == -(-count // 8)
+
+
+@given(st.integers(1, 100), st.integers(1, 40), st.data())
+def test_the_pieces_of_a_range_are_those_that_it_touches(size: int, piece_size: int, data: st.DataObject) -> None:
+    manifest = manifest_of("m", {"a": bytes(size)}, piece_size=piece_size)
+    start = data.draw(st.integers(0, size - 1))
+    stop = data.draw(st.integers(start + 1, size))
+
+    expected = [each for each in pieces_of(manifest) if each.offset < stop and start < each.offset + each.length]
+    assert list(pieces_between(manifest, 0, start, stop)) == expected
+
+
+def test_a_pull_deals_with_so_many_holders_only_and_keeps_those_it_knows() -> None:
+    draw = random.Random(1).random
+    whole = [Holder(f"whole-{number}", "") for number in range(3)]
+    others = [Holder(f"other-{number}", "", is_whole=False) for number in range(500)]
+
+    chosen = choose_neighbours([*whole, *others], (), draw)
+    assert chosen[:3] == whole
+    assert len(chosen) == 3 + NEIGHBOURS
+    known = {holder.name for holder in chosen}
+    assert choose_neighbours([*whole, *others], known, draw) == chosen
+    assert choose_neighbours(others[:5], (), draw) == others[:5]
+
+
+def test_the_least_busy_holder_is_chosen() -> None:
     standings = {"a": Standing().opened().opened(), "b": Standing().opened()}
-    assert choose_holder(["a", "b"], standings, set(), now=0) == "b"
-    assert choose_holder(["a", "b", "new"], standings, set(), now=0) == "new"
-    assert choose_holder(["a", "b"], standings, {"b"}, now=0) == "a"
-    assert choose_holder(["a"], standings, {"a"}, now=0) is None
-    assert choose_holder(["b", "c"], {"b": Standing(), "c": Standing()}, set(), now=0) == "b"
+    assert choose_holder(["a", "b"], standings, now=0) == "b"
+    assert choose_holder(["a", "b", "new"], standings, now=0) == "new"
+    assert choose_holder(["a"], standings, now=0) == "a"
+    assert choose_holder([], standings, now=0) is None
+    assert choose_holder(["b", "c"], {"b": Standing(), "c": Standing()}, now=0) == "b"
+
+
+@given(st.floats(1, 1e9), st.floats(2.1, 100))
+def test_a_slower_holder_is_chosen_once_the_faster_one_has_as_many_streams_more(rate: float, factor: float) -> None:
+    slow, streams = Standing().measured(rate / factor), 0
+    standings = {"slow": slow, "fast": Standing().measured(rate)}
+    while choose_holder(["slow", "fast"], standings, now=0) == "fast":
+        streams += 1
+        standings["fast"] = standings["fast"].opened()
+    assert factor - 1 <= streams <= factor + 1
+
+
+def test_one_that_was_never_measured_is_tried() -> None:
+    assert choose_holder(["fast", "new"], {"fast": Standing(streams=1, rate=1e9)}, now=0) == "new"
 
 
 def test_a_failure_costs_a_holder_its_share_for_a_while() -> None:
     standings = {"a": Standing().failed(now=100, weight=4), "b": Standing(streams=3)}
-    assert choose_holder(["a", "b"], standings, set(), now=100) == "b"
-    assert choose_holder(["a", "b"], standings, set(), now=100 + PENALTY_HALF_LIFE) == "a"
+    assert choose_holder(["a", "b"], standings, now=100) == "b"
+    assert choose_holder(["a", "b"], standings, now=100 + PENALTY_HALF_LIFE) == "a"
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e4), st.floats(0, 100)), max_size=8), st.floats(0, 1e4), st.floats(0, 1e4))

@@ -47,9 +47,10 @@ LADDER: Final = (
         "engines",
         {
             "FILES": (
-                "upstream stream transfer.limit transfer.waits transfer.tcp_info transfer.pace transfer.source "
-                "transfer.assignments transfer.ledger transfer.stream transfer.pull transfer.exchange transfer.serve "
-                "transfer"
+                "upstream stream transfer.limit transfer.waits transfer.tcp_info transfer.bulk transfer.tls "
+                "transfer.pace transfer.ramp transfer.connection transfer.head transfer.source transfer.swarm "
+                "transfer.assignments transfer.report transfer.ledger transfer.crew transfer.stream transfer.scout "
+                "transfer.pull transfer.sends transfer.exchange transfer.serve transfer"
             ),
             "CONTROL": (
                 "changes meter archive ownership restatement mending tracker presence history forgetting commands "

@@ -11,7 +11,7 @@ from stagecast.commands import Commands
 from stagecast.errors import TransferFailed
 from stagecast.messages import Limits, NodeLimits, Record
 from stagecast.store import Store
-from stagecast.worker import Worker
+from stagecast.worker import Worker, receivers
 from tests.conftest import eventually
 from tests.nodes import Member, Nodes
 from tests.sample import contents_of, fill, manifest_of
@@ -259,3 +259,32 @@ async def test_what_the_log_says_of_a_node_goes_before_what_it_was_started_with(
             await eventually(lambda: set(member.tracker.owned) == {"staging:a@w"})
             await member.tracker.say(subjects.LIMITS, msgspec.json.encode(Limits(generation=2)))
             await eventually(lambda: len(member.tracker.owned) == 3)
+
+
+async def test_nodes_that_are_just_getting_a_model_are_asked_for_it_too(nodes: Nodes) -> None:
+    async with nodes.node("a") as member, nodes.worker("b") as other, nodes.node("idle"):
+        await member.tracker.open("staging", "owl", "idle", cause="test")
+        await member.tracker.open("staging", "owl", "b", cause="test")
+
+        def found(besides: str, model: str = "owl") -> list[str]:
+            return [holder.name for holder in receivers(member.tracker, member.presence, besides, model)]
+
+        # It waits for a holder: there is none.
+        async with asyncio.timeout(10):
+            await member.tracker.until(lambda: found("a") == ["b"])
+        assert found("b") == []
+        assert found("a", "another") == []
+        (holder,) = receivers(member.tracker, member.presence, "a", "owl")
+        assert (holder.url, holder.is_whole) == (member.tracker.fold.nodes["b"].files, False)
+        assert other.node.bytes_sent == 0
+
+
+async def test_workers_that_get_a_model_at_the_same_time_all_end_well(nodes: Nodes) -> None:
+    async with (
+        nodes.node("holder", OWL, kind="replica") as holder,
+        nodes.worker("w1") as one, nodes.worker("w2") as two, nodes.worker("w3") as three,
+    ):  # fmt: skip
+        await holder.until_held("owl")
+        ends = await asyncio.gather(*(staged(holder, "owl", name) for name in ("w1", "w2", "w3")))
+        assert [end.state for end in ends] == ["succeeded"] * 3
+        assert all(contents_of(member.models / "owl") == FILES for member in (one, two, three))

@@ -33,6 +33,7 @@ from stagecast.router import Router
 from stagecast.settings import Bounds, NodeSettings, ReplicaSettings, WorkerSettings
 from stagecast.store import Store
 from stagecast.throttle import Throttle
+from stagecast.transfer import client_tls, server_tls
 from stagecast.verifier import Verifier
 from stagecast.worker import Worker, holders
 
@@ -122,15 +123,16 @@ async def _node(
     main = parse_endpoint(settings.listen, "--listen")
     files = parse_endpoint(settings.files_listen, "--files-listen") if settings.files_listen else Endpoint(main.host, 0)
     check_open(files, settings.token, allowed=settings.allow_unauthenticated, option="STAGECAST_TOKEN")
+    served = server_tls(settings.files_certificate, settings.files_key)
     node = Node(
         control.tracker, control.announcer, store, name=settings.name, kind=kind, address=address, labels=labels,
-        rate_limit=settings.rate_limit,
+        rate_limit=settings.rate_limit, tls=client_tls(settings.files_authority),
     )  # fmt: skip
     control.commands.drain = node.drain
     keeper = Keeper(node, control.tracker, control.presence, Budget(settings.disk_budget, settings.keep_free))
     control.commands.questions.update(keeper.questions)
     async with (
-        node.running(files.host, files.port, settings.token, _advertised(settings, files)),
+        node.running(files.host, files.port, settings.token, _advertised(settings, files), served),
         keeper.running(),
     ):
         yield node

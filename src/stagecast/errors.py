@@ -197,6 +197,12 @@ class HolderFailed(TransferFailed):
         self.why = why
 
 
+class HolderBusy(HolderFailed):
+    """A holder serves as many as it can just now; that is no failure of its."""
+
+    code = "holder_busy"
+
+
 class SourceRefused(HolderFailed):
     """Upstream answered, and the answer is no; asking again will not help."""
 

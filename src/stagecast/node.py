@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -43,9 +44,11 @@ class Node:
 
     def __init__(
         self, tracker: Tracker, announcer: Announcer, store: Store, *, name: str, kind: Literal["replica", "worker"],
-        address: str, labels: dict[str, str] | None = None, rate_limit: int = 0,
+        address: str, labels: dict[str, str] | None = None, tls: ssl.SSLContext | None = None, rate_limit: int = 0,
     ) -> None:  # fmt: skip
         self.name = name
+        self.tls = tls
+        """Which certificates of other holders are believed; None: those that the system believes."""
         self.store = store
         self._tracker = tracker
         self._announcer = announcer
@@ -79,10 +82,12 @@ class Node:
             self.bytes_received += count
 
     @asynccontextmanager
-    async def running(self, host: str, port: int, token: str, advertise: str) -> AsyncGenerator[Node, None]:
-        """Hold and serve for as long as the block lasts; the file server listens on ``host:port``."""
+    async def running(
+        self, host: str, port: int, token: str, advertise: str, tls: ssl.SSLContext | None = None
+    ) -> AsyncGenerator[Node, None]:
+        """Hold and serve for as long as the block lasts; the file server listens on ``host:port``, over TLS if told."""
         async with AsyncExitStack() as stack:
-            server = stack.enter_context(FileServer(self.store, host, port, token))
+            server = stack.enter_context(FileServer(self.store, host, port, token, tls=tls))
             self._server = server
             files = server.url.replace(f"//{host}:", f"//{advertise}:")
             self._announce(files=files)

@@ -148,6 +148,13 @@ class NodeOptions:
     files_listen: Annotated[
         str, Parameter(help="HOST:PORT where pieces are served. [default: a free port of LISTEN's host]")
     ] = ""
+    files_certificate: Annotated[
+        Path | None, Parameter(help="PEM file: the certificate with which pieces are served over TLS.")
+    ] = None
+    files_key: Annotated[Path | None, Parameter(help="PEM file: its key. [default: in the certificate's file]")] = None
+    files_authority: Annotated[
+        Path | None, Parameter(help="PEM file: who signs the others' certificates. [default: the system's]")
+    ] = None
     advertise: Annotated[str, Parameter(help="Host under which others reach this one. [default: LISTEN's]")] = ""
     data: Annotated[Path, Parameter(help="Folder of what must survive a restart.")] = field(
         default_factory=lambda: NodeSettings().data

@@ -19,6 +19,7 @@ class PartFiles:
         self._manifest = manifest
         self._guard = threading.Lock()
         self._prepared: set[int] = set()
+        self._folders: set[Path] = set()
         self._new_names: set[Path] = set()
 
     def place(self, number: int) -> Path:
@@ -78,11 +79,15 @@ class PartFiles:
         """Forget all of them: they were deleted."""
         with self._guard:
             self._prepared.clear()
+            self._folders.clear()
             self._new_names.clear()
 
     def _make_room(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._new_names.update(above for above in path.parents if above.is_relative_to(self._folder))
+        self._new_names.add(path.parent)
+        if path.parent not in self._folders:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._new_names.update(above for above in path.parents if above.is_relative_to(self._folder))
+            self._folders.add(path.parent)
 
 
 def _is_shared(path: Path) -> bool:

@@ -67,10 +67,10 @@ class Partial:
         self._marks = [0] * len(self._pieces)
         self._unsettled: list[Piece] = []
         self._unsettled_bytes = 0
-        self._files = PartFiles(self.folder, manifest)
+        self.files = PartFiles(self.folder, manifest)
         self._verified_bytes = 0
         self._published: Path | None = None
-        self._status = Status(self.folder / "status")
+        self.status = Status(self.folder / "status")
 
     def __enter__(self) -> Self:
         if not self._file_lock.take():
@@ -87,7 +87,7 @@ class Partial:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self._status.is_open:
+            if self.status.is_open:
                 self._settle()
         finally:
             self._close()
@@ -120,7 +120,7 @@ class Partial:
         if self.is_verified(piece) or not 0 <= offset <= self.written(piece) or stop > piece.length:
             raise ValueError(f"bytes {offset}-{stop} cannot be written to {piece}: {self.written(piece)} are there")
         with self._clear_errors():
-            with opened(self._files.prepare(piece.file), os.O_WRONLY) as descriptor:
+            with opened(self.files.prepare(piece.file), os.O_WRONLY) as descriptor:
                 write_all(descriptor, buffer, piece.offset + offset)
             with self._guard:
                 self._mark(piece, max(stop, self.written(piece)))
@@ -134,7 +134,7 @@ class Partial:
             NotEnoughSpace: the disk is full.
         """
         with self._clear_errors():
-            digest = make(self._files.prepare(piece.file))
+            digest = make(self.files.prepare(piece.file))
         if digest != self.manifest.files[piece.file].pieces[piece.index]:
             return False
         with self._guard:
@@ -150,7 +150,7 @@ class Partial:
         """
         pieces, is_due = [piece for piece in self._pieces if piece.file == number], False
         with self._clear_errors():
-            if any(map(self.written, pieces)) or not self._files.put(number, make):
+            if any(map(self.written, pieces)) or not self.files.put(number, make):
                 return False
         with self._guard:
             for piece in pieces:
@@ -167,26 +167,26 @@ class Partial:
             OSError: the file ends before that.
         """
         buffer = memoryview(bytearray(min(_CHUNK, length)))
-        with opened(self._files.place(piece.file), os.O_RDONLY) as descriptor:
+        with opened(self.files.place(piece.file), os.O_RDONLY) as descriptor:
             done = 0
             while done < length:
                 count = os.preadv(descriptor, [buffer[: length - done]], piece.offset + done)
                 if count == 0:
-                    raise OSError(errno.EIO, "the file ends too early", str(self._files.place(piece.file)))
+                    raise OSError(errno.EIO, "the file ends too early", str(self.files.place(piece.file)))
                 yield buffer[:count]
                 done += count
 
     def forget(self, piece: Piece) -> None:
         """Count nothing of the piece as written any more, nor of its file where that has other names too."""
         with self._guard:
-            is_shared = self._files.let_go(piece.file)
+            is_shared = self.files.let_go(piece.file)
             forgotten = [each for each in self._pieces if each.file == piece.file] if is_shared else [piece]
             was_verified = any(map(self.is_verified, forgotten))
             for each in forgotten:
                 self._mark(each, 0)
             if was_verified:
                 # Or a loss of power could find the old number beside bytes that were half written over.
-                self._status.sync()
+                self.status.sync()
 
     def verify(self, piece: Piece) -> None:
         """Count the piece, which the caller has hashed, as verified.
@@ -228,7 +228,7 @@ class Partial:
         count = sum(self.written(piece) for piece in self._pieces) if (self.folder / "files").exists() else 0
         with self._guard:
             self._unsettled.clear()
-            self._files.clear()
+            self.files.clear()
             with self._keeping():
                 throw_away(self.folder, self._models)
             self._load([0] * len(self._pieces))
@@ -240,18 +240,18 @@ class Partial:
         else:
             self._load(self._marks_on_disk())
         write_whole(self.folder / "manifest.json", encode(self.manifest))
-        self._status.open(self._marks)
+        self.status.open(self._marks)
         for folder in (self.folder, self.folder.parent, self._models):
             sync_folder(folder)
 
     def _close(self) -> None:
-        self._status.close()
+        self.status.close()
         self._file_lock.release()
 
     def _marks_on_disk(self) -> list[int]:
         marks = read_status(self.folder / "status", self._pieces)
         unsure = {piece.file for piece, mark in zip(self._pieces, marks, strict=True) if mark != VERIFIED}
-        found = self._files.find(unsure)
+        found = self.files.find(unsure)
         return [mark if piece.file in found else 0 for mark, piece in zip(marks, self._pieces, strict=True)]
 
     def _load(self, marks: list[int]) -> None:
@@ -271,14 +271,14 @@ class Partial:
 
     def _mark(self, piece: Piece, mark: int) -> None:
         self._remember(piece, mark)
-        self._status.mark(self._number[piece], mark)
+        self.status.mark(self._number[piece], mark)
 
     def _settle(self) -> None:
         with self._guard:
             batch, self._unsettled, self._unsettled_bytes = self._unsettled, [], 0
         try:
             with self._clear_errors():
-                self._files.sync({piece.file for piece in batch})
+                self.files.sync({piece.file for piece in batch})
         except BaseException:
             # After a failed sync the kernel may have dropped the data: only moving it again is sure.
             with self._guard:
@@ -291,7 +291,7 @@ class Partial:
                     if self.is_verified(piece):
                         self._mark(piece, VERIFIED)
             with self._clear_errors():
-                self._status.sync()
+                self.status.sync()
 
     def _clear_errors(self) -> AbstractContextManager[None]:
         def count() -> tuple[int, int]:

@@ -1,9 +1,13 @@
-"""Pieces, ranges, and the choice of what to ask of whom. Values in, values out; ``now`` is an argument."""
+"""Pieces, ranges, and the choice of what to ask of whom. Values in, values out; ``now`` and chance are arguments.
+
+A set of pieces is an ``int`` here: bit n stands for the piece with number n in the order of `pieces_of`. Sets of 40,000
+pieces are joined within a microsecond so, which is what a choice among dozens of holders needs.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from stagecast.errors import BadInput
@@ -11,6 +15,12 @@ from stagecast.manifest import Manifest
 
 PENALTY_HALF_LIFE: Final = 10.0
 """Seconds after which a failure weighs half as much against a holder."""
+
+MOST_COPIES: Final = 8
+"""Copies beyond which a piece counts as no less rare."""
+
+NEIGHBOURS: Final = 24
+"""Holders that a pull deals with at most: so many that have everything, and so many that still receive."""
 
 # 19 digits hold every size that a file can have, and stay clear of int()'s own limit on the length of a number.
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.IGNORECASE | re.ASCII)
@@ -26,12 +36,27 @@ class Piece(NamedTuple):
     length: int
 
 
+class Holder(NamedTuple):
+    """A process that can serve a model's pieces; ``url`` is that of its `FileServer`.
+
+    ``is_whole`` says that it has all of them; another one is still receiving, and tells which it has.
+    """
+
+    name: str
+    url: str
+    is_whole: bool = True
+
+
 class Standing(NamedTuple):
-    """How a holder does: streams open to it now, and a penalty, in streams, as it was at ``since`` (seconds)."""
+    """How a holder does: streams open to it now, and a penalty, in streams, as it was at ``since`` (seconds).
+
+    ``rate`` is what one stream gets of it, in bytes per second; 0 while nobody knows.
+    """
 
     streams: int = 0
     penalty: float = 0.0
     since: float = 0.0
+    rate: float = 0.0
 
     def cost(self, now: float) -> float:
         """Return the open streams plus what is left of the penalty at ``now``."""
@@ -49,6 +74,10 @@ class Standing(NamedTuple):
         """Return the standing with one stream less."""
         return self._replace(streams=self.streams - 1)
 
+    def measured(self, rate: float) -> Standing:
+        """Return the standing after a stream got so many bytes per second: halfway between that and what was known."""
+        return self._replace(rate=(self.rate + rate) / 2 if self.rate else rate)
+
     def _penalty(self, now: float) -> float:
         return float(self.penalty * 0.5 ** (max(0.0, now - self.since) / PENALTY_HALF_LIFE))
 
@@ -60,21 +89,89 @@ def pieces_of(manifest: Manifest) -> Iterator[Piece]:
             yield Piece(number, index, offset, min(manifest.piece_size, file.size - offset))
 
 
-def choose_piece(missing: Iterable[Piece], taken: Collection[Piece]) -> Piece | None:
-    """Return the first missing piece that nobody has taken, or None."""
-    return next((piece for piece in missing if piece not in taken), None)
+def pieces_between(manifest: Manifest, file: int, start: int, stop: int) -> Iterator[Piece]:
+    """Yield the pieces of a file in which the bytes from ``start`` to ``stop``, excluded, lie."""
+    step, size = manifest.piece_size, manifest.files[file].size
+    for index in range(start // step, -(-stop // step)):
+        yield Piece(file, index, index * step, min(step, size - index * step))
 
 
-def choose_holder(
-    holders: Sequence[str], standings: Mapping[str, Standing], excluded: Collection[str], now: float
-) -> str | None:
-    """Return the holder that costs least now, of equals the first, or None when all are excluded.
+def choose_neighbours(holders: Sequence[Holder], known: Collection[str], draw: Callable[[], float]) -> list[Holder]:
+    """Return those holders with whom a pull deals, in their order: `NEIGHBOURS` of each sort, by chance.
 
-    ``holders`` are names in the order of preference; one without a standing is new and costs nothing; ``excluded``
-    are those that failed for the piece in question.
+    Those whose names are ``known`` come before others, so that connections last.
     """
-    able = [name for name in holders if name not in excluded]
-    return min(able, key=lambda name: standings.get(name, Standing()).cost(now), default=None)
+    chosen: set[str] = set()
+    for is_whole in (True, False):
+        some = [holder.name for holder in holders if holder.is_whole == is_whole]
+        if len(some) > NEIGHBOURS:
+            some = sorted(some, key=lambda name: (name not in known, draw()))[:NEIGHBOURS]
+        chosen.update(some)
+    return [holder for holder in holders if holder.name in chosen]
+
+
+def choose_holder(holders: Sequence[str], standings: Mapping[str, Standing], now: float) -> str | None:
+    """Return the holder from which one more stream would get a piece the soonest, of equals the first, None of none.
+
+    ``holders`` are names in the order of preference; one without a standing is new and costs nothing. One that was not
+    measured yet is taken for as fast as the fastest, so that it is tried.
+    """
+    known = [standings.get(name, Standing()) for name in holders]
+    best = max((standing.rate for standing in known), default=0.0)
+    times = [(standing.cost(now) + 1) * (best / standing.rate if standing.rate else 1.0) for standing in known]
+    return holders[min(range(len(holders)), key=times.__getitem__)] if holders else None
+
+
+def at_least(sets: Iterable[int]) -> tuple[int, ...]:
+    """Return, for 1 to at most `MOST_COPIES` in turn, the pieces that are in at least so many of the sets."""
+    levels: list[int] = []
+    for pieces in sets:
+        rest = pieces
+        for place, level in enumerate(levels):
+            levels[place], rest = level | rest, level & rest
+        if rest and len(levels) < MOST_COPIES:
+            levels.append(rest)
+    return tuple(levels)
+
+
+def rarest(pieces: int, levels: Sequence[int]) -> int:
+    """Return those of the pieces of which there are the fewest copies; ``levels`` as `at_least` makes them."""
+    return next((few for level in levels if (few := pieces & ~level)), pieces)
+
+
+def first(pieces: int, after: int = 0) -> int:
+    """Return the lowest number in a set from ``after`` on, or the lowest of all where there is none.
+
+    Raises:
+        ValueError: the set is empty.
+    """
+    found = pieces >> after << after or pieces
+    if not found:
+        raise ValueError("there is no piece to choose from")
+    return (found & -found).bit_length() - 1
+
+
+def set_of(members: Iterable[bool]) -> int:
+    """Return the set of the pieces, in their order, that are said to be members."""
+    return int("".join("1" if each else "0" for each in members)[::-1] or "0", 2)
+
+
+def encode_set(pieces: int, count: int) -> bytes:
+    """Return a set of the numbers below ``count`` as bytes, 8 pieces each, the lowest bit of the first one first."""
+    return pieces.to_bytes(-(-count // 8), "little")
+
+
+def decode_set(data: bytes, count: int) -> int:
+    """Return the set that `encode_set` made bytes of; what is beyond ``count`` is left out."""
+    return int.from_bytes(data, "little") & ((1 << count) - 1)
+
+
+def numbers(pieces: int) -> Iterator[int]:
+    """Yield the numbers in a set, the lowest first."""
+    while pieces:
+        low = pieces & -pieces
+        yield low.bit_length() - 1
+        pieces ^= low
 
 
 def parse_range(text: str, size: int) -> tuple[int, int] | None:

@@ -75,7 +75,7 @@ class Records:
         self._folder = folder
         self._guard = threading.Lock()
         self._seen: dict[str, tuple[Identity, Record | None]] = {}
-        self._models_with: dict[str, set[str]] = {}
+        self._models_with: dict[str, dict[str, int]] = {}
 
     def get(self, model: str) -> Record | None:
         """Return the record of a model, or None."""
@@ -98,19 +98,20 @@ class Records:
 
     def with_file(self, digest: str) -> Iterator[tuple[Record, int]]:
         """Yield records that list a file of that digest, and its number there: known ones first, then every one."""
-        for record in chain(self._known_with(digest), self._every()):
-            for number, file in enumerate(record.manifest.files):
-                if file.digest == digest:
-                    yield record, number
+        return chain(self._known_with(digest), self._every_with(digest))
 
-    def _known_with(self, digest: str) -> list[Record]:
+    def _known_with(self, digest: str) -> list[tuple[Record, int]]:
         with self._guard:
-            models = sorted(self._models_with.get(digest, ()))
-            return [record for record in map(self._load, models) if record]
+            # By its number: a model may have ten thousand files, and each of them is asked for.
+            known = [(self._load(model), number) for model, number in sorted(self._models_with.get(digest, {}).items())]
+            return [(record, number) for record, number in known if record and _lists(record, number, digest)]
 
-    def _every(self) -> Iterator[Record]:
+    def _every_with(self, digest: str) -> Iterator[tuple[Record, int]]:
         # A generator, so that the folder is read only when the known records did not do.
-        yield from self.all()
+        for record in self.all():
+            for number in range(len(record.manifest.files)):
+                if _lists(record, number, digest):
+                    yield record, number
 
     def _file(self, model: str) -> Path:
         return self._folder / f"{model}{_SUFFIX}"
@@ -122,12 +123,17 @@ class Records:
             held = self._seen.get(model)
             if held is None or held[0] != identity:
                 held = self._seen[model] = (identity, _decode(model, path.read_bytes()))
-                for file in held[1].manifest.files if held[1] else ():
-                    self._models_with.setdefault(file.digest, set()).add(model)
+                for number, file in enumerate(held[1].manifest.files if held[1] else ()):
+                    self._models_with.setdefault(file.digest, {})[model] = number
         except FileNotFoundError:
             self._seen.pop(model, None)
             return None
         return held[1]
+
+
+def _lists(record: Record, number: int, digest: str) -> bool:
+    files = record.manifest.files
+    return number < len(files) and files[number].digest == digest
 
 
 def _decode(model: str, data: bytes) -> Record | None:

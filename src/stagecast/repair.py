@@ -79,7 +79,7 @@ class Repair(Partial):
     def _assemble(self, number: int, stop: threading.Event, checked: Callable[[int], None]) -> Path:
         """Return a whole file, every byte of it verified and synced."""
         file, place = self.manifest.files[number], self._store.files.place(self.manifest, number)
-        part = self._files.prepare(number)
+        part = self.files.prepare(number)
         bad = {piece for piece in self._findings.pieces if piece.file == number}
         for piece in pieces_of(self.manifest):
             if piece.file == number and piece not in bad:

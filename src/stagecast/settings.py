@@ -29,14 +29,19 @@ class Bounds:
 class NodeSettings:
     """What replicas and workers have in common.
 
-    ``models`` defaults to ``data/models``. ``listen`` and ``files_listen`` are ``host:port``, port 0 for a free one;
-    ``files_listen`` defaults to a free port on the host of ``listen``. ``advertise`` is the host name that other nodes
-    should use; it defaults to the host of ``listen``, or to this host's name where that is a wildcard. ``token`` is
-    the cluster's own secret; without one, nothing listens outside loopback unless ``allow_unauthenticated``.
+    ``models`` defaults to ``data/models``. ``listen`` and ``files_listen`` are ``host:port``, port 0 for a free
+    one; ``files_listen`` defaults to a free port on the host of ``listen``; with ``files_certificate`` (and
+    ``files_key``, where that is another file) it speaks TLS, and others' certificates must be of
+    ``files_authority``. ``advertise`` is the host name that other nodes should use; it defaults to the host of
+    ``listen``, or to this host's name where that is a wildcard. ``token`` is the cluster's own secret; without one,
+    nothing listens outside loopback unless ``allow_unauthenticated``.
     """
 
     listen: str = DEFAULT_LISTEN
     files_listen: str = ""
+    files_certificate: Path | None = None
+    files_key: Path | None = None
+    files_authority: Path | None = None
     advertise: str = ""
     nats: str = ""
     data: Path = field(default_factory=lambda: Path("~/.local/share/stagecast").expanduser())

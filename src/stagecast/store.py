@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
+from weakref import WeakSet
 
 from stagecast import publication, workshop
 from stagecast.adoption import adopt, survey
@@ -55,6 +56,7 @@ class Store:
         self._disk = Disk(models, node)
         self.marks = Marks(models)
         self.files = KnownFiles(models, self._records, self._put, self._alone)
+        self._partials: WeakSet[Partial] = WeakSet()
         publication.tidy(models)
         self._disk.tidy()
 
@@ -115,9 +117,26 @@ class Store:
         self.marks.use(record.manifest.model)
         return self.files.place(record.manifest, number), record.manifest.files[number].size
 
+    def arriving(self, file_digest: str) -> tuple[Partial, int] | None:
+        """Return what this process has open of a revision that is not whole yet, and the file's number there."""
+        for partial in self._open_partials():
+            for number, file in enumerate(partial.manifest.files):
+                if file.digest == file_digest:
+                    return partial, number
+        return None
+
+    def arriving_manifest(self, digest: str) -> Partial | None:
+        """Return what this process has open of the revision with that digest, or None."""
+        return next((partial for partial in self._open_partials() if partial.manifest.digest == digest), None)
+
     def partial(self, manifest: Manifest) -> Partial:
         """Return what has arrived of a revision, to be entered by ``with``. Raises `InvalidManifest`, `InvalidName`."""
-        return Partial(self.models, manifest, self.record, self.node, self.files.keeping)
+        partial = Partial(self.models, manifest, self.record, self.node, self.files.keeping)
+        self._partials.add(partial)
+        return partial
+
+    def _open_partials(self) -> list[Partial]:
+        return [partial for partial in list(self._partials) if partial.status.is_open]
 
     def publish(self, working: Path, manifest: Manifest) -> Path:
         """Make ``working/files`` the model and record it; ``working`` lies in ``.stagecast`` and is deleted.

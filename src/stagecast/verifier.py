@@ -78,7 +78,7 @@ class Verifier:
             )  # fmt: skip
             await in_thread(
                 ownership.stop, pull, manifest, repair, lambda: self._holders(manifest.model, manifest.digest),
-                token=self._token, limit=self._limit, advance=ownership.advance,
+                token=self._token, tls=self._node.tls, limit=self._limit, advance=ownership.advance,
                 checked=partial(ownership.check, total=written), waiting=partial(ownership.wait, then=_THEN),
                 entered=lambda index: ownership.enter(index + 1, manifest.files[index].path),
                 completed=lambda index: ownership.complete(index + 1, manifest.files[index].path),

@@ -187,8 +187,8 @@ class Worker:
             )  # fmt: skip
             await in_thread(stop, gather_pieces, store, arriving, find, stop)
             pulled = await in_thread(
-                ownership.stop, pull, manifest, arriving, lambda: self._holders(manifest.model, manifest.digest),
-                token=self._token, limit=self._limit, advance=advance,
+                ownership.stop, pull, manifest, arriving, lambda: self._sources(manifest.model, manifest.digest),
+                token=self._token, tls=self._node.tls, limit=self._limit, advance=advance,
                 checked=partial(ownership.check, total=written),
                 waiting=partial(ownership.wait, then=_UNLESS_A_BYTE_COMES), received=self._node.receive,
                 spent=ownership.spend,
@@ -223,7 +223,14 @@ class Worker:
             for holder in holders:
                 try:
                     manifest = await in_thread(
-                        ownership.stop, fetch_manifest, holder, digest, self._token, ownership.stop, waiting=waiting
+                        ownership.stop,
+                        fetch_manifest,
+                        holder,
+                        digest,
+                        self._token,
+                        ownership.stop,
+                        waiting=waiting,
+                        tls=self._node.tls,
                     )
                     # Equal files may have other names elsewhere: a digest says what a model is, not what it is called.
                     return msgspec.structs.replace(manifest, model=model)
@@ -239,6 +246,13 @@ class Worker:
     def _digest(self, model: str) -> str:
         return next((holding.digest for holding in self._tracker.fold.holders(model)), "")
 
+    def _sources(self, model: str, digest: str) -> list[Holder]:
+        """Return the living nodes that have the model, or are just getting it: they pass on what they have verified."""
+        whole = self._holders(model, digest)
+        names = {holder.name for holder in whole}
+        coming = receivers(self._tracker, self._presence, self._node.name, model)
+        return [*whole, *(holder for holder in coming if holder.name not in names)]
+
     def _holders(self, model: str, digest: str) -> list[Holder]:
         return holders(self._tracker, self._presence, self._node.name, model, digest)
 
@@ -250,4 +264,21 @@ def holders(tracker: Tracker, presence: Presence, besides: str, model: str, dige
         Holder(holding.node, fold.nodes[holding.node].files)
         for holding in fold.holders(model)
         if holding.digest == digest and holding.node != besides and presence.is_node_alive(holding.node)
+    ]
+
+
+def receivers(tracker: Tracker, presence: Presence, besides: str, model: str) -> list[Holder]:
+    """Return the living nodes, one excepted, that are just getting a model; of which revision, they say themselves.
+
+    Their operations tell: nobody announces pieces, and a node that has died or paused is no receiver any more.
+    """
+    nodes = {
+        record.node: tracker.fold.nodes.get(record.node)
+        for record in tracker.fold.live()
+        if (record.kind, record.model) == ("staging", model) and record.state in {"running", "stalled"}
+    }
+    return [
+        Holder(name, node.files, is_whole=False)
+        for name, node in sorted(nodes.items())
+        if node is not None and name != besides and presence.is_node_alive(name)
     ]

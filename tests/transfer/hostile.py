@@ -42,10 +42,11 @@ class Request:
 
 @dataclass
 class Hostile:
-    """A holder and what it has seen."""
+    """A holder and what it has seen: ranges as (start, stop), and as (the file's digest, start)."""
 
     holder: Holder
     requests: list[tuple[int, int]] = field(default_factory=list)
+    ranges: list[tuple[str, int]] = field(default_factory=list)
     seen: threading.Event = field(default_factory=threading.Event)
 
 
@@ -77,7 +78,8 @@ def hostile(
 
     def serve(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            while head := _read_head(connection):
+            ahead = bytearray()
+            while head := _read_head(connection, ahead):
                 if head.startswith("GET /manifests/"):
                     content = encode(manifest)
                     holder.seen.set()
@@ -87,6 +89,7 @@ def hostile(
                 assert found is not None
                 start, stop = int(found[2]), int(found[3]) + 1
                 holder.requests.append((start, stop))
+                holder.ranges.append((found[1], start))
                 holder.seen.set()
                 answer(Request(connection, by_digest[found[1]], start, stop))
 
@@ -113,14 +116,23 @@ def hostile(
             thread.join()
 
 
-def _read_head(connection: socket.socket) -> str:
-    data = b""
-    while not data.endswith(b"\r\n\r\n"):
+def _read_head(connection: socket.socket, ahead: bytearray) -> str:
+    """Return the next request's head; what came behind it stays in ``ahead``."""
+    while (end := ahead.find(b"\r\n\r\n")) < 0:
         part = connection.recv(4096)
         if not part:
             return ""
-        data += part
-    return data.decode()
+        ahead += part
+    head = ahead[: end + 4].decode()
+    del ahead[: end + 4]
+    return head
+
+
+def _until_gone(connection: socket.socket, seconds: float | None = None) -> bool:
+    """Wait until the other end goes away, whatever else it has asked for meanwhile; return whether it has."""
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(None if seconds is None else seconds * 1000))
 
 
 def flip_a_byte(request: Request) -> None:
@@ -138,13 +150,13 @@ def serve_well(request: Request) -> None:
 
 def hang(request: Request) -> None:
     """Take the request, and say nothing until the other end goes away."""
-    request.connection.recv(1)
+    _until_gone(request.connection)
 
 
 def hang_in_the_body(request: Request) -> None:
     request.head()
     request.connection.sendall(request.body[: len(request.body) // 2])
-    request.connection.recv(1)
+    _until_gone(request.connection)
 
 
 def close_early(request: Request) -> None:
@@ -222,8 +234,9 @@ def trickle(request: Request, status: str = "206 Partial Content") -> None:
     request.head(status)
     for place in range(len(request.body) - 1):
         request.connection.sendall(request.body[place : place + 1])
-        if select.select([request.connection], [], [], 0.01)[0]:
+        if _until_gone(request.connection, 0.01):
             return
+    _until_gone(request.connection)
 
 
 def change_the_etag(request: Request) -> None:

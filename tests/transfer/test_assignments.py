@@ -1,15 +1,23 @@
 from __future__ import annotations
 
-from stagecast.pieces import Piece
-from stagecast.transfer.assignments import FIRST_REST, LONGEST_REST, Assignment, Assignments
-from stagecast.transfer.source import Holder
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stagecast.pieces import Holder, Piece
+from stagecast.transfer.assignments import FIRST_REST, GRACE, LONGEST_REST, SHARED, Assignment, Assignments
 
 PIECES = [Piece(0, index, index * 10, 10) for index in range(4)]
 ONE, TWO, THREE = (Holder(name, f"http://{name}") for name in ("one", "two", "three"))
 
 
-def assignments(*holders: Holder, pieces: int = 4, whole: tuple[Piece, ...] = ()) -> Assignments:
-    made = Assignments(PIECES[:pieces], whole, 0.0)
+NEAR, FAR = (Holder(name, f"http://{name}", is_whole=False) for name in ("near", "far"))
+
+
+def assignments(*holders: Holder, pieces: int = 4, whole: tuple[Piece, ...] = (), seed: int = 1) -> Assignments:
+    made = Assignments(PIECES, PIECES[:pieces], whole, 0.0, random.Random(seed).random)
     made.know(holders)
     return made
 
@@ -83,9 +91,7 @@ def test_a_holder_rests_longer_after_each_failure_up_to_a_bound() -> None:
 
 def _again(work: Assignments, now: float) -> Assignments:
     """Hand back the piece that looking has taken."""
-    piece = next(iter(work._active))
-    work._return(piece)
-    work._close(ONE)
+    work.given_back(Assignment(next(iter(work._active)), ONE))
     return work
 
 
@@ -180,3 +186,114 @@ def test_a_holder_that_brings_bytes_before_it_fails_rests_only_briefly() -> None
         work.progressed(now, assignment.holder)
         work.failed(assignment, "closed", now)
         now += FIRST_REST
+
+
+def test_a_measured_holder_that_is_ten_times_slower_gets_no_piece_where_another_is_free() -> None:
+    work = assignments(ONE, TWO)
+    for assignment, seconds in ((taken(work), 1.0), (taken(work), 10.0)):
+        work.reached(assignment.piece, 1, 0.0)
+        work.reached(assignment.piece, 10, seconds)
+        work.done(assignment, seconds)
+
+    assert [taken(work, 20.0).holder for _ in range(2)] == [ONE, ONE]
+
+
+@given(st.integers(0, 2**32), st.sets(st.integers(0, 3)), st.sets(st.integers(0, 3)))
+def test_a_receiver_is_asked_for_nothing_but_what_it_has_and_no_piece_twice(
+    seed: int, near: set[int], far: set[int]
+) -> None:
+    work = assignments(ONE, NEAR, FAR, seed=seed)
+    has = {ONE: {0, 1, 2, 3}, NEAR: near, FAR: far}
+    for holder, pieces in ((NEAR, near), (FAR, far)):
+        work.learn(holder.name, sum(1 << number for number in pieces), 0)
+
+    out = []
+    while (assignment := work.next(0.0)) is not None:
+        assert assignment.holder is not None
+        assert assignment.piece.index in has[assignment.holder]
+        out.append(assignment)
+
+    assert len({assignment.piece for assignment in out}) == len(out)
+    assert sum(assignment.holder == ONE for assignment in out) <= 1
+    assert {assignment.piece.index for assignment in out} >= near | far
+    for assignment in out:
+        work.done(assignment, 1.0)
+    assert len(out) == 4 or not work.is_complete
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_nobody_else_has_or_gets_is_taken_from_the_one_that_has_everything(seed: int) -> None:
+    work = assignments(ONE, NEAR, seed=seed)
+    work.learn("one", 0b1111, 0b0001)
+    work.learn("near", 0b0010, 0)
+
+    assert taken(work) == Assignment(PIECES[1], NEAR)
+    assert taken(work) in {Assignment(PIECES[number], ONE) for number in (2, 3)}
+
+
+def test_equals_are_chosen_by_the_chance_that_it_is_given() -> None:
+    firsts = {seed: taken(assignments(ONE, NEAR, seed=seed)).piece for seed in range(40)}
+
+    assert set(firsts.values()) == set(PIECES)
+    assert firsts == {seed: taken(assignments(ONE, NEAR, seed=seed)).piece for seed in range(40)}
+
+
+def test_the_uplink_of_who_has_everything_is_shared() -> None:
+    pair = assignments(ONE, NEAR)
+    assert [pair.next(0.0) is not None for _ in range(SHARED // 2 + 1)] == [True] * (SHARED // 2) + [False]
+
+    many = assignments(ONE, *(Holder(f"r{number}", "", is_whole=False) for number in range(9)))
+    assert [many.next(0.0) is not None for _ in range(2)] == [True, False]
+
+
+def test_a_busy_holder_is_asked_again_soon_and_has_not_failed() -> None:
+    work = assignments(ONE)
+
+    work.busy(taken(work), "has enough to do", 0.0)
+
+    assert work.next(FIRST_REST / 2) is None
+    assert taken(work, FIRST_REST) == Assignment(PIECES[0], ONE)
+    assert not work.is_out_of_patience(30.0, 100.0)
+
+
+def test_at_the_end_a_piece_is_taken_from_a_holder_that_would_hold_it_back() -> None:
+    work = assignments(ONE, TWO, pieces=2)
+    slow, fast = taken(work), taken(work)
+    for assignment, position in ((slow, 0), (fast, 0), (slow, 1), (fast, 9)):
+        work.reached(assignment.piece, 1 + position, float(position > 0))
+    work.done(fast, 1.1)
+
+    work.reconsider(GRACE / 2)
+    assert not work.is_unwanted(slow.piece)
+    work.reconsider(GRACE + 1.0)
+    assert work.is_unwanted(slow.piece)
+    work.given_back(slow)
+
+    assert taken(work, 3.0) == Assignment(slow.piece, TWO)
+
+
+def test_nothing_is_taken_away_where_nobody_else_would_be_faster() -> None:
+    work = assignments(ONE, NEAR, pieces=1)
+    slow = taken(work)
+    work.reached(slow.piece, 1, 0.0)
+
+    work.reconsider(1e3)
+
+    assert not work.is_unwanted(slow.piece)
+
+
+def test_what_others_have_served_wrong_is_hopeless_only_if_nobody_else_has_it() -> None:
+    work = assignments(ONE, NEAR)
+    work.learn("near", 0b0001, 0)
+    lie = taken(work)
+    assert lie.holder == NEAR
+    work.wrong(lie, "lied", 0.0, is_certain=True)
+    assert work.hopeless() is None
+
+    again = taken(work, 10.0)
+    while again.piece != lie.piece:
+        work.done(again, 10.0)
+        again = taken(work, 10.0)
+    work.wrong(again, "lied", 10.0, is_certain=True)
+
+    assert work.hopeless() == (lie.piece, ["near", "one"])

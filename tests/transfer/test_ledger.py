@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from stagecast.store import Store
-from stagecast.transfer.ledger import Ledger, Told
+from stagecast.transfer.ledger import Ledger
+from stagecast.transfer.report import Told
 from tests.transfer.test_pull import MANIFEST
 
 

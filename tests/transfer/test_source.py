@@ -127,7 +127,7 @@ def test_a_manifest_that_cannot_be_meant(answer: bytes, why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "127.0.0.1:80", "https://127.0.0.1", "http://", "http://127.0.0.1:port", "http://127.0.0.1:99999"]
+    "url", ["", "127.0.0.1:80", "ftp://127.0.0.1", "http://", "http://127.0.0.1:port", "http://127.0.0.1:99999"]
 )
 def test_an_address_that_cannot_be_meant(url: str) -> None:
     with pytest.raises(HolderFailed, match="is not like http://host:port"):

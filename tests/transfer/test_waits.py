@@ -130,13 +130,13 @@ def test_a_holder_that_reads_slowly_is_the_limit(tmp_path: Path, monkeypatch: py
 
 
 def test_a_narrow_way_is_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    really = exchange.Exchange.setup
+    really = exchange.Exchange._prepare
 
     def narrow(self: Any) -> None:
         really(self)
-        self.connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("I", SLOW // 2))
+        self._connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("I", SLOW // 2))
 
-    monkeypatch.setattr(exchange.Exchange, "setup", narrow)
+    monkeypatch.setattr(exchange.Exchange, "_prepare", narrow)
     assert most(tmp_path)[0] == "network"
 
 

@@ -243,7 +243,9 @@ class Replica:
         for holding in holdings:
             if holding.digest == digest and self.presence.is_node_alive(holding.node):
                 try:
-                    return fetch_manifest(Holder(holding.node, self.fold.nodes[holding.node].files), digest, self.token)
+                    return fetch_manifest(
+                        Holder(holding.node, self.fold.nodes[holding.node].files), digest, self.token, tls=self.node.tls
+                    )
                 except StagecastError as error:
                     causes.append(error.message)
         raise TransferFailed(f"no holder gave the manifest of {model}: {'; '.join(causes) or 'none is alive'}")

@@ -1,19 +1,39 @@
-"""Who fetches which piece from whom, in one pull. Pure: values in, values out, and ``now`` is an argument."""
+"""Who fetches which piece from whom, in one pull. Pure: values in, values out; ``now`` and chance are arguments.
+
+Alone, pieces go out in their order, each to the holder from which it should come the soonest. While others receive the
+same (`Assignments.is_shared`), a stream takes the rarest piece that its holder has, of equals one by chance, so that
+each brings something else into the swarm; and those who still receive are asked before those who have everything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from stagecast.pieces import Piece, Standing, choose_holder, choose_piece
-from stagecast.transfer.source import Holder
+from stagecast.pieces import Holder, Piece, Standing, choose_holder, numbers
+from stagecast.transfer.swarm import Swarm
 
 FIRST_REST: Final = 0.1
 LONGEST_REST: Final = 2.0
-"""Seconds for which a holder is left alone after a failure: the first one, doubled by each that follows."""
+BUSY_REST: Final = 0.5
+"""Seconds for which a holder is left alone after a failure: the first one, doubled by each that follows up to the
+longest, which is shorter for one that is only busy."""
 
 GRAVE: Final = 4.0
 """What a lie weighs against a holder, in streams; a plain failure weighs 1, and 1 more for each second it cost."""
+
+SHARED: Final = 4
+"""Streams to a whole holder at a time, over all who receive the same; each may have one at least.
+
+Its uplink is for what nobody else has yet, and the fewer pieces it sends at a time, the sooner each can be passed on.
+"""
+
+SLOW: Final = 2.0
+"""How many times longer than elsewhere the rest of a piece must take for it to be taken from its holder."""
+
+GRACE: Final = 1.0
+"""Seconds that a stream is let go on for at least, before its piece can be taken from its holder."""
 
 
 class Assignment(NamedTuple):
@@ -27,21 +47,42 @@ class Assignment(NamedTuple):
     is_alone: bool = False
 
 
+@dataclass
+class _Active:
+    """A piece that a stream gets: from whom, since when, and from where to where it came in this go, in bytes."""
+
+    holder: str
+    since: float
+    start: int = 0
+    position: int = 0
+    is_unwanted: bool = False
+
+    def rate(self, now: float) -> float:
+        """Return the bytes per second so far; a piece that has just begun says little."""
+        return (self.position - self.start) / max(now - self.since, 0.001)
+
+
 class Assignments:
     """The pieces that a pull still wants, and what it has learned about its holders.
 
-    ``whole`` are pieces whose bytes are on the disk in full, but were not checked; they are handed out first.
+    ``pieces`` are all of the manifest, ``missing`` those that are wanted. ``whole`` are pieces whose bytes are on the
+    disk in full, but were not checked; they are handed out first. ``draw`` returns a number in [0, 1) by chance.
     """
 
-    def __init__(self, missing: Sequence[Piece], whole: Collection[Piece], now: float) -> None:
+    def __init__(
+        self, pieces: Sequence[Piece], missing: Iterable[Piece], whole: Collection[Piece], now: float,
+        draw: Callable[[], float],
+    ) -> None:  # fmt: skip
         self.causes: dict[str, str] = {}
+        self._pieces = pieces
+        self._number = {piece: number for number, piece in enumerate(pieces)}
+        self._swarm = Swarm(len(pieces), draw)
         self._whole = [piece for piece in missing if piece in whole]
-        self._waiting = dict.fromkeys(piece for piece in missing if piece not in whole)
-        self._active: set[Piece] = set()
-        self._holders: dict[str, Holder] = {}
+        self._waiting = self._set(piece for piece in missing if piece not in whole)
+        self._returned = 0
+        self._active: dict[Piece, _Active | None] = {}
         self._standings: dict[str, Standing] = {}
         self._rests: dict[str, tuple[float, float]] = {}
-        self._liars: dict[Piece, set[str]] = {}
         self._doubtful: set[Piece] = set()
         self._last_progress = now
         self._failed_since: set[str] = set()
@@ -51,24 +92,48 @@ class Assignments:
         """Whether every piece is here."""
         return not (self._whole or self._waiting or self._active)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether others receive the same."""
+        return self._swarm.receiving > 0
+
     def know(self, holders: Sequence[Holder]) -> None:
         """Take these for the holders that there are now, in the order of preference."""
-        self._holders = {holder.name: holder for holder in holders}
+        self._swarm.know(holders)
+
+    def learn(self, name: str, have: int, sent: int) -> None:
+        """Take what a holder says: which pieces it has, and which of them it gave to others just now."""
+        self._swarm.learn(name, have, sent)
+
+    @property
+    def holders(self) -> list[Holder]:
+        """The holders that this pull deals with."""
+        return list(self._swarm.holders.values())
 
     def next(self, now: float) -> Assignment | None:
         """Return what to get next and from whom, or None when there is nothing to do just now."""
         if self._whole:
-            self._active.add(self._whole[0])
+            self._active[self._whole[0]] = None
             return Assignment(self._whole.pop(0), None)
-        blocked = {piece for piece in self._liars if self._choose(piece, now) is None}
-        piece = choose_piece(self._waiting, blocked)
-        holder = self._choose(piece, now) if piece else None
-        if piece is None or holder is None:
+        able = self._able(now)
+        name = choose_holder(list(able), self._standings, now)
+        if name is None:
             return None
-        del self._waiting[piece]
-        self._active.add(piece)
-        self._standings[holder.name] = self._standing(holder).opened()
-        return Assignment(piece, holder, piece in self._doubtful)
+        number = self._swarm.pick(able[name])
+        piece, bit = self._pieces[number], 1 << number
+        self._waiting &= ~bit
+        self._returned &= ~bit
+        self._active[piece] = _Active(name, now)
+        self._standings[name] = self._standing(name).opened()
+        return Assignment(piece, self._swarm.holders[name], piece in self._doubtful)
+
+    def reached(self, piece: Piece, position: int, now: float) -> None:
+        """Note how far a piece is, in bytes."""
+        active = self._active.get(piece)
+        if active and not active.position:
+            active.start, active.since = position, now
+        if active:
+            active.position = position
 
     def progressed(self, now: float, holder: Holder | None = None) -> None:
         """Note that bytes came that were not here before, from that holder or from the disk."""
@@ -79,70 +144,136 @@ class Assignments:
 
     def done(self, assignment: Assignment, now: float) -> None:
         """Note that the piece is verified."""
-        self._active.discard(assignment.piece)
-        self._liars.pop(assignment.piece, None)
+        self._measure(assignment.piece, now)
+        self._end(assignment)
         self._doubtful.discard(assignment.piece)
-        if assignment.holder:
-            self._close(assignment.holder)
         self.progressed(now, assignment.holder)
 
     def failed(self, assignment: Assignment, why: str, now: float, lost: float = 0.0) -> None:
         """Note that the holder did not give the piece, which cost ``lost`` seconds; leave it alone for a moment."""
-        self._return(assignment.piece)
+        self._return(assignment)
         if assignment.holder:
-            self._blame(assignment.holder, why, 1.0 + lost, now)
+            self._blame(assignment.holder.name, why, 1.0 + lost, now)
             self._rest(assignment.holder.name, now)
+
+    def busy(self, assignment: Assignment, why: str, now: float) -> None:
+        """Note that the holder serves as many as it can just now, which is no failure; leave it alone for a moment."""
+        self._end(assignment)
+        self._waiting |= self._set([assignment.piece])
+        if assignment.holder:
+            self.causes[assignment.holder.name] = why
+            self._rest(assignment.holder.name, now, BUSY_REST)
 
     def wrong(self, assignment: Assignment, why: str, now: float, *, is_certain: bool) -> None:
         """Note that the piece came whole, but with a wrong digest; ``is_certain`` that all of it came from the holder.
 
         From then on it is fetched by one holder from start to end, and never from one that certainly lied.
         """
-        self._return(assignment.piece)
+        self._return(assignment)
         self._doubtful.add(assignment.piece)
         if assignment.holder:
-            self._blame(assignment.holder, why, GRAVE if is_certain else 1.0, now)
+            name = assignment.holder.name
+            self._blame(name, why, GRAVE if is_certain else 1.0, now)
             if is_certain:
-                self._liars.setdefault(assignment.piece, set()).add(assignment.holder.name)
+                self._swarm.lied(name, self._number[assignment.piece])
+
+    def given_back(self, assignment: Assignment) -> None:
+        """Note that the piece was left where it stands, which says nothing about its holder."""
+        self._return(assignment)
+
+    def is_unwanted(self, piece: Piece) -> bool:
+        """Whether the rest of the piece would come much sooner from another holder: then give it back."""
+        active = self._active.get(piece)
+        return active is not None and active.is_unwanted
+
+    def reconsider(self, now: float) -> None:
+        """Let the piece be unwanted that would hold back the end the longest, while a stream has nothing to do.
+
+        It goes on where it stands, from another holder: no byte comes twice.
+        """
+        late = {piece: self._lateness(piece, active, now) for piece, active in self._active.items() if active}
+        worst = max(late, key=late.__getitem__, default=None)
+        active = self._active[worst] if worst else None
+        if worst and active and late[worst] > 0:
+            active.is_unwanted = True
+            self._measure(worst, now)
 
     def hopeless(self) -> tuple[Piece, list[str]] | None:
         """Return a piece that each holder there is has served wrong, and their names; None if there is no such."""
-        for piece, liars in self._liars.items():
-            if piece not in self._active and self._holders and liars >= self._holders.keys():
-                return piece, sorted(liars)
+        for number in numbers(self._waiting & self._set(self._doubtful)):
+            liars = {name for name, lies in self._swarm.lies.items() if lies >> number & 1}
+            able = {name for name in self._swarm.holders if self._swarm.has(name) >> number & 1}
+            if able and liars >= able:
+                return self._pieces[number], sorted(liars)
         return None
 
     def is_out_of_patience(self, patience: float, now: float) -> bool:
         """Whether ``patience`` seconds have brought no byte, and everybody failed meanwhile, or there is nobody."""
-        have_all_failed = bool(self._holders) and self._failed_since >= self._holders.keys()
+        useful = {
+            name for name in self._swarm.holders if self._swarm.holders[name].is_whole or self._standing(name).streams
+        }
+        have_all_failed = bool(useful) and self._failed_since >= useful
         return now - self._last_progress >= patience and (have_all_failed or not self._active)
 
-    def _choose(self, piece: Piece, now: float) -> Holder | None:
-        resting = {name for name, (until, _) in self._rests.items() if until > now}
-        excluded = self._liars.get(piece, set()) | resting
-        name = choose_holder(list(self._holders), self._standings, excluded, now)
-        return None if name is None else self._holders[name]
+    def _set(self, pieces: Iterable[Piece]) -> int:
+        return sum(1 << self._number[piece] for piece in pieces)
 
-    def _standing(self, holder: Holder) -> Standing:
-        return self._standings.get(holder.name, Standing())
+    def _able(self, now: float) -> dict[str, int]:
+        """Return the holders that can be asked now, the best first, and the pieces that each is wanted for."""
+        ready = [name for name in self._swarm.holders if not self._is_resting(name, now) and not self._is_taken(name)]
+        wanted = {name: self._waiting & self._swarm.gives(name) for name in self._swarm.order(ready)}
+        able = {name: pieces for name, pieces in wanted.items() if pieces}
+        # Before others, so that a file is whole before the next one is begun, and what was begun is not kept waiting.
+        urgent = {name: pieces & self._returned for name, pieces in able.items() if pieces & self._returned}
+        return urgent or able
 
-    def _blame(self, holder: Holder, why: str, weight: float, now: float) -> None:
-        self.causes[holder.name] = why
-        self._failed_since.add(holder.name)
-        self._close(holder)
-        self._standings[holder.name] = self._standing(holder).failed(now, weight)
+    def _is_resting(self, name: str, now: float) -> bool:
+        return self._rests.get(name, (now, 0.0))[0] > now
 
-    def _close(self, holder: Holder) -> None:
-        self._standings[holder.name] = self._standing(holder).closed()
+    def _is_taken(self, name: str) -> bool:
+        most = max(1, SHARED // (1 + self._swarm.receiving))
+        return self.is_shared and self._swarm.holders[name].is_whole and self._standing(name).streams >= most
 
-    def _rest(self, name: str, now: float) -> None:
+    def _lateness(self, piece: Piece, active: _Active, now: float) -> float:
+        """Return by how many seconds the rest of a piece takes longer than is right; below 0 where it does not."""
+        if active.is_unwanted or now - active.since < GRACE:
+            return -1.0
+        bit = self._set([piece])
+        others = [
+            self._standing(name).rate for name in self._swarm.holders
+            if name != active.holder and not self._is_resting(name, now) and self._swarm.gives(name) & bit
+        ]  # fmt: skip
+        best = max(others, default=0.0)
+        left = piece.length - active.position
+        return left / max(active.rate(now), 1.0) - SLOW * left / best - GRACE if best else -1.0
+
+    def _standing(self, name: str) -> Standing:
+        return self._standings.get(name, Standing())
+
+    def _measure(self, piece: Piece, now: float) -> None:
+        active = self._active.get(piece)
+        if active and now > active.since and active.position > active.start:
+            self._standings[active.holder] = self._standing(active.holder).measured(active.rate(now))
+
+    def _blame(self, name: str, why: str, weight: float, now: float) -> None:
+        self.causes[name] = why
+        self._failed_since.add(name)
+        self._standings[name] = self._standing(name).failed(now, weight)
+
+    def _rest(self, name: str, now: float, longest: float = LONGEST_REST) -> None:
         until, length = self._rests.get(name, (now, FIRST_REST / 2))
         # Streams that fail together are one failure.
         if until <= now:
-            length = min(LONGEST_REST, 2 * length)
+            length = min(longest, 2 * length)
             self._rests[name] = (now + length, length)
 
-    def _return(self, piece: Piece) -> None:
-        self._active.discard(piece)
-        # In front of the others, so that a file is whole before the next one is begun.
-        self._waiting = {piece: None} | self._waiting
+    def _end(self, assignment: Assignment) -> None:
+        del self._active[assignment.piece]
+        if assignment.holder:
+            self._standings[assignment.holder.name] = self._standing(assignment.holder.name).closed()
+
+    def _return(self, assignment: Assignment) -> None:
+        self._end(assignment)
+        bit = self._set([assignment.piece])
+        self._waiting |= bit
+        self._returned |= bit

@@ -1,4 +1,8 @@
-"""One connection to a `FileServer`, from its first request to its last."""
+"""One connection to a `FileServer`, from its first request to its last.
+
+Requests may be sent ahead of their answers (RFC 9112, section 9.3.2): that is how many small files move without a
+round trip for each.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,24 @@ import hmac
 import os
 import re
 import socket
+import ssl
 import struct
-from collections.abc import Callable
-from email.message import Message
+from collections.abc import Callable, Iterator
+from functools import partial
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from io import FileIO
-from socketserver import BaseServer
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 import msgspec
 
 from stagecast.errors import BadInput
-from stagecast.manifest import encode
-from stagecast.pieces import parse_range
+from stagecast.manifest import Manifest, encode
+from stagecast.partial import Partial
+from stagecast.pieces import Piece, encode_set, parse_range, pieces_between, pieces_of, set_of
 from stagecast.store import Store
 from stagecast.transfer import tcp_info, waits
+from stagecast.transfer.sends import Sending, Sends
+from stagecast.transfer.source import SHARED
 
 IDLE: Final = 60
 """Seconds without a byte in either direction after which a connection is given up."""
@@ -31,56 +37,119 @@ UNSENT: Final = 128 * 1024
 connection, and `FileServer.bytes_sent` would run that far ahead of what has left."""
 
 _STEP: Final = 1024 * 1024
-_PATH: Final = re.compile(r"/(files|manifests)/([0-9a-f]{64})")
+_BUFFER: Final = 256 * 1024
+"""Bytes that are read at a time where TLS is in between, and the kernel cannot send a file by itself."""
+_MOST_OF_HEAD: Final = 16 * 1024
+_REQUEST: Final = re.compile(r"([A-Z]+) (\S+) HTTP/1\.([01])")
+_PATH: Final = re.compile(r"/(files|manifests|pieces)/([0-9a-f]{64})")
 
 
-class Exchange(BaseHTTPRequestHandler):
-    """Making one serves the connection until it ends. Without a ``store``, each request is told to come back later.
+class Request(NamedTuple):
+    """The head of a request. Names of ``fields`` are in lower case; ``is_last`` says that no other will be read."""
 
-    Raises:
-        OSError: the client went away.
+    method: str
+    path: str
+    fields: dict[str, str]
+    is_last: bool
+
+
+class _Unreadable(Exception):
+    """What came is no request that can be answered; ``status`` says how it is refused."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+def parse_request(head: bytes) -> Request:
+    """Return what a head asks for, without the empty line at its end. Raises `ValueError` where it makes no sense."""
+    first, *lines = head.decode("latin-1").split("\r\n")
+    found = _REQUEST.fullmatch(first)
+    if found is None:
+        raise ValueError(first)
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name or name != name.strip():
+            raise ValueError(line)
+        fields[name.lower()] = value.strip()
+    wish = fields.get("connection", "").lower()
+    # A body that nobody reads must not be taken for the next request.
+    has_body = fields.get("content-length", "0") != "0" or "transfer-encoding" in fields
+    is_last = has_body or wish == "close" or (found[3] == "0" and wish != "keep-alive")
+    return Request(found[1], found[2], fields, is_last)
+
+
+class Exchange:
+    """`run` serves the connection until it ends. Without a ``store``, each request is told to come back later.
+
+    ``sends`` is told of what is sent.
     """
 
-    protocol_version = "HTTP/1.1"
-    server_version = "stagecast"
-    sys_version = ""
-    timeout = IDLE
-    disable_nagle_algorithm = True
-
-    def __init__(
-        self, connection: socket.socket, store: Store | None, token: str, count: Callable[[int], None]
-    ) -> None:
+    def __init__(self, connection: socket.socket, store: Store | None, token: str, sends: Sends) -> None:
+        self._connection = connection
         self._store = store
         self._token = token
-        self._count = count
-        # The base class only hands the server on to code that is not used here.
-        super().__init__(connection, None, cast("BaseServer", None))
+        self._sends = sends
+        self._inbox = b""
+        self._request = Request("", "", {}, is_last=True)
 
-    def setup(self) -> None:
-        """Prepare the socket."""
-        super().setup()
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", IDLE, 0))
-        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+    def run(self) -> None:
+        """Answer one request after the other. Raises `OSError` when the client goes away."""
+        self._prepare()
+        try:
+            while (head := self._read_head()) is not None:
+                self._request = parse_request(head)
+                self._answer()
+                if self._request.is_last:
+                    break
+        except ValueError:
+            self._refuse_unread(400)
+        except _Unreadable as error:
+            self._refuse_unread(error.status)
+        # What else has come is taken in, or the answer would be lost to a reset.
+        self._connection.shutdown(socket.SHUT_WR)
 
-    def do_GET(self) -> None:
-        """Answer one request."""
-        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
-            self.close_connection = True  # a body that nobody reads must not be taken for the next request
+    def _prepare(self) -> None:
+        connection, limit = self._connection, struct.pack("ll", IDLE, 0)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+        if isinstance(connection, ssl.SSLSocket):
+            connection.settimeout(IDLE)
+            connection.do_handshake()
+            return
+        # Blocking, so that the kernel waits for room and not a loop in Python; it ends a wait too long.
+        connection.settimeout(None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+
+    def _read_head(self) -> bytes | None:
+        """Return the next request's head; None when the client has no more."""
+        while (end := self._inbox.find(b"\r\n\r\n")) < 0:
+            if len(self._inbox) > _MOST_OF_HEAD:
+                raise _Unreadable(431)
+            came = self._connection.recv(_MOST_OF_HEAD)
+            if not came:
+                return None
+            self._inbox = (self._inbox + came).lstrip(b"\r\n") if not self._inbox else self._inbox + came
+        head, self._inbox = self._inbox[:end], self._inbox[end + 4 :]
+        return head
+
+    def _answer(self) -> None:
         if self._store is None:
-            self.close_connection = True
+            self._request = self._request._replace(is_last=True)
             self._refuse(503, "busy", "too many connections; ask again in a second", {"Retry-After": "1"})
-        elif not _is_allowed(self.headers, self._token):
+        elif self._request.method not in {"GET", "HEAD"}:
+            raise _Unreadable(501)
+        elif not _is_allowed(self._request.fields, self._token):
             self._refuse(401, "unauthorized", "unauthorized", {"WWW-Authenticate": "Bearer"})
-        elif (match := _PATH.fullmatch(self.path)) is None:
-            self._refuse(404, "not_found", f"nothing is served at {self.path}")
+        elif (match := _PATH.fullmatch(self._request.path)) is None:
+            self._refuse(404, "not_found", f"nothing is served at {self._request.path}")
         elif match[1] == "manifests":
             self._send_manifest(self._store, match[2])
+        elif match[1] == "pieces":
+            self._send_pieces(self._store, match[2])
         else:
             self._send_file(self._store, match[2])
-
-    def do_HEAD(self) -> None:
-        """Answer one request without the body."""
-        self.do_GET()
 
     def _send_manifest(self, store: Store, digest: str) -> None:
         manifest = store.manifest_by_digest(digest)
@@ -89,8 +158,31 @@ class Exchange(BaseHTTPRequestHandler):
         else:
             self._send(200, encode(manifest), {"ETag": f'"{digest}"'})
 
+    def _send_pieces(self, store: Store, digest: str) -> None:
+        """Answer which pieces of a manifest are here, and which somebody got from here lately: two sets of bits."""
+        manifest, arrival = store.manifest_by_digest(digest), store.arriving_manifest(digest)
+        if manifest is None and arrival is None:
+            self._refuse(404, "not_found", f"no manifest {digest} is here")
+            return
+        manifest = manifest or cast("Partial", arrival).manifest
+        pieces = list(pieces_of(manifest))
+        have = (1 << len(pieces)) - 1 if arrival is None else set_of(map(arrival.is_verified, pieces))
+        sent = set_of(self._is_sent(manifest, pieces))
+        body = encode_set(have, len(pieces)) + encode_set(sent, len(pieces))
+        self._send(200, body, {"Content-Type": "application/octet-stream"})
+
+    def _is_sent(self, manifest: Manifest, pieces: list[Piece]) -> Iterator[bool]:
+        begun = [{start for start, _ in self._sends.lately(file.digest)} for file in manifest.files]
+        return (piece.offset in begun[piece.file] for piece in pieces)
+
     def _send_file(self, store: Store, digest: str) -> None:
         found = store.locate(digest)
+        arriving = store.arriving(digest) if found is None else None
+        is_here: Callable[[int, int], bool] = _always
+        if arriving is not None:
+            arrival, number = arriving
+            found = arrival.files.place(number), arrival.manifest.files[number].size
+            is_here = partial(_holds, arrival, number)
         if found is None:
             self._refuse(404, "not_found", f"no file {digest} is here")
             return
@@ -101,70 +193,102 @@ class Exchange(BaseHTTPRequestHandler):
             self._refuse(404, "not_found", f"file {digest} cannot be read: {error.strerror}")
             return
         with file:
-            self._send_range(file, digest, size)
+            self._send_range(file, digest, size, is_here)
 
-    def _send_range(self, file: FileIO, digest: str, size: int) -> None:
-        etag = f'"{digest}"'
-        asked = self.headers.get("Range") if self.command == "GET" else None
-        if asked is None or self.headers.get("If-Range", etag) != etag:
-            bounds = None
-        else:
+    def _send_range(self, file: FileIO, digest: str, size: int, is_here: Callable[[int, int], bool]) -> None:
+        etag, is_get = f'"{digest}"', self._request.method == "GET"
+        asked, bounds = self._request.fields.get("range") if is_get else None, None
+        if asked is not None and self._request.fields.get("if-range", etag) == etag:
             try:
                 bounds = parse_range(asked, size)
             except BadInput as error:
                 self._refuse(416, error.code, error.message, {"Content-Range": f"bytes */{size}"})
                 return
         start, stop = bounds or (0, size)
-        self.send_response(206 if bounds else 200)
-        self.send_header("Content-Type", "application/octet-stream")
-        self.send_header("Content-Length", str(stop - start))
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", etag)
-        if sent := tcp_info.said(self.connection):
-            self.send_header(waits.FIELD, sent)
-        if bounds:
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
-        self.end_headers()
-        if self.command == "GET":
-            self._send_bytes(file, start, stop)
+        if not is_here(start, stop):
+            self._refuse(404, "not_found", f"bytes {start}-{stop} of file {digest} are not here yet")
+            return
+        is_shared = self._request.fields.get(SHARED.lower()) == "yes"
+        sending = self._sends.begin(digest, start, stop, is_shared=is_shared)
+        if sending is None:
+            self._refuse(503, "busy", "others are served just now; ask another holder", {"Retry-After": "1"})
+            return
+        try:
+            self._send_all(file, digest, size, bounds, is_here, sending)
+        finally:
+            self._sends.end(sending)
 
-    def _send_bytes(self, file: FileIO, start: int, stop: int) -> None:
-        # Blocking, so that the kernel waits for room and not a loop in Python; SO_SNDTIMEO ends a wait too long.
-        self.connection.settimeout(None)
+    def _send_all(
+        self, file: FileIO, digest: str, size: int, bounds: tuple[int, int] | None, is_here: Callable[[int, int], bool],
+        sending: Sending,
+    ) -> None:  # fmt: skip
+        start, stop = bounds or (0, size)
+        fields = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": f'"{digest}"'}
+        if sent := tcp_info.said(self._connection):
+            fields[waits.FIELD] = sent
+        if bounds:
+            fields["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        head = self._head(206 if bounds else 200, stop - start, fields)
+        if self._request.method == "GET" and start < stop:
+            # Not sent before its body: a small file and its head leave in one packet.
+            self._connection.sendall(head, 0 if self._is_sealed else socket.MSG_MORE)
+            self._send_bytes(file, start, stop, is_here, sending)
+        else:
+            self._connection.sendall(head)
+
+    @property
+    def _is_sealed(self) -> bool:
+        return isinstance(self._connection, ssl.SSLSocket)
+
+    def _send_bytes(
+        self, file: FileIO, start: int, stop: int, is_here: Callable[[int, int], bool], sending: Sending
+    ) -> None:
+        send = self._send_read if self._is_sealed else self._send_unread
         while start < stop:
-            sent = os.sendfile(self.connection.fileno(), file.fileno(), start, min(_STEP, stop - start))
+            sent = send(file, start, stop - start)
             if sent == 0:
                 raise OSError("the file became shorter while it was sent")
-            self._count(sent)
+            self._sends.count(sending, sent)
             start += sent
-        self.connection.settimeout(IDLE)
+            if not is_here(start, stop):
+                raise OSError("what was sent turned out not to be verified")
 
-    def _refuse(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
-        self._send(status, msgspec.json.encode({"error": {"code": code, "message": message}}), headers or {})
+    def _send_unread(self, file: FileIO, start: int, most: int) -> int:
+        return os.sendfile(self._connection.fileno(), file.fileno(), start, min(_STEP, most))
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in headers.items():
-            self.send_header(name, value)
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+    def _send_read(self, file: FileIO, start: int, most: int) -> int:
+        portion = os.pread(file.fileno(), min(_BUFFER, most), start)
+        self._connection.sendall(portion)
+        return len(portion)
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Refuse what the base class cannot read, as JSON like everything else."""
-        self.close_connection = True
-        # What could not be read counts as HTTP/0.9 there, which has neither status nor fields.
-        self.request_version = self.protocol_version
-        self._refuse(code, "bad_input", message or explain or HTTPStatus(code).phrase)
+    def _refuse(self, status: int, code: str, message: str, fields: dict[str, str] | None = None) -> None:
+        self._send(status, msgspec.json.encode({"error": {"code": code, "message": message}}), fields or {})
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class's name for it
-        """Log nothing: whoever asks tells what went wrong."""
+    def _refuse_unread(self, status: int) -> None:
+        self._request = self._request._replace(method="GET", is_last=True)
+        self._refuse(status, "bad_input", HTTPStatus(status).phrase)
+
+    def _send(self, status: int, body: bytes, fields: dict[str, str]) -> None:
+        head = self._head(status, len(body), {"Content-Type": "application/json", **fields})
+        self._connection.sendall(head + (b"" if self._request.method == "HEAD" else body))
+
+    def _head(self, status: int, length: int, fields: dict[str, str]) -> bytes:
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "Server: stagecast", f"Content-Length: {length}"]
+        lines += [f"{name}: {value}" for name, value in fields.items()]
+        if self._request.is_last:
+            lines.append("Connection: close")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-def _is_allowed(headers: Message, token: str) -> bool:
-    given = headers.get("Authorization", "")
-    return not token or hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
+def _always(start: int, stop: int) -> bool:  # noqa: ARG001  # where all of the file is here
+    return True
+
+
+def _holds(arrival: Partial, file: int, start: int, stop: int) -> bool:
+    return all(map(arrival.is_verified, pieces_between(arrival.manifest, file, start, stop)))
+
+
+def _is_allowed(fields: dict[str, str], token: str) -> bool:
+    given = fields.get("authorization", "")
+    # As the bytes came, whatever they mean.
+    return not token or hmac.compare_digest(given.encode("latin-1"), f"Bearer {token}".encode())

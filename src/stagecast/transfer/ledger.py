@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from stagecast.errors import HoldersFailed, Interrupted, PieceCorrupt
 from stagecast.manifest import Manifest
-from stagecast.messages import Bottleneck, Hindrance
+from stagecast.messages import Hindrance
 from stagecast.partial import Partial
-from stagecast.pieces import Piece
+from stagecast.pieces import Holder, Piece, pieces_of
 from stagecast.transfer.assignments import Assignment, Assignments
 from stagecast.transfer.pace import LEAST
-from stagecast.transfer.source import Holder
+from stagecast.transfer.report import Pulled, Told
 from stagecast.transfer.waits import Waits
 
 TICK: Final = 0.1
@@ -25,32 +25,12 @@ TICK: Final = 0.1
 REFRESH: Final = 1.0
 """Seconds after which the caller is asked again who the holders are."""
 
+BATCH: Final = 1024 * 1024
+MOST: Final = 64
+"""Bytes, and pieces, that a stream takes on at once; a piece that is larger is taken alone."""
 
-@dataclass(frozen=True)
-class Pulled:
-    """What one call of `pull` did.
-
-    ``bytes_received`` counts all of the pieces' bytes that came, also in vain, and ``holders`` says from whom;
-    ``bytes_verified`` counts the pieces that were verified in this call.
-    """
-
-    bytes_received: int
-    bytes_verified: int
-    holders: dict[str, int]
-    seconds: float
-    waits: Waits
-
-
-@dataclass(frozen=True)
-class Told:
-    """What the caller of `pull` wants to be told; see there."""
-
-    advance: Callable[[int], None]
-    checked: Callable[[int], None]
-    entered: Callable[[int], None]
-    completed: Callable[[int], None]
-    waiting: Callable[[Hindrance], None]
-    spent: Callable[[Mapping[Bottleneck, float]], None] = lambda _: None
+SHARING: Final = 4
+"""Streams while others receive the same: the fewer pieces come at a time, the sooner each can be passed on."""
 
 
 class Ledger:
@@ -64,9 +44,12 @@ class Ledger:
         self.partial = partial
         self.halted = threading.Event()
         self._patience = patience
+        pieces = list(pieces_of(manifest))
+        self.count = len(pieces)
+        """Pieces in all."""
         missing = partial.missing()
         whole = {piece for piece in missing if partial.written(piece) == piece.length}
-        self._assignments = Assignments(missing, whole, time.monotonic())
+        self._assignments = Assignments(pieces, missing, whole, time.monotonic(), random.random)
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._reported: dict[Piece, int] = {}
@@ -84,6 +67,9 @@ class Ledger:
         self._received: Counter[str] = Counter()
         self._verified = 0
         self._waits = Waits()
+        self._pieces_left = len(missing)
+        self._streams = self._wanted = 0
+        self._leaving: set[int] = set()
         self._spent: dict[int, Waits] = {}
 
     def supervise(
@@ -91,8 +77,12 @@ class Ledger:
         holders: Callable[[], Sequence[Holder]],
         tell: Told,
         stop: threading.Event,
+        tend: Callable[[int, float], None],
     ) -> None:
-        """Report to the caller until everything is verified; raise what ends the pull before that."""
+        """Report to the caller until everything is verified; raise what ends the pull before that.
+
+        ``tend`` gets, about ten times a second, the bytes received so far, and the time.
+        """
         refreshed = float("-inf")
         while True:
             now = time.monotonic()
@@ -109,20 +99,47 @@ class Ledger:
             self._report(tell)
             if is_complete:
                 return
+            tend(self._received.total(), now)
             with self._changed:
                 self._changed.wait(TICK)
 
-    def take(self) -> Assignment | None:
-        """Wait for something to do, and return it; None when there will be nothing more."""
+    def want(self, streams: int) -> int:
+        """Say how many streams there should be; return how many are missing, which the caller starts."""
+        with self._changed:
+            if self._assignments.is_shared:
+                streams = SHARING
+            # Nobody needs more streams than there are pieces left.
+            self._wanted = max(1, min(streams, self._pieces_left))
+            lacking = max(0, self._wanted - self._streams + len(self._leaving))
+            self._streams += lacking
+            return lacking
+
+    def take(self) -> list[Assignment]:
+        """Wait for something to do, and return it; nothing when there will be nothing more.
+
+        That is one piece, or many small ones, so that nobody waits a round trip for each.
+        """
         with self._changed:
             while not self.halted.is_set() and not self._assignments.is_complete:
-                assignment = self._assignments.next(time.monotonic())
-                if assignment is not None:
-                    self._moving.add(assignment.piece.file)
-                    return assignment
+                if self._streams - len(self._leaving) > self._wanted:
+                    self._leaving.add(threading.get_ident())
+                    break
+                batch = self._batch(time.monotonic())
+                if batch:
+                    self._moving.update(assignment.piece.file for assignment in batch)
+                    return batch
+                self._assignments.reconsider(time.monotonic())
                 self._standing.pop(threading.get_ident(), None)
                 self._changed.wait(TICK)
-        return None
+        return []
+
+    def _batch(self, now: float) -> list[Assignment]:
+        batch: list[Assignment] = []
+        room = BATCH
+        while room > 0 and len(batch) < MOST and (assignment := self._assignments.next(now)) is not None:
+            batch.append(assignment)
+            room -= assignment.piece.length
+        return batch
 
     def at(self, what: Hindrance) -> None:
         """Note for what the calling stream waits next; nothing while it computes."""
@@ -144,6 +161,7 @@ class Ledger:
             if position > self._reached.get(piece, 0):
                 self._gained += position - self._reached.get(piece, 0)
                 self._reached[piece] = position
+                self._assignments.reached(piece, position, time.monotonic())
                 # A byte now and then is no progress: nobody waits a year for a model.
                 if self._gained >= LEAST * self._patience:
                     self._gained = 0
@@ -160,6 +178,7 @@ class Ledger:
         with self._changed:
             self._assignments.done(assignment, time.monotonic())
             self._verified += assignment.piece.length
+            self._pieces_left -= 1
             self._left[assignment.piece.file] -= 1
             if not self._left[assignment.piece.file]:
                 self._whole.append(assignment.piece.file)
@@ -172,6 +191,34 @@ class Ledger:
         with self._changed:
             self._failed_at = self._standing.get(threading.get_ident()) or "source"
             self._assignments.failed(assignment, why, time.monotonic(), lost)
+
+    def given_back(self, assignment: Assignment) -> None:
+        """Note that a piece was left where it stands, for no fault of its holder's."""
+        with self._changed:
+            self._assignments.given_back(assignment)
+            self._changed.notify_all()
+
+    def busy(self, assignment: Assignment, why: str) -> None:
+        """Note that a holder serves as many as it can just now."""
+        with self._changed:
+            self._assignments.busy(assignment, why, time.monotonic())
+            self._changed.notify_all()
+
+    def is_unwanted(self, assignment: Assignment) -> bool:
+        """Whether the rest of a piece is to come from another holder; then give it back."""
+        with self._changed:
+            return self._assignments.is_unwanted(assignment.piece)
+
+    def neighbours(self) -> list[Holder]:
+        """Return the holders of which it is worth asking what they have: none while nobody else receives the same."""
+        with self._changed:
+            return self._assignments.holders if self._assignments.is_shared else []
+
+    def learn(self, name: str, have: int, sent: int) -> None:
+        """Note which pieces a holder has, and which it gave to others just now."""
+        with self._changed:
+            self._assignments.learn(name, have, sent)
+            self._changed.notify_all()
 
     def wrong(self, assignment: Assignment, *, is_certain: bool) -> None:
         """Note a piece with a wrong digest."""
@@ -188,6 +235,14 @@ class Ledger:
             self._waits += waits
             self._spent.pop(threading.get_ident(), None)
             self._standing.pop(threading.get_ident(), None)
+            self._error = self._error or error
+            self._streams -= 1
+            self._leaving.discard(threading.get_ident())
+            self._changed.notify_all()
+
+    def broke(self, error: BaseException) -> None:
+        """Note what must not happen; the caller of `pull` gets it."""
+        with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
 

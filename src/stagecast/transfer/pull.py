@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,16 +11,21 @@ from typing import Final
 from stagecast.manifest import Manifest
 from stagecast.messages import Bottleneck, Hindrance
 from stagecast.partial import Partial
-from stagecast.transfer.ledger import Ledger, Pulled, Told
+from stagecast.pieces import Holder
+from stagecast.transfer.crew import Crew
+from stagecast.transfer.ledger import Ledger
 from stagecast.transfer.limit import RateLimit
-from stagecast.transfer.source import STALL, Holder
+from stagecast.transfer.ramp import FIRST, MOST, Ramp
+from stagecast.transfer.report import Pulled, Told
+from stagecast.transfer.scout import Scout
+from stagecast.transfer.source import STALL
 from stagecast.transfer.stream import Stream
 
 PATIENCE: Final = 30.0
 """Seconds for which all holders may fail, without a byte from any, before a pull gives up."""
 
-STREAMS: Final = 4
-"""Connections that receive at the same time."""
+SHARES: Final = 4
+"""Streams among which a limited rate is shared out, where nobody said how many there are."""
 
 
 def pull(
@@ -28,7 +34,7 @@ def pull(
     holders: Callable[[], Sequence[Holder]],
     *,
     token: str = "",
-    streams: int = STREAMS,
+    streams: int | None = None,
     limit: RateLimit | None = None,
     advance: Callable[[int], None],
     entered: Callable[[int], None],
@@ -40,8 +46,12 @@ def pull(
     stop: threading.Event,
     patience: float = PATIENCE,
     stall: float = STALL,
+    tls: ssl.SSLContext | None = None,
 ) -> Pulled:
     """Get and verify every missing piece of ``partial``; blocks. The caller publishes.
+
+    It starts with few ``streams`` and adds some while the rate rises (`ramp`), unless it is told how many. A holder
+    whose URL begins with ``https`` must have a certificate that ``tls`` believes; None takes the system's authorities.
 
     The callbacks are called in this thread; what they raise ends the pull. ``advance`` gets
     bytes that are on the disk now, each byte of a piece once, without those verified before the call: a count that
@@ -66,19 +76,14 @@ def pull(
     """
     began = time.monotonic()
     ledger = Ledger(manifest, partial, patience, received)
-    threads = [
-        threading.Thread(target=Stream(ledger, token, streams, limit, stall).run, name="stagecast-pull", daemon=True)
-        for _ in range(min(streams, len(partial.missing())))
-    ]
-    try:
-        for thread in threads:
-            thread.start()
-        ledger.supervise(holders, Told(advance, checked or advance, entered, completed, waiting, spent), stop)
-    finally:
-        ledger.halted.set()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
+    ramp = Ramp.start(began, streams or FIRST, streams or MOST)
+    tell = Told(advance, checked or advance, entered, completed, waiting, spent)
+
+    def run() -> None:
+        Stream(ledger, token, streams or SHARES, limit, stall, tls).run()
+
+    with Crew(ledger, run, ramp) as crew, Scout(ledger, token, tls):
+        ledger.supervise(holders, tell, stop, crew.tend)
     pulled = ledger.result(time.monotonic() - began)
     spent(pulled.waits.seconds())
     return pulled

@@ -1,19 +1,26 @@
 """Gives the models of this disk to others, over HTTP/1.1.
 
 ``GET /files/<digest>`` answers the bytes of a file, a range of them on demand, and ``GET /manifests/<digest>`` a
-manifest as JSON. Everything runs in threads of its own: bulk bytes never share an event loop with requests.
+manifest as JSON. ``GET /pieces/<manifest's digest>`` answers two sets of pieces, each a bit per piece in the manifest's
+order, the lowest bit of a byte first, filled up to whole bytes: those that are here, and those that somebody who shares
+them got from here within the last half minute. What still arrives is served as far as it is verified.
+
+Everything runs in threads of its own: bulk bytes never share an event loop with requests.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from types import TracebackType
 from typing import Final, Self
 
 from stagecast.store import Store
+from stagecast.transfer.bulk import stand_back
 from stagecast.transfer.exchange import Exchange
+from stagecast.transfer.sends import Sends
 
 CONNECTIONS: Final = 256
 """Connections that are served at a time; a thread each."""
@@ -25,19 +32,24 @@ TURNED_AWAY: Final = 32
 class FileServer:
     """Use as ``with FileServer(store, "127.0.0.1", token=secret) as server``; port 0 takes a free one.
 
-    ``server.url`` has ``host`` as it was given. With a ``token``, each request must carry it as its bearer.
+    ``server.url`` has ``host`` as it was given. With a ``token``, each request must carry it as its bearer. With
+    ``tls`` it is spoken to over TLS only.
 
     Entering raises:
         OSError: the address cannot be listened on.
     """
 
-    def __init__(self, store: Store, host: str, port: int = 0, token: str = "", connections: int = CONNECTIONS) -> None:
+    def __init__(
+        self, store: Store, host: str, port: int = 0, token: str = "", connections: int = CONNECTIONS,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:  # fmt: skip
         self.store = store
         self.host = host
         self.port = port
         self.token = token
         self._most = connections
-        self._bytes_sent = 0
+        self._tls = tls
+        self._sends = Sends()
         self._guard = threading.Lock()
         self._open: dict[socket.socket, threading.Thread] = {}
         self._closing = threading.Event()
@@ -68,12 +80,12 @@ class FileServer:
     def url(self) -> str:
         """Where it answers: ``http://127.0.0.1:41234``."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{'https' if self._tls else 'http'}://{host}:{self.port}"
 
     @property
     def bytes_sent(self) -> int:
         """Bytes of files that were handed to the network since the start; only ever grows."""
-        return self._bytes_sent
+        return self._sends.bytes_sent
 
     def _accept(self) -> None:
         while not self._closing.is_set():
@@ -83,6 +95,9 @@ class FileServer:
                 # Out of descriptors, or a client that left before it was accepted: the next one may fare better.
                 self._closing.wait(0.05)
                 continue
+            if self._tls is not None:
+                # Hands are shaken in the connection's own thread.
+                connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
             if not self._admit(connection):
                 connection.close()
 
@@ -102,15 +117,12 @@ class FileServer:
     def _serve(self, connection: socket.socket, store: Store | None) -> None:
         try:
             with contextlib.suppress(OSError):
-                Exchange(connection, store, self.token, self._count)
+                stand_back()
+                Exchange(connection, store, self.token, self._sends).run()
         finally:
             with self._guard:
                 del self._open[connection]
             connection.close()
-
-    def _count(self, sent: int) -> None:
-        with self._guard:
-            self._bytes_sent += sent
 
 
 def _shut_down(connection: socket.socket) -> None:

@@ -2,67 +2,57 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import select
-import socket
-import struct
+import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Self
-from urllib.parse import SplitResult, urlsplit
+from typing import Final, NamedTuple, Self, cast
 
-from stagecast.errors import BadInput, HolderFailed, Interrupted, InvalidManifest
+from stagecast.errors import HolderBusy, HolderFailed, Interrupted, InvalidManifest
 from stagecast.manifest import Manifest, decode
 from stagecast.messages import Hindrance
-from stagecast.pieces import parse_content_range
-from stagecast.transfer.pace import Pace
+from stagecast.pieces import Holder, decode_set
+from stagecast.transfer.connection import Connection, parse_address
+from stagecast.transfer.head import MEANINGS, Head, length_of, misfit
 from stagecast.transfer.waits import FIELD, Sent, parse_sent
 
 STALL: Final = 10.0
 """Seconds without a byte after which a holder counts as hanging."""
 
-_SLICE: Final = 0.2
-"""Seconds that one wait in the kernel lasts at most: so soon a stop is heeded, and what came until then is counted."""
+SHARED: Final = "Stagecast-Shared"
+"""The header of a request whose bytes others may have too: a holder that has enough to do may refuse it with 503."""
 
 _MOST_OF_HEAD: Final = 16 * 1024
+_INBOX: Final = 64 * 1024
+"""Bytes that are received at once where a head is expected: several small responses fit in."""
+_MOST_OF_REFUSAL: Final = 4096
 _MOST_OF_MANIFEST: Final = 64 * 1024 * 1024
 _STATUS: Final = re.compile(r"HTTP/1\.[01] (\d{3})\b")
-_MEANINGS: Final = {
-    200: "ignores ranges, and would send the whole file",
-    401: "refused the cluster's token",
-    404: "does not have it",
-    503: "serves too many others just now",
-}
 
 
-@dataclass(frozen=True)
-class Holder:
-    """A process that can serve a model's pieces; ``url`` is that of its `FileServer`."""
+class Wanted(NamedTuple):
+    """A range to ask for: the bytes from ``start`` to ``stop`` (excluded) of a file of ``size`` bytes.
 
-    name: str
-    url: str
+    ``is_shared`` says that others may have it too, so that a holder who has enough to do can say so.
+    """
 
-
-class Head(NamedTuple):
-    """The head of a response. Names of ``fields`` are in lower case; ``rest`` is what came of the body with it."""
-
-    status: int
-    fields: dict[str, str]
-    rest: bytes
+    digest: str
+    start: int
+    stop: int
+    size: int
+    is_shared: bool = False
 
 
 class Source:
     """Use as ``with Source(holder, token, stop) as source``, in one thread.
 
     The connection is made when it is needed, kept for the next request, and closed by any failure. ``window`` bounds
-    the bytes that the kernel receives ahead of us; 0 leaves it to the kernel. ``stop`` is heeded within `_SLICE`
+    the bytes that the kernel receives ahead of us; 0 leaves it to the kernel. ``stop`` is heeded within `SLICE`
     seconds, except while the system resolves a host's name. ``waiting`` is told what it waits for next: ``network``
-    while it connects, then ``source``. Every method that asks or receives raises:
+    while it connects, then ``source``. ``tls`` as in `Connection`. Every method that asks or receives raises:
 
     - `HolderFailed`: the holder cannot be reached, hangs, or answers something else than what was asked;
     - `Interrupted`: ``stop`` was set.
@@ -70,19 +60,22 @@ class Source:
 
     def __init__(
         self, holder: Holder, token: str, stop: threading.Event, *, window: int = 0, stall: float = STALL,
-        waiting: Callable[[Hindrance], None] = lambda _: None,
+        waiting: Callable[[Hindrance], None] = lambda _: None, tls: ssl.SSLContext | None = None,
     ) -> None:  # fmt: skip
         self.holder = holder
         self.sent: Sent | None = None
-        """What the holder said of the connection when it began to answer the latest `request`."""
-        self._token = token
+        """What the holder said of the connection when it began to answer the latest request."""
+        self._authorization = f"Authorization: Bearer {token}\r\n" if token else ""
         self._stop = stop
         self._window = window
         self._stall = stall
         self._waiting = waiting
-        self._pace = Pace()
-        self._socket: socket.socket | None = None
-        self._ahead = b""
+        self._tls = tls
+        self._connection: Connection | None = None
+        self._has_answered = False
+        self._asked: deque[Wanted] = deque()
+        self._inbox = memoryview(bytearray(_INBOX))
+        self._ahead = self._inbox[:0]
         self._left = 0
 
     def __enter__(self) -> Self:
@@ -92,42 +85,89 @@ class Source:
         self.close()
 
     def close(self) -> None:
-        """Close the connection. The next request makes a new one."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        """Hang up. Fine when there is no connection."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection, self._has_answered = None, False
+        self._ahead, self._left = self._inbox[:0], 0
+        self._asked.clear()
 
-    def request(self, digest: str, start: int, stop: int, size: int) -> None:
-        """Ask for the bytes from ``start`` to ``stop`` (excluded) of a file of ``size`` bytes; `receive` gets them."""
+    def ask(self, wanted: Sequence[Wanted]) -> None:
+        """Ask for several ranges at once, without waiting for any; `begin` each in turn, and receive all of it."""
         with self._guarded():
-            head = self._ask(f"/files/{digest}", f"Range: bytes={start}-{stop - 1}\r\n")
-            why = _misfit(head, digest, (start, stop, size))
-            if why:
+            self._asked.extend(wanted)
+            self._send("".join(map(self._request, wanted)))
+
+    def begin(self) -> None:
+        """Wait for the head of the next response; `receive` gets its bytes."""
+        with self._guarded():
+            wanted = self._asked[0]
+            head = self._head(lambda: "".join(map(self._request, self._asked)))
+            is_busy = head.status == 503 and self._skip(head)
+            why = misfit(head, wanted.digest, (wanted.start, wanted.stop, wanted.size))
+            if why and not is_busy:
                 raise HolderFailed(self.holder.name, why)
             self.sent = parse_sent(head.fields.get(FIELD.lower(), ""))
-            self._ahead, self._left = head.rest, stop - start
+            self._asked.popleft()
+            self._left = 0 if is_busy else wanted.stop - wanted.start
+        if is_busy:
+            raise HolderBusy(self.holder.name, why)
+
+    def request(self, digest: str, start: int, stop: int, size: int) -> None:
+        """Ask for one range, and wait for the head of the response."""
+        self.ask([Wanted(digest, start, stop, size)])
+        self.begin()
 
     def receive(self, buffer: memoryview) -> int:
         """Receive into ``buffer`` what comes within a moment; return how many bytes that is, 0 at times."""
         with self._guarded():
+            if self._stop.is_set():
+                raise Interrupted("cancel")
             return self._receive_body(buffer)
 
     def manifest(self, digest: str) -> Manifest:
         """Return the manifest of that digest, checked."""
         with self._guarded():
-            head = self._ask(f"/manifests/{digest}", "")
-            length = _length(head)
+            request = self._get(f"/manifests/{digest}", "")
+            self._send(request)
+            head = self._head(lambda: request)
+            length = length_of(head)
             if head.status != 200 or not 0 < length <= _MOST_OF_MANIFEST:
-                meaning = _MEANINGS.get(head.status, f"answered HTTP {head.status}")
+                meaning = MEANINGS.get(head.status, f"answered HTTP {head.status}")
                 why = "sent a manifest of no usable length" if head.status == 200 else meaning
                 raise HolderFailed(self.holder.name, why)
-            body = memoryview(bytearray(length))
-            self._ahead, self._left = head.rest, length
-            while self._left:
-                if self._receive_body(body[length - self._left :]):
-                    self._waiting("")
-                self._waiting("source")
-            return self._decoded(bytes(body), digest)
+            return self._decoded(self._body(length), digest)
+
+    def pieces(self, digest: str, count: int) -> tuple[int, int]:
+        """Return which of a manifest's ``count`` pieces the holder has, and which it gave to others just now."""
+        with self._guarded():
+            request = self._get(f"/pieces/{digest}", "")
+            self._send(request)
+            head = self._head(lambda: request)
+            if head.status == 404 and self._skip(head):
+                return 0, 0
+            size = -(-count // 8)
+            if head.status != 200 or length_of(head) != 2 * size:
+                raise HolderFailed(self.holder.name, MEANINGS.get(head.status, "does not tell which pieces it has"))
+            body = self._body(2 * size)
+            return decode_set(body[:size], count), decode_set(body[size:], count)
+
+    def _skip(self, head: Head) -> bool:
+        """Receive a refusal, so that the next response is what follows; tell whether that went well."""
+        length = length_of(head)
+        if not 0 <= length <= _MOST_OF_REFUSAL or head.fields.get("connection") == "close":
+            return False
+        self._body(length)
+        return True
+
+    def _body(self, length: int) -> bytes:
+        body = memoryview(bytearray(length))
+        self._left = length
+        while self._left:
+            if self._receive_body(body[length - self._left :]):
+                self._waiting("")
+            self._waiting("source")
+        return bytes(body)
 
     def _decoded(self, body: bytes, digest: str) -> Manifest:
         try:
@@ -145,118 +185,94 @@ class Source:
             yield
         except (OSError, UnicodeError) as error:
             self.close()
-            why = error.strerror if isinstance(error, OSError) else None
-            raise HolderFailed(self.holder.name, why or str(error)) from error
+            why = getattr(error, "verify_message", "") or getattr(error, "strerror", None) or str(error)
+            raise HolderFailed(self.holder.name, why) from error
         except BaseException:
             self.close()
             raise
 
-    def _ask(self, path: str, field: str) -> Head:
-        was_open = self._socket is not None
+    def _request(self, wanted: Wanted) -> str:
+        shared = f"{SHARED}: yes\r\n" if wanted.is_shared else ""
+        return self._get(f"/files/{wanted.digest}", f"Range: bytes={wanted.start}-{wanted.stop - 1}\r\n{shared}")
+
+    def _get(self, path: str, field: str) -> str:
+        address = parse_address(self.holder.name, self.holder.url)
+        return f"GET {address.prefix}{path} HTTP/1.1\r\nHost: {address.netloc}\r\n{self._authorization}{field}\r\n"
+
+    def _send(self, requests: str) -> None:
         try:
-            return self._exchange(path, field)
+            self._connected().send(requests.encode())
         except ConnectionError:
-            # A holder may close a connection that rested; that says nothing about how a new one fares.
-            self.close()
-            if not was_open:
+            if not self._has_answered:
                 raise
-            return self._exchange(path, field)
+            self._again(requests)
 
-    def _exchange(self, path: str, field: str) -> Head:
-        url = urlsplit(self.holder.url)
-        if self._socket is None:
+    def _again(self, requests: str) -> None:
+        """Ask anew on a new connection, where the old one had answered before.
+
+        A holder may close a connection that rested; that says nothing about how a new one fares.
+        """
+        asked = list(self._asked)
+        self.close()
+        self._asked.extend(asked)
+        self._connected().send(requests.encode())
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            address = parse_address(self.holder.name, self.holder.url)
             self._waiting("network")
-            self._socket = self._connect(url)
+            self._connection = Connection(self.holder.name, address, self._stop, self._stall, self._window, self._tls)
         self._waiting("source")
-        authorization = f"Authorization: Bearer {self._token}\r\n" if self._token else ""
-        request = f"GET {url.path.rstrip('/')}{path} HTTP/1.1\r\nHost: {url.netloc}\r\n{authorization}{field}\r\n"
-        self._socket.sendall(request.encode())
-        return self._receive_head()
+        return self._connection
 
-    def _connect(self, url: SplitResult) -> socket.socket:
+    def _head(self, requests: Callable[[], str]) -> Head:
+        """Return the next response's head; ``requests`` are asked for again where the connection had been closed."""
         try:
-            host, port = url.hostname, url.port or 80
-        except ValueError:
-            host, port = None, 0
-        if url.scheme != "http" or not host:
-            raise HolderFailed(self.holder.name, f"its address {self.holder.url!r} is not like http://host:port")
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        connection = socket.socket(family, kind, protocol)
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, int(_SLICE * 1e6)))
-            if self._window:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._window)
-            self._await_connection(connection, address)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _await_connection(self, connection: socket.socket, address: tuple[Any, ...]) -> None:
-        connection.settimeout(0)
-        code, deadline = connection.connect_ex(address), time.monotonic() + self._stall
-        poll = select.poll()
-        poll.register(connection, select.POLLOUT)
-        while code == errno.EINPROGRESS:
-            self._check_stop()
-            if poll.poll(_SLICE * 1000):
-                code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            elif time.monotonic() > deadline:
-                raise HolderFailed(self.holder.name, f"could not be connected to within {self._stall:g} s")
-        if code:
-            raise OSError(code, os.strerror(code))
-        connection.settimeout(None)
+            head = self._receive_head()
+        except ConnectionError:
+            if not self._has_answered:
+                raise
+            self._again(requests())
+            head = self._receive_head()
+        self._has_answered = True
+        return head
 
     def _receive_head(self) -> Head:
-        buffer, filled, deadline = bytearray(_MOST_OF_HEAD), 0, time.monotonic() + self._stall
-        self._pace, self._left = Pace(), 0
-        with memoryview(buffer) as view:
-            while (end := buffer.find(b"\r\n\r\n", 0, filled)) < 0:
-                if filled == len(view) or time.monotonic() > deadline:
-                    raise HolderFailed(self.holder.name, "sent no HTTP response that makes sense")
-                filled += self._receive(view[filled:], 0)
-        lines = buffer[:end].decode("latin-1").split("\r\n")
-        status = _STATUS.match(lines[0])
-        if status is None:
+        connection, deadline = self._connected(), time.monotonic() + self._stall
+        filled = len(self._ahead)
+        self._inbox[:filled] = self._ahead
+        buffer = cast("bytearray", self._inbox.obj)
+        while (end := buffer.find(b"\r\n\r\n", 0, filled)) < 0:
+            if filled > _MOST_OF_HEAD or time.monotonic() > deadline:
+                raise HolderFailed(self.holder.name, "sent no HTTP response that makes sense")
+            filled += connection.receive(self._inbox[filled:])
+        self._ahead = self._inbox[end + 4 : filled]
+        status, *lines = bytes(self._inbox[:end]).decode("latin-1").split("\r\n")
+        found = _STATUS.match(status)
+        if found is None:
             raise HolderFailed(self.holder.name, "does not speak HTTP")
-        fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
-        return Head(int(status[1]), fields, bytes(buffer[end + 4 : filled]))
+        fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        return Head(int(found[1]), fields)
 
     def _receive_body(self, buffer: memoryview) -> int:
         wanted = buffer[: self._left]
-        if self._ahead:
-            count = min(len(wanted), len(self._ahead))
+        count = min(len(wanted), len(self._ahead))
+        if count:
             wanted[:count], self._ahead = self._ahead[:count], self._ahead[count:]
-        else:
-            # The kernel fills the buffer, or returns what has come when the slice is over: few calls, steady counts.
-            count = self._receive(wanted, socket.MSG_WAITALL)
+        if count < len(wanted):
+            try:
+                # The kernel fills the buffer, or returns what has come when the slice is over: few calls.
+                count += self._connected().receive(wanted[count:], fill=True)
+            except (OSError, HolderFailed):
+                if not count:  # the next call meets the same
+                    raise
         self._left -= count
         return count
-
-    def _receive(self, view: memoryview, flags: int) -> int:
-        self._check_stop()
-        assert self._socket is not None  # noqa: S101  # requested first
-        since = time.monotonic()
-        try:
-            count = self._socket.recv_into(view, 0, flags)
-            if count == 0:
-                raise ConnectionResetError("closed the connection too early")
-        except BlockingIOError:
-            count = 0
-        self._pace = self._pace.after(time.monotonic() - since, count, self._stall)
-        if (count == 0 or count < self._left) and (why := self._pace.complaint(self._stall)):
-            raise HolderFailed(self.holder.name, why)
-        return count
-
-    def _check_stop(self) -> None:
-        if self._stop.is_set():
-            raise Interrupted("cancel")
 
 
 def fetch_manifest(
     holder: Holder, digest: str, token: str = "", stop: threading.Event | None = None, *, stall: float = STALL,
-    waiting: Callable[[Hindrance], None] = lambda _: None,
+    waiting: Callable[[Hindrance], None] = lambda _: None, tls: ssl.SSLContext | None = None,
 ) -> Manifest:  # fmt: skip
     """Return the manifest of that digest from a holder, checked. Blocks.
 
@@ -266,33 +282,5 @@ def fetch_manifest(
         HolderFailed: it does not have it, cannot be reached, hangs, or sends something else.
         Interrupted: ``stop`` was set.
     """
-    with Source(holder, token, stop or threading.Event(), stall=stall, waiting=waiting) as source:
+    with Source(holder, token, stop or threading.Event(), stall=stall, waiting=waiting, tls=tls) as source:
         return source.manifest(digest)
-
-
-def _length(head: Head) -> int:
-    """Return the bytes of the body, or -1 where that cannot be told from the head or they are encoded."""
-    text = head.fields.get("content-length", "")
-    is_plain = head.fields.get("content-encoding", "identity") == "identity" and "transfer-encoding" not in head.fields
-    return int(text) if is_plain and re.fullmatch(r"[0-9]{1,19}", text) else -1
-
-
-def _misfit(head: Head, digest: str, asked: tuple[int, int, int]) -> str:
-    """Return in what a response is not the range that was asked for, (start, stop, size); empty if it is."""
-    if "html" in head.fields.get("content-type", ""):
-        return f"answered HTTP {head.status} with a page for people, as a proxy does that stands in between"
-    if head.status != 206:
-        return _MEANINGS.get(head.status, f"answered HTTP {head.status}")
-    if head.fields.get("etag", f'"{digest}"') != f'"{digest}"':
-        return f"has another file there, with the ETag {head.fields['etag']}"
-    try:
-        found = parse_content_range(head.fields.get("content-range", ""))
-    except BadInput as error:
-        return error.message
-    if found != asked:
-        return (
-            f"sent bytes {found[0]}-{found[1]} of {found[2]} where {asked[0]}-{asked[1]} of {asked[2]} were asked for"
-        )
-    if not len(head.rest) <= _length(head) == asked[1] - asked[0]:
-        return "sent a body that is not as long as its own range"
-    return ""

@@ -1,0 +1,87 @@
+"""What the transfers move: one file, a directory of many, and eight shards; and the folders for it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model: one file for each of ``sizes``, in bytes."""
+
+    name: str
+    what: str
+    sizes: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return sum(self.sizes)
+
+    @property
+    def files(self) -> list[str]:
+        """The names of its files."""
+        return [f"part-{number:05}.bin" for number in range(len(self.sizes))]
+
+
+def cases(scale: int) -> list[Case]:
+    """Return what is moved; the sizes of large files are divided by ``scale``."""
+    large = 2048 * MIB // scale
+    size = f"{large // MIB:,} MiB"
+    return [
+        Case("one", f"one file of {size}", (large,)),
+        Case("many", "2,000 files of 256 KiB", (MIB // 4,) * 2000),
+        Case("shards", f"eight shards of {large // 8 // MIB:,} MiB", (large // 8,) * 8),
+        Case("mixed", f"10,000 files of 16 KiB and one of {size}", (*(16 * 1024,) * 10_000, large)),
+    ]
+
+
+def lay_out(folder: Path, case: Case) -> None:
+    """Write a case's files; no two of them, and no two pieces, are alike."""
+    noise = os.urandom(MIB)
+    (folder / case.name).mkdir(parents=True)
+    for number, (name, size) in enumerate(zip(case.files, case.sizes, strict=True)):
+        with (folder / case.name / name).open("wb") as file:
+            for start in range(0, size, MIB):
+                file.write((number << 32 | start).to_bytes(8, "little") + noise[8 : min(MIB, size - start)])
+
+
+@contextmanager
+def workplace(medium: Path, made: list[Case]) -> Iterator[Path]:
+    """Make a folder on that medium with ``models/<case>`` in it; all of it is gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=medium, prefix="stagecast-bench-") as name:
+        for case in made:
+            lay_out(Path(name) / "models", case)
+        settle(Path(name))
+        yield Path(name)
+
+
+def settle(folder: Path) -> None:
+    """Have everything that was written to the file system of that folder on the disk: syncfs(2)."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), "syncfs")
+    finally:
+        os.close(descriptor)
+
+
+def room(medium: Path) -> int:
+    """Return the bytes that are free there."""
+    found = os.statvfs(medium)
+    return found.f_bavail * found.f_frsize
+
+
+def is_memory(medium: Path) -> bool:
+    """Return whether a folder lies on a tmpfs."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    over = [(len(mount[1]), mount[2]) for mount in mounts if medium.resolve().is_relative_to(mount[1])]
+    return max(over, default=(0, ""))[1] == "tmpfs"

@@ -1,0 +1,116 @@
+"""How fast files move, beside the programs that people move them with: everything in one run, on this machine.
+
+    python benchmarks/transfer.py [--quick] [--rounds N] [--write]
+
+Each round runs every contender once, in turn, so that what else the machine does meets all of them; the medians count.
+``--write`` puts the tables and the plot into docs/. What is not installed is named, with the command that brings it,
+and is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from contenders import CONTENDERS, INSTALL, Contender, Ran, Run
+from material import Case, cases, is_memory, room, settle, workplace
+from report import Row, table, write
+
+MEMORY = Path("/dev/shm")  # the tmpfs that every Linux has, by name
+
+
+def _present() -> tuple[list[Contender], list[str]]:
+    """Return who can take part, and why each of the others cannot."""
+    lacking = {contender.name: contender.missing() for contender in CONTENDERS}
+    absent = [
+        f"{name} is left out: {', '.join(programs)} is not installed" for name, programs in lacking.items() if programs
+    ]
+    return [contender for contender in CONTENDERS if not lacking[contender.name]], absent
+
+
+def _once(run: Run, case: Case, folder: Path, *, on_disk: bool) -> Ran:
+    """Run a transfer into a new folder; on a disk it has ended once the bytes are there, not in the cache alone."""
+    target = folder / f"target-{time.monotonic_ns()}"
+    target.mkdir()
+    try:
+        ran = run(case, target)
+        began = time.monotonic()
+        if on_disk:
+            settle(folder)
+        return Ran(ran.seconds + time.monotonic() - began, ran.cpu, ran.memory_there, ran.memory_here)
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(f"{target}-data", ignore_errors=True)
+        settle(folder)
+
+
+def _measure(present: list[Contender], case: Case, folder: Path, rounds: int) -> list[Row]:
+    on_disk = not is_memory(folder)
+    found: dict[str, list[Ran]] = {contender.name: [] for contender in present}
+    with ExitStack() as stack:
+        runs = [(each.name, stack.enter_context(contextmanager(each.start)(folder / "models"))) for each in present]
+        for turn in range(rounds + 1):
+            for name, run in runs:
+                ran = _once(run, case, folder, on_disk=on_disk and name != "iperf3")
+                # The first round warms what everybody uses: the page cache, and memory that the machine never had.
+                if turn:
+                    found[name].append(ran)
+    medium = "disk" if on_disk else "tmpfs"
+    return [_row(name, medium, case, ran) for name, ran in found.items()]
+
+
+def _row(name: str, medium: str, case: Case, ran: list[Ran]) -> Row:
+    rates = sorted(case.total / each.seconds for each in ran)
+    return Row(
+        name, medium, case.name, case.what, statistics.median(rates), rates[0], rates[-1],
+        statistics.median(each.cpu for each in ran) / case.total * 1e9,
+        max(each.memory_there for each in ran), max(each.memory_here for each in ran),
+    )  # fmt: skip
+
+
+def _machine() -> str:
+    load = os.getloadavg()[0]
+    system = f"Linux {platform.release()}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} cores, {system}, load {load:.1f} when it began"
+
+
+def main() -> int:
+    """Measure, print each table as it comes, and write it down if that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="an eighth of the bytes, one round")
+    parser.add_argument("--rounds", type=int, default=0, help="how often each runs; the median counts [5, quick: 1]")
+    parser.add_argument("--scale", type=int, default=0, help="divide every size by this [1, quick: 8]")
+    parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="a folder on a disk")
+    parser.add_argument("--write", action="store_true", help="write docs/performance.md and its plot")
+    options = parser.parse_args()
+    rounds, scale = options.rounds or (1 if options.quick else 5), options.scale or (8 if options.quick else 1)
+    machine, (present, absent) = _machine(), _present()
+    print(machine)
+    for line in absent:
+        print(f"{line}; get it with: {INSTALL}")
+    rows: list[Row] = []
+    for medium in (MEMORY, options.disk):
+        made = cases(scale)
+        if room(medium) < 2 * sum(case.total for case in made):
+            print(f"{medium} is left out: too little room there; --scale divides the sizes")
+            continue
+        with workplace(medium, made) as folder:
+            for case in made:
+                found = _measure(present, case, folder, rounds)
+                rows += found
+                print(table(found), flush=True)
+                if options.write:
+                    write(rows, machine, rounds, absent)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

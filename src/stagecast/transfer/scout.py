@@ -1,0 +1,77 @@
+"""A scout: the thread of a pull that asks other receivers which pieces they have, while there are any."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from typing import Final, Self
+
+from stagecast.errors import HolderFailed, Interrupted
+from stagecast.pieces import Holder
+from stagecast.transfer.ledger import Ledger
+from stagecast.transfer.source import Source
+
+LOOK: Final = 0.5
+"""Seconds between two looks at what all of them have."""
+
+LONGEST: Final = 8.0
+"""Seconds after which one is asked again that did not answer; it begins with `LOOK`, and doubles."""
+
+STALL: Final = 2.0
+"""Seconds for which an answer is waited for."""
+
+
+class Scout:
+    """Use as ``with Scout(ledger, token, tls)``. Leaving halts the ledger and waits for the thread."""
+
+    def __init__(self, ledger: Ledger, token: str, tls: ssl.SSLContext | None) -> None:
+        self._ledger = ledger
+        self._token = token
+        self._tls = tls
+        self._digest = ledger.manifest.digest
+        self._sources: dict[Holder, Source] = {}
+        self._rests: dict[Holder, tuple[float, float]] = {}
+        self._thread = threading.Thread(target=self._run, name="stagecast-scout", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ledger.halted.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._ledger.halted.is_set():
+                for holder in self._among(self._ledger.neighbours()):
+                    self._look(holder)
+                self._ledger.halted.wait(LOOK)
+        except Interrupted:
+            pass
+        except BaseException as caught:  # noqa: BLE001  # raised again in the thread that called pull
+            self._ledger.broke(caught)
+        finally:
+            self._among([])
+
+    def _among(self, holders: list[Holder]) -> list[Holder]:
+        """Return whom to ask now; those who are none of these any more are forgotten."""
+        for holder in self._sources.keys() - set(holders):
+            self._sources.pop(holder).close()
+            self._rests.pop(holder, None)
+        now = time.monotonic()
+        return [holder for holder in holders if self._rests.get(holder, (now, 0.0))[0] <= now]
+
+    def _look(self, holder: Holder) -> None:
+        if holder not in self._sources:
+            self._sources[holder] = Source(holder, self._token, self._ledger.halted, stall=STALL, tls=self._tls)
+        try:
+            self._ledger.learn(holder.name, *self._sources[holder].pieces(self._digest, self._ledger.count))
+        except HolderFailed:
+            _, length = self._rests.get(holder, (0.0, LOOK / 2))
+            length = min(LONGEST, 2 * length)
+            self._rests[holder] = (time.monotonic() + length, length)
+            self._ledger.learn(holder.name, 0, 0)
+        else:
+            self._rests.pop(holder, None)

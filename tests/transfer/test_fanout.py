@@ -1,0 +1,41 @@
+"""The simulated swarm (`benchmarks/swarm.py`): in its own time, and the same each time."""
+
+from __future__ import annotations
+
+import pytest
+from benchmarks.swarm import Outcome, Plan, Simulation
+
+PIECES = 128
+
+
+def ran(plan: Plan) -> Outcome:
+    outcome = Simulation(plan).run()
+    size = plan.pieces * plan.size
+    moved = outcome.origin + outcome.workers
+    if not plan.dying:
+        assert moved == pytest.approx(plan.workers * size, abs=plan.workers * plan.pieces), "no byte twice"
+    assert outcome.origin <= 2.0 * size
+    assert len(outcome.seconds) == plan.workers - plan.dying
+    return outcome
+
+
+def test_one_alone_is_as_fast_as_its_link() -> None:
+    plan = Plan(1, PIECES)
+    assert ran(plan).seconds[0] <= 1.01 * plan.alone
+
+
+@pytest.mark.parametrize(("workers", "most"), [(2, 1.3), (8, 1.3), (16, 1.5)])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_many_take_little_longer_than_one(workers: int, most: float, seed: int) -> None:
+    plan = Plan(workers, PIECES, seed=seed)
+    assert max(ran(plan).seconds) <= most * plan.alone
+
+
+@pytest.mark.parametrize("plan", [Plan(8, PIECES, late=2), Plan(8, PIECES, dying=1)], ids=["joined", "died"])
+def test_who_joins_or_dies_holds_nobody_back(plan: Plan) -> None:
+    assert max(ran(plan).seconds) <= 1.3 * plan.alone
+
+
+def test_one_that_is_ten_times_slower_costs_the_others_no_more_than_half_as_much_again() -> None:
+    plan = Plan(8, PIECES, slow=1)
+    assert max(ran(plan).seconds[1:]) <= 1.5 * plan.alone
