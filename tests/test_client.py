@@ -8,10 +8,11 @@ from contextlib import aclosing
 
 import pytest
 
-from stagecast import client as client_module
-from stagecast.client import ApiError, Client, Unanswered, Unreachable
+from stagecast import session as session_module
+from stagecast.client import Client
 from stagecast.event_stream import StreamEvent
 from stagecast.revision import identity_of
+from stagecast.session import ApiError, Unanswered, Unreachable
 from tests.conftest import free_port
 from tests.replica_stand_in import (
     ReplicaStandIn,
@@ -234,7 +235,7 @@ async def test_a_stream_never_begins_before_what_the_client_has_been_told(
 async def test_a_silent_stream_is_opened_again(
     replica: ReplicaStandIn, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "SILENCE", 0.1)
+    monkeypatch.setattr(session_module, "SILENCE", 0.1)
     replica.streams.put_nowait(streaming(ends=False))
     replica.streams.put_nowait(streaming("data: 1\n\n", ends=False))
     async with aclosing(client.stream()) as stream:
@@ -249,7 +250,7 @@ async def test_a_stream_that_is_refused_ends(replica: ReplicaStandIn, client: Cl
 
 
 async def test_a_stream_that_nobody_serves_is_said_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "STREAM_PATIENCE", 0.1)
+    monkeypatch.setattr(session_module, "STREAM_PATIENCE", 0.1)
     async with Client(f"http://127.0.0.1:{free_port()}") as client, aclosing(client.stream()) as stream:
         with pytest.raises(Unreachable):
             await anext(stream)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from stagecast import operations
-from stagecast.client import ApiError, Client
+from stagecast.client import Client
 from stagecast.cluster import Cluster
 from stagecast.demo_checks import BALANCER
 from stagecast.demo_model import MODEL
@@ -18,6 +18,7 @@ from stagecast.demo_view import View
 from stagecast.errors import StagecastError
 from stagecast.following import follow
 from stagecast.rows import Row
+from stagecast.session import ApiError
 
 _KILL_AT: Final = 40.0
 """Per cent of the staging."""

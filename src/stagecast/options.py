@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter, Token
 from cyclopts.config import Env
 
-from stagecast.client import DEFAULT_URL
 from stagecast.errors import InvalidQuantity
 from stagecast.quantities import parse_rate, parse_size
+from stagecast.session import DEFAULT_URL
 from stagecast.settings import (
     DEFAULT_LISTEN,
     DEFAULT_WORKER_LISTEN,

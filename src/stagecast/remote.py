@@ -14,11 +14,12 @@ from rich.console import RenderableType
 from rich.live import Live
 
 from stagecast import answers, disk_tables, display, seen
-from stagecast.client import Answer, Client
+from stagecast.client import Client
 from stagecast.following import follow as follow_operations
 from stagecast.messages import Outcome, Verb
 from stagecast.options import Follow, Id, ModelName, NodeName, Reach, argument, rate_option
 from stagecast.rows import Row
+from stagecast.session import Answer
 
 _PATIENCE: Final = 3.0
 """Seconds: a person at a terminal waits less gladly than a program."""

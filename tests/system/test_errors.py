@@ -12,9 +12,10 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from stagecast.client import ApiError, Client
+from stagecast.client import Client
 from stagecast.cluster import Cluster
 from stagecast.rows import Row
+from stagecast.session import ApiError
 from tests.sample import contents_of
 from tests.system.deployment import MB, deployment, lay_out_random, until_ended, until_known, until_percent
 

@@ -13,8 +13,9 @@ import pytest
 import pytest_asyncio
 
 from stagecast.answers import RunningInstance
-from stagecast.client import ApiError, Client
+from stagecast.client import Client
 from stagecast.cluster import Cluster
+from stagecast.session import ApiError
 from tests.system.deployment import MB, deployment, is_alive, lay_out_random, write_backends
 
 pytestmark = [pytest.mark.system, pytest.mark.asyncio(loop_scope="module")]
