@@ -78,6 +78,17 @@ class PartialMachine(RuleBasedStateMachine):
             with pytest.raises(ValueError, match="cannot be verified"):
                 self.partial.verify(piece)
 
+    @rule(pieces=st.sets(st.sampled_from(PIECES), min_size=1))
+    def fill(self, pieces: set[Piece]) -> None:
+        arrived = [(piece, memoryview(content_of(piece))) for piece in PIECES if piece in pieces]
+        if pieces & self.verified:
+            with pytest.raises(ValueError, match="cannot fill"):
+                self.partial.fill(arrived)
+        else:
+            self.partial.fill(arrived)
+            self.written.update((piece, piece.length) for piece in pieces)
+            self.verified |= pieces
+
     @rule(piece=st.sampled_from(PIECES))
     def forget(self, piece: Piece) -> None:
         self.partial.forget(piece)
@@ -293,6 +304,24 @@ def test_a_write_that_leaves_a_hole_or_the_piece_is_refused(tmp_path: Path) -> N
                 partial.write(PIECES[0], offset, data)
 
 
+def test_what_is_not_as_long_as_its_piece_fills_nothing(tmp_path: Path) -> None:
+    with open_partial(tmp_path) as partial:
+        with pytest.raises(ValueError, match="7 bytes cannot fill"):
+            partial.fill([(PIECES[0], memoryview(content_of(PIECES[0])[:7]))])
+        assert partial.missing() == PIECES
+
+
+def test_whole_pieces_never_overwrite_what_lies_there_under_another_name_too(tmp_path: Path) -> None:
+    ours = folder_of(tmp_path) / "files" / "a"
+    ours.parent.mkdir(parents=True)
+    (tmp_path / "theirs").write_bytes(b"theirs")
+    ours.hardlink_to(tmp_path / "theirs")
+    with open_partial(tmp_path) as partial:
+        partial.fill([(piece, memoryview(content_of(piece))) for piece in PIECES])
+        assert contents_of(partial.publish()) == CONTENTS
+    assert (tmp_path / "theirs").read_bytes() == b"theirs"
+
+
 def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidName):
         open_partial(tmp_path, manifest_of("../up", CONTENTS))
@@ -350,7 +379,7 @@ def test_data_that_a_sync_could_not_save_is_never_called_verified(
 
     partial = open_partial(tmp_path).__enter__()
     fill(partial, CONTENTS)
-    monkeypatch.setattr(os, "fdatasync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(NotEnoughSpace):
         partial.__exit__(None, None, None)
     monkeypatch.undo()

@@ -16,14 +16,17 @@ from stagecast.pieces import (
     choose_holder,
     choose_neighbours,
     decode_set,
+    encode_numbers,
     encode_set,
     first,
     numbers,
     parse_content_range,
+    parse_numbers,
     parse_range,
     pieces_between,
     pieces_of,
     rarest,
+    runs,
     set_of,
 )
 from tests.sample import manifest_of
@@ -116,6 +119,27 @@ def test_sets_cross_the_wire(members: set[int], count: int) -> None:
     assert len(encode_set(pieces, count)) == -(-count // 8)
 
 
+@given(st.sets(st.integers(0, 99), min_size=1))
+def test_numbers_cross_the_wire_as_text(members: set[int]) -> None:
+    ordered = sorted(members)
+
+    assert parse_numbers(encode_numbers(ordered), 100) == ordered
+    assert [number for first_, end in runs(ordered) for number in range(first_, end)] == ordered
+    assert all(end not in members and first_ - 1 not in members for first_, end in runs(ordered))
+
+
+def test_numbers_as_text_are_short_and_keep_their_order() -> None:
+    assert encode_numbers([0, 1, 2, 7, 9, 10]) == "0-2,7,9-10"
+    assert encode_numbers([5, 3, 4]) == "5,3-4"
+    assert parse_numbers("5,3-4", 6) == [5, 3, 4]
+
+
+@pytest.mark.parametrize("text", ["", ",", "1,", "-1", "1-", "3-1", "10", "0-10", "0-9,0", "1 ", "a", "9" * 5000])
+def test_what_names_no_pieces_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="does not name pieces out of 10"):
+        parse_numbers(text, 10)
+
+
 @given(st.integers(1, 100), st.integers(1, 40), st.data())
 def test_the_pieces_of_a_range_are_those_that_it_touches(size: int, piece_size: int, data: st.DataObject) -> None:
     manifest = manifest_of("m", {"a": bytes(size)}, piece_size=piece_size)
@@ -146,6 +170,7 @@ def test_the_least_busy_holder_is_chosen() -> None:
     assert choose_holder(["a"], standings, now=0) == "a"
     assert choose_holder([], standings, now=0) is None
     assert choose_holder(["b", "c"], {"b": Standing(), "c": Standing()}, now=0) == "b"
+    assert choose_holder(["b", "c"], {"b": Standing().opened().closed(), "c": Standing()}, now=0) == "c"
 
 
 @given(st.floats(1, 1e9), st.floats(2.1, 100))
@@ -188,4 +213,4 @@ def test_streams_that_are_closed_cost_nothing(count: int) -> None:
     assert standing.cost(0) == count
     for _ in range(count):
         standing = standing.closed()
-    assert standing == Standing()
+    assert standing == Standing(asked=count)

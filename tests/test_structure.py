@@ -50,9 +50,11 @@ LADDER: Final = (
         {
             "FILES": (
                 "upstream stream transfer.limit transfer.waits transfer.tcp_info transfer.bulk transfer.tls "
-                "transfer.pace transfer.ramp transfer.connection transfer.head transfer.source transfer.swarm "
-                "transfer.assignments transfer.report transfer.ledger transfer.crew transfer.stream transfer.scout "
-                "transfer.pull transfer.sends transfer.exchange transfer.serve transfer"
+                "transfer.pace transfer.ramp transfer.connection transfer.head transfer.wanted transfer.source "
+                "transfer.swarm transfer.rests transfer.active transfer.assignments transfer.report transfer.news "
+                "transfer.whereabouts transfer.ledger "
+                "transfer.crew transfer.intake transfer.stream transfer.scout transfer.pull transfer.sends "
+                "transfer.request transfer.bundles transfer.outlet transfer.exchange transfer.serve transfer"
             ),
             "CONTROL": (
                 "changes meter archive ownership restatement mending tracker presence history forgetting commands "

@@ -43,6 +43,10 @@ class KnownFiles:
                 return record, number
         return None
 
+    def record(self, digest: str) -> Record | None:
+        """Return a record by its manifest's digest; whether the files are as recorded, is to be looked at for each."""
+        return self._records.with_manifest(digest)
+
     def locate(self, digest: str) -> Path | None:
         """Return the path of a file by its digest; None if it is not here, or not as recorded."""
         found = self.find(digest)

@@ -10,28 +10,25 @@ number after, and the number that takes it back before a byte of it is written a
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from stagecast.disk import naming_full_disk
-from stagecast.durable import Lock, opened, sync_folder, write_all, write_whole
+from stagecast.durable import Lock, sync_folder, write_whole
 from stagecast.errors import Busy, InvalidManifest, WrongState
 from stagecast.manifest import Manifest, check, check_name, encode
 from stagecast.part_files import PartFiles
 from stagecast.pieces import Piece, pieces_of
 from stagecast.publication import WORKSHOP, Keeping, publish, throw_away, was_published
-from stagecast.status import VERIFIED, Status, read_status
+from stagecast.status import VERIFIED, Status, Tally, read_status
 
 PREFIX: Final = "partial-"
 SYNC_EVERY: Final = 128 * 1024 * 1024
 """Bytes that are verified before one fdatasync settles them; after a loss of power so many are hashed again."""
-_CHUNK: Final = 1024 * 1024
 
 
 class Partial:
@@ -55,20 +52,18 @@ class Partial:
         if manifest.piece_size >= VERIFIED:
             raise InvalidManifest(manifest.model, f"piece_size is {manifest.piece_size}; less than 4 GiB is possible")
         self.manifest = manifest
+        self.digest = manifest.digest
         self._models = models
         self._record = record
         self._node = node
         self._keeping = keeping
-        self.folder = models / WORKSHOP / f"{PREFIX}{manifest.digest[:16]}-{manifest.model}"
+        self.folder = models / WORKSHOP / f"{PREFIX}{self.digest[:16]}-{manifest.model}"
         self._file_lock = Lock(self.folder / "lock")
         self._guard = threading.Lock()
-        self._pieces = list(pieces_of(manifest))
-        self._number = {piece: number for number, piece in enumerate(self._pieces)}
-        self._marks = [0] * len(self._pieces)
+        self._tally = Tally(list(pieces_of(manifest)))
         self._unsettled: list[Piece] = []
         self._unsettled_bytes = 0
         self.files = PartFiles(self.folder, manifest)
-        self._verified_bytes = 0
         self._published: Path | None = None
         self.status = Status(self.folder / "status")
 
@@ -95,19 +90,19 @@ class Partial:
     @property
     def verified_bytes(self) -> int:
         """Bytes of all verified pieces."""
-        return self._verified_bytes
+        return self._tally.verified_bytes
 
     def written(self, piece: Piece) -> int:
         """Return the bytes of the piece on disk, from its start on; a verified piece has all of them."""
-        return min(self._marks[self._number[piece]], piece.length)
+        return self._tally.written(piece)
 
     def is_verified(self, piece: Piece) -> bool:
         """Return whether the piece was verified."""
-        return self._marks[self._number[piece]] == VERIFIED
+        return self._tally.is_verified(piece)
 
     def missing(self) -> list[Piece]:
         """Return the pieces that are not verified, in order."""
-        return [piece for piece, mark in zip(self._pieces, self._marks, strict=True) if mark != VERIFIED]
+        return self._tally.missing()
 
     def write(self, piece: Piece, offset: int, buffer: bytes | bytearray | memoryview) -> None:
         """Write ``buffer`` at ``offset`` bytes into the piece, and count it as written.
@@ -120,10 +115,31 @@ class Partial:
         if self.is_verified(piece) or not 0 <= offset <= self.written(piece) or stop > piece.length:
             raise ValueError(f"bytes {offset}-{stop} cannot be written to {piece}: {self.written(piece)} are there")
         with self._clear_errors():
-            with opened(self.files.prepare(piece.file), os.O_WRONLY) as descriptor:
-                write_all(descriptor, buffer, piece.offset + offset)
+            self.files.write(piece.file, buffer, piece.offset + offset)
             with self._guard:
                 self._mark(piece, max(stop, self.written(piece)))
+
+    def fill(self, arrived: Sequence[tuple[Piece, memoryview]]) -> None:
+        """Write whole pieces that the caller has hashed, and count them as verified; the status of all at once.
+
+        Each comes with its bytes, in the order of `pieces_of`.
+
+        Raises:
+            NotEnoughSpace: the disk is full; none of these counts.
+            ValueError: a piece has another length, or was verified before.
+        """
+        for piece, buffer in arrived:
+            if self.is_verified(piece) or buffer.nbytes != piece.length:
+                raise ValueError(f"{buffer.nbytes} bytes cannot fill {piece}")
+        with self._clear_errors():
+            for piece, buffer in arrived:
+                self.files.write(piece.file, buffer, piece.offset)
+        with self._guard:
+            pieces = [piece for piece, _ in arrived]
+            self.status.mark_all([self._tally.number[piece] for piece in pieces], [piece.length for piece in pieces])
+            is_due = self._count_as_verified(pieces)
+        if is_due:
+            self._settle()
 
     def copy(self, piece: Piece, make: Callable[[Path], str]) -> bool:
         """Have ``make`` put all of a piece into its file; it returns the digest of what lies there then.
@@ -135,6 +151,7 @@ class Partial:
         """
         with self._clear_errors():
             digest = make(self.files.prepare(piece.file))
+            self.files.written(piece.file)
         if digest != self.manifest.files[piece.file].pieces[piece.index]:
             return False
         with self._guard:
@@ -148,14 +165,12 @@ class Partial:
         ``make`` gets the path, at which nothing is, and tells whether it has put there what the manifest says. The file
         may be another model's as well: nothing is ever written to it.
         """
-        pieces, is_due = [piece for piece in self._pieces if piece.file == number], False
+        pieces = [piece for piece in self._tally.pieces if piece.file == number]
         with self._clear_errors():
             if any(map(self.written, pieces)) or not self.files.put(number, make):
                 return False
         with self._guard:
-            for piece in pieces:
-                self._remember(piece, VERIFIED)
-                is_due = self._is_due_after(piece)
+            is_due = self._count_as_verified(pieces)
         if is_due:
             self._settle()
         return True
@@ -166,21 +181,13 @@ class Partial:
         Raises:
             OSError: the file ends before that.
         """
-        buffer = memoryview(bytearray(min(_CHUNK, length)))
-        with opened(self.files.place(piece.file), os.O_RDONLY) as descriptor:
-            done = 0
-            while done < length:
-                count = os.preadv(descriptor, [buffer[: length - done]], piece.offset + done)
-                if count == 0:
-                    raise OSError(errno.EIO, "the file ends too early", str(self.files.place(piece.file)))
-                yield buffer[:count]
-                done += count
+        return self.files.read(piece.file, piece.offset, length)
 
     def forget(self, piece: Piece) -> None:
         """Count nothing of the piece as written any more, nor of its file where that has other names too."""
         with self._guard:
             is_shared = self.files.let_go(piece.file)
-            forgotten = [each for each in self._pieces if each.file == piece.file] if is_shared else [piece]
+            forgotten = [each for each in self._tally.pieces if each.file == piece.file] if is_shared else [piece]
             was_verified = any(map(self.is_verified, forgotten))
             for each in forgotten:
                 self._mark(each, 0)
@@ -202,8 +209,7 @@ class Partial:
                 return
             if self.written(piece) != piece.length:
                 raise ValueError(f"{piece} cannot be verified: {self.written(piece)} bytes are there")
-            self._remember(piece, VERIFIED)
-            is_due = self._is_due_after(piece)
+            is_due = self._count_as_verified([piece])
         if is_due:
             self._settle()
 
@@ -220,27 +226,29 @@ class Partial:
                 raise WrongState(self.manifest.model, f"not whole ({count} pieces are missing)", "publish")
             self._settle()
             with self._clear_errors():
-                self._published = publish(self.folder, self.manifest, self._models, self._record, self._keeping)
+                self._published = publish(
+                    self.folder, self.manifest, self._models, self._record, self._keeping, self.files.synced
+                )
         return self._published
 
     def discard(self) -> int:
         """Delete all that has arrived; return how many bytes that was. Leave the ``with`` afterwards."""
-        count = sum(self.written(piece) for piece in self._pieces) if (self.folder / "files").exists() else 0
+        count = sum(self.written(piece) for piece in self._tally.pieces) if (self.folder / "files").exists() else 0
         with self._guard:
             self._unsettled.clear()
             self.files.clear()
             with self._keeping():
                 throw_away(self.folder, self._models)
-            self._load([0] * len(self._pieces))
+            self._tally.load([0] * len(self._tally.pieces))
         return count
 
     def _open(self) -> None:
         if was_published(self.folder, self.manifest, self._models):
-            self._load([VERIFIED] * len(self._pieces))
+            self._tally.load([VERIFIED] * len(self._tally.pieces))
         else:
-            self._load(self._marks_on_disk())
+            self._tally.load(self._marks_on_disk())
         write_whole(self.folder / "manifest.json", encode(self.manifest))
-        self.status.open(self._marks)
+        self.status.open(self._tally.marks)
         for folder in (self.folder, self.folder.parent, self._models):
             sync_folder(folder)
 
@@ -249,29 +257,21 @@ class Partial:
         self._file_lock.release()
 
     def _marks_on_disk(self) -> list[int]:
-        marks = read_status(self.folder / "status", self._pieces)
-        unsure = {piece.file for piece, mark in zip(self._pieces, marks, strict=True) if mark != VERIFIED}
+        marks = read_status(self.folder / "status", self._tally.pieces)
+        unsure = {piece.file for piece, mark in zip(self._tally.pieces, marks, strict=True) if mark != VERIFIED}
         found = self.files.find(unsure)
-        return [mark if piece.file in found else 0 for mark, piece in zip(marks, self._pieces, strict=True)]
+        return [mark if piece.file in found else 0 for mark, piece in zip(marks, self._tally.pieces, strict=True)]
 
-    def _load(self, marks: list[int]) -> None:
-        self._marks = marks
-        self._verified_bytes = sum(
-            piece.length for piece, mark in zip(self._pieces, marks, strict=True) if mark == VERIFIED
-        )
-
-    def _is_due_after(self, piece: Piece) -> bool:
-        self._unsettled.append(piece)
-        self._unsettled_bytes += piece.length
+    def _count_as_verified(self, pieces: Sequence[Piece]) -> bool:
+        """Tell whether it is time to settle what was verified."""
+        for piece in pieces:
+            self._tally.remember(piece, VERIFIED)
+            self._unsettled_bytes += piece.length
+        self._unsettled += pieces
         return self._unsettled_bytes >= SYNC_EVERY
 
-    def _remember(self, piece: Piece, mark: int) -> None:
-        self._verified_bytes += piece.length * ((mark == VERIFIED) - self.is_verified(piece))
-        self._marks[self._number[piece]] = mark
-
     def _mark(self, piece: Piece, mark: int) -> None:
-        self._remember(piece, mark)
-        self.status.mark(self._number[piece], mark)
+        self.status.mark(self._tally.remember(piece, mark), mark)
 
     def _settle(self) -> None:
         with self._guard:
@@ -287,14 +287,13 @@ class Partial:
             raise
         if batch:
             with self._guard:
-                for piece in batch:
-                    if self.is_verified(piece):
-                        self._mark(piece, VERIFIED)
+                numbers = sorted(self._tally.number[piece] for piece in batch if self.is_verified(piece))
+                self.status.mark_all(numbers, [VERIFIED] * len(numbers))
             with self._clear_errors():
                 self.status.sync()
 
     def _clear_errors(self) -> AbstractContextManager[None]:
         def count() -> tuple[int, int]:
-            return self.manifest.size - self._verified_bytes, self._verified_bytes
+            return self.manifest.size - self.verified_bytes, self.verified_bytes
 
         return naming_full_disk(self._models, self._node, count)

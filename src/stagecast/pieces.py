@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from stagecast.errors import BadInput
@@ -24,6 +25,7 @@ NEIGHBOURS: Final = 24
 
 # 19 digits hold every size that a file can have, and stay clear of int()'s own limit on the length of a number.
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.IGNORECASE | re.ASCII)
+_RUN = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.IGNORECASE | re.ASCII)
 
 
@@ -50,13 +52,14 @@ class Holder(NamedTuple):
 class Standing(NamedTuple):
     """How a holder does: streams open to it now, and a penalty, in streams, as it was at ``since`` (seconds).
 
-    ``rate`` is what one stream gets of it, in bytes per second; 0 while nobody knows.
+    ``rate`` is what one stream gets of it, in bytes per second; 0 while nobody knows. ``asked`` counts all streams.
     """
 
     streams: int = 0
     penalty: float = 0.0
     since: float = 0.0
     rate: float = 0.0
+    asked: int = 0
 
     def cost(self, now: float) -> float:
         """Return the open streams plus what is left of the penalty at ``now``."""
@@ -68,7 +71,7 @@ class Standing(NamedTuple):
 
     def opened(self) -> Standing:
         """Return the standing with one more stream."""
-        return self._replace(streams=self.streams + 1)
+        return self._replace(streams=self.streams + 1, asked=self.asked + 1)
 
     def closed(self) -> Standing:
         """Return the standing with one stream less."""
@@ -111,15 +114,17 @@ def choose_neighbours(holders: Sequence[Holder], known: Collection[str], draw: C
 
 
 def choose_holder(holders: Sequence[str], standings: Mapping[str, Standing], now: float) -> str | None:
-    """Return the holder from which one more stream would get a piece the soonest, of equals the first, None of none.
+    """Return the holder from which one more stream would get a piece the soonest, None of none.
 
-    ``holders`` are names in the order of preference; one without a standing is new and costs nothing. One that was not
-    measured yet is taken for as fast as the fastest, so that it is tried.
+    Of equals that is the one that was asked the least often so far, and of those the first. ``holders`` are names in
+    the order of preference; one without a standing is new and costs nothing. One that was not measured yet is taken for
+    as fast as the fastest, so that it is tried.
     """
     known = [standings.get(name, Standing()) for name in holders]
     best = max((standing.rate for standing in known), default=0.0)
     times = [(standing.cost(now) + 1) * (best / standing.rate if standing.rate else 1.0) for standing in known]
-    return holders[min(range(len(holders)), key=times.__getitem__)] if holders else None
+    places = sorted(range(len(holders)), key=lambda place: (times[place], known[place].asked))
+    return holders[places[0]] if holders else None
 
 
 def at_least(sets: Iterable[int]) -> tuple[int, ...]:
@@ -172,6 +177,38 @@ def numbers(pieces: int) -> Iterator[int]:
         low = pieces & -pieces
         yield low.bit_length() - 1
         pieces ^= low
+
+
+def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the runs of numbers that follow one another, as (first, end), the end excluded."""
+    first = numbers[0] if numbers else 0
+    for number, following in pairwise(numbers):
+        if following != number + 1:
+            yield first, number + 1
+            first = following
+    if numbers:
+        yield first, numbers[-1] + 1
+
+
+def encode_numbers(numbers: Sequence[int]) -> str:
+    """Return numbers as text, in their order: ``0-63,70``."""
+    return ",".join(str(first) if end == first + 1 else f"{first}-{end - 1}" for first, end in runs(numbers))
+
+
+def parse_numbers(text: str, count: int) -> list[int]:
+    """Return the numbers that `encode_numbers` made text of, each below ``count``.
+
+    Raises:
+        BadInput: the text is none that it makes, or a number is too high, or there are more than ``count`` of them.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        match = _RUN.fullmatch(part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if not first <= last < count or len(found) + last - first >= count:
+            raise BadInput(f"{text[:40]!r} does not name pieces out of {count} in the form '0-63,70'")
+        found += range(first, last + 1)
+    return found
 
 
 def parse_range(text: str, size: int) -> tuple[int, int] | None:

@@ -21,7 +21,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
@@ -49,24 +49,27 @@ def publish(
     models: Path,
     record: Callable[[Manifest], None],
     keeping: Keeping = nullcontext,
+    synced: Collection[int] = (),
 ) -> Path:
     """Make ``working/files``, every byte of it written and verified, the model; return its path.
 
     ``record`` is called once the model stands under its name and before ``working`` goes, with an older revision that
-    stood there, within ``keeping``. After a crash at any step,
-    or an `OSError` from the file system, call it again.
+    stood there, within ``keeping``. ``synced`` are the files, by their number, that were synced since they were written
+    to. After a crash at any step, or an `OSError` from the file system, call it again.
 
     Raises:
         WrongState: a file is missing or has another size than the manifest says.
     """
     final = models / manifest.model
     if not was_published(working, manifest, models):
-        _complete(working / "files", manifest)
+        _complete(working / "files", manifest, synced)
     with moving(models):
         if not was_published(working, manifest, models):
             _move(working, _source(working, manifest), final)
         record(manifest)
-    with keeping():
+    # To keep the records of all models takes a look at each of their files: only where files go that may have others'.
+    is_last = not os.path.lexists(working / "replaced") and not os.path.lexists(working / "files")
+    with nullcontext() if is_last else keeping():
         throw_away(working, models)
     return final
 
@@ -137,20 +140,38 @@ def _source(working: Path, manifest: Manifest) -> Path:
     return working / "files" / manifest.files[0].path if manifest.single else working / "files"
 
 
-def _complete(files: Path, manifest: Manifest) -> None:
-    folders = {files}
+def _complete(files: Path, manifest: Manifest, synced: Collection[int]) -> None:
+    base, folders = os.fspath(files), {os.fspath(files)}
     for file in manifest.files:
-        path = files / file.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folders.update(parent for parent in path.parents if parent.is_relative_to(files))
-        with opened(path, os.O_RDONLY | os.O_CREAT) as descriptor:
-            size = os.fstat(descriptor).st_size
-            if size != file.size:
-                raise WrongState(manifest.model, f"not whole ({file.path}: {size} of {file.size} bytes)", "publish")
+        path = f"{base}/{file.path}"
+        if not file.size:
+            _make_empty(path)
+        folders.update(_folders_above(path, base))
+        try:
+            size = os.stat(path).st_size  # noqa: PTH116  # ten thousand files: a path object takes as long as the call
+        except FileNotFoundError:
+            size = 0
+        if size != file.size:
+            raise WrongState(manifest.model, f"not whole ({file.path}: {size} of {file.size} bytes)", "publish")
     # With their times, by which they will be known.
-    sync_files([files / file.path for file in manifest.files], os.fsync)
+    unsure = [f"{base}/{file.path}" for number, file in enumerate(manifest.files) if number not in synced]
+    sync_files(unsure, os.fsync)
     for folder in sorted(folders, reverse=True):
         sync_folder(folder)
+
+
+def _make_empty(path: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with opened(path, os.O_RDONLY | os.O_CREAT):
+        pass
+
+
+def _folders_above(path: str, base: str) -> Iterator[str]:
+    """Yield the folders in which a file lies, up to below ``base``."""
+    place = path.rfind("/")
+    while place > len(base):
+        yield path[:place]
+        place = path.rfind("/", 0, place)
 
 
 def _move(working: Path, source: Path, final: Path) -> None:

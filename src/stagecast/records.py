@@ -6,6 +6,7 @@ parts do not fit together, counts as none: the model is hashed again, and the re
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from itertools import chain
@@ -63,7 +64,11 @@ def succeeding(known: Record | None, manifest: Manifest, identities: tuple[Ident
 
 def identity_of(path: Path) -> Identity:
     """Return the identity of the file at ``path``, links followed. Raises `OSError`."""
-    found = path.stat()
+    return identity_from(path.stat())
+
+
+def identity_from(found: os.stat_result) -> Identity:
+    """Return the identity of a file of which this is known."""
     return Identity(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
@@ -76,6 +81,7 @@ class Records:
         self._guard = threading.Lock()
         self._seen: dict[str, tuple[Identity, Record | None]] = {}
         self._models_with: dict[str, dict[str, int]] = {}
+        self._digests: dict[str, str] = {}
 
     def get(self, model: str) -> Record | None:
         """Return the record of a model, or None."""
@@ -100,6 +106,20 @@ class Records:
         """Yield records that list a file of that digest, and its number there: known ones first, then every one."""
         return chain(self._known_with(digest), self._every_with(digest))
 
+    def with_manifest(self, digest: str) -> Record | None:
+        """Return a record of the manifest with that digest, or None; the same object until it is written anew."""
+        found = self._known_manifest(digest)
+        # Only a digest that nobody has asked for yet takes a look at the folder.
+        return found if found or not self.all() else self._known_manifest(digest)
+
+    def _known_manifest(self, digest: str) -> Record | None:
+        with self._guard:
+            for model in [model for model, held in self._digests.items() if held == digest]:
+                record = self._load(model)
+                if record and self._digests[model] == digest:
+                    return record
+        return None
+
     def _known_with(self, digest: str) -> list[tuple[Record, int]]:
         with self._guard:
             # By its number: a model may have ten thousand files, and each of them is asked for.
@@ -123,12 +143,18 @@ class Records:
             held = self._seen.get(model)
             if held is None or held[0] != identity:
                 held = self._seen[model] = (identity, _decode(model, path.read_bytes()))
-                for number, file in enumerate(held[1].manifest.files if held[1] else ()):
-                    self._models_with.setdefault(file.digest, {})[model] = number
+                self._index(model, held[1])
         except FileNotFoundError:
             self._seen.pop(model, None)
             return None
         return held[1]
+
+    def _index(self, model: str, record: Record | None) -> None:
+        if record is not None:
+            # Made once: over ten thousand files it takes milliseconds.
+            self._digests[model] = record.manifest.digest
+            for number, file in enumerate(record.manifest.files):
+                self._models_with.setdefault(file.digest, {})[model] = number
 
 
 def _lists(record: Record, number: int, digest: str) -> bool:

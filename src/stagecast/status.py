@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from stagecast.durable import write_all
-from stagecast.pieces import Piece
+from stagecast.pieces import Piece, runs
 
 VERIFIED: Final = 0xFFFFFFFF
 """The mark of a piece that was verified; any other is the number of bytes of it that were written."""
@@ -26,6 +26,41 @@ def read_status(path: Path, pieces: Sequence[Piece]) -> list[int]:
     marks = [number for (number,) in struct.iter_unpack("<I", data[: len(data) // 4 * 4])]
     marks += [0] * (len(pieces) - len(marks))
     return [mark if mark == VERIFIED or mark <= piece.length else 0 for mark, piece in zip(marks, pieces, strict=True)]
+
+
+class Tally:
+    """The marks of all pieces, as they are in memory: what was verified counts here before the disk says so."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self.pieces = pieces
+        self.number = {piece: number for number, piece in enumerate(pieces)}
+        self.marks = [0] * len(pieces)
+        self.verified_bytes = 0
+
+    def load(self, marks: Sequence[int]) -> None:
+        """Take these for the marks of all pieces."""
+        self.marks = list(marks)
+        pairs = zip(self.pieces, marks, strict=True)
+        self.verified_bytes = sum(piece.length for piece, mark in pairs if mark == VERIFIED)
+
+    def remember(self, piece: Piece, mark: int) -> int:
+        """Take this for the mark of a piece; return its number."""
+        number = self.number[piece]
+        self.verified_bytes += piece.length * ((mark == VERIFIED) - (self.marks[number] == VERIFIED))
+        self.marks[number] = mark
+        return number
+
+    def written(self, piece: Piece) -> int:
+        """Return the bytes of a piece that count as written: all of a verified one."""
+        return min(self.marks[self.number[piece]], piece.length)
+
+    def is_verified(self, piece: Piece) -> bool:
+        """Return whether a piece was verified."""
+        return self.marks[self.number[piece]] == VERIFIED
+
+    def missing(self) -> list[Piece]:
+        """Return the pieces that are not verified, in order."""
+        return [piece for piece, mark in zip(self.pieces, self.marks, strict=True) if mark != VERIFIED]
 
 
 class Status:
@@ -57,6 +92,17 @@ class Status:
     def mark(self, number: int, mark: int) -> None:
         """Write one piece's mark, which a kill finds done or not begun; a loss of power may find it undone."""
         write_all(self.descriptor, struct.pack("<I", mark), 4 * number)
+
+    def mark_all(self, numbers: Sequence[int], marks: Sequence[int]) -> None:
+        """Write the marks of pieces whose numbers rise, with one call for those that follow one another.
+
+        A kill, or a loss of power, finds each of them done or not begun.
+        """
+        done = 0
+        for first, end in runs(numbers):
+            some = marks[done : done + end - first]
+            write_all(self.descriptor, struct.pack(f"<{len(some)}I", *some), 4 * first)
+            done += len(some)
 
     def sync(self) -> None:
         """Have all marks outlive a loss of power."""

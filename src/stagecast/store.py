@@ -127,7 +127,7 @@ class Store:
 
     def arriving_manifest(self, digest: str) -> Partial | None:
         """Return what this process has open of the revision with that digest, or None."""
-        return next((partial for partial in self._open_partials() if partial.manifest.digest == digest), None)
+        return next((partial for partial in self._open_partials() if partial.digest == digest), None)
 
     def partial(self, manifest: Manifest) -> Partial:
         """Return what has arrived of a revision, to be entered by ``with``. Raises `InvalidManifest`, `InvalidName`."""

@@ -14,7 +14,10 @@ NAMING: Final = ("rename", "replace", "link", "unlink", "remove", "rmdir", "mkdi
 WRITING: Final = ("write", "pwrite", "ftruncate", "fsync", "fdatasync", "copy_file_range")
 FICLONE: Final = 0x40049409
 MARK: Final = 4
-"""Bytes of what a status says of a piece: neither a kill nor a loss of power finds a half of them written."""
+"""Bytes of what a status says of a piece: neither a kill nor a loss of power finds a half of them written.
+
+Of several that are written at once it may find some, and others not.
+"""
 REAL: Final[dict[str, Callable[..., Any]]] = {name: getattr(os, name) for name in (*NAMING, *WRITING, "open")}
 
 
@@ -27,6 +30,11 @@ class Call(NamedTuple):
     data: bytes = b""
     offset: int = 0
     changes: bool = True
+
+    @property
+    def grain(self) -> int:
+        """Bytes of which a write that is cut off writes all or none."""
+        return MARK if self.paths and self.paths[0].endswith("/status") else 1
 
 
 class Watcher(Protocol):
@@ -50,7 +58,7 @@ class Killer:
     def before(self, call: Call) -> None:
         self.count += call.changes
         if call.changes and self.count == self._step:
-            if call.name == "pwrite" and self._torn and len(call.data) != MARK:
+            if call.name == "pwrite" and self._torn:
                 REAL["pwrite"](call.descriptor, call.data[: self._torn], call.offset)
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from stagecast.partial import VERIFIED, Partial
-from stagecast.pieces import Piece
+from stagecast.partial import Partial
+from stagecast.pieces import Piece, pieces_of
 from stagecast.records import Record, identity_of
 from tests.durability.calls import watched
 from tests.durability.kills import Job, quick, work
@@ -53,7 +53,7 @@ def course_of(job: Job) -> Course:
 
     def settle(partial: Partial) -> None:
         real(partial)
-        pieces = [piece for piece, mark in zip(partial._pieces, partial._marks, strict=True) if mark == VERIFIED]
+        pieces = [piece for piece in pieces_of(partial.manifest) if partial.is_verified(piece)]
         promised.append((len(recorder.changes), frozenset(place for piece in pieces for place in _places(piece))))
 
     with tempfile.TemporaryDirectory(dir=quick()) as folder:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from tests.durability.calls import MARK, Killer, Lister, watched
+from tests.durability.calls import Killer, Lister, watched
 from tests.durability.staging import Broken, moved_twice, open_ledger
 from tests.killing import in_child
 
@@ -52,7 +52,7 @@ def points(job: Job) -> list[Point]:
     found = []
     for step, call in enumerate(lister.calls, 1):
         found.append(Point(step))
-        found += [Point(step, torn) for torn in _cuts(len(call.data) if call.name == "pwrite" else 0)]
+        found += [Point(step, torn) for torn in _cuts(len(call.data) if call.name == "pwrite" else 0, call.grain)]
     return found
 
 
@@ -105,7 +105,8 @@ def _dies(job: Job, home: Path, point: Point) -> bool:
     return code != 0
 
 
-def _cuts(length: int) -> Iterator[int]:
-    # A mark of 4 bytes lies within one page, and the kernel looks for signals between two pages only.
-    if length > 1 and length != MARK:
-        yield from range(1, length) if length <= 16 else (1, length // 2, length - 1)
+def _cuts(length: int, grain: int) -> Iterator[int]:
+    # Marks of 4 bytes never lie on two pages, and the kernel looks for signals between two pages only.
+    if length > grain:
+        places = range(grain, length, grain)
+        yield from places if len(places) < 16 else (places[0], places[len(places) // 2], places[-1])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tests.durability.calls import MARK, Call
+from tests.durability.calls import Call
 
 
 class Change(NamedTuple):
@@ -24,6 +24,7 @@ class Change(NamedTuple):
     offset: int = 0
     data: bytes = b""
     names: tuple[tuple[int, str, int | None], ...] = ()
+    grain: int = 1
 
 
 Survives = Callable[[int, Change], bool | int]
@@ -113,7 +114,9 @@ class Recorder:
         elif call.name in {"unlink", "rmdir"}:
             self._change(Change("names", names=((*self._entry(call.paths[0]), None),)))
         elif call.name == "pwrite":
-            self._change(Change("data", self._opened[call.descriptor], call.offset, call.data[:result]))
+            self._change(
+                Change("data", self._opened[call.descriptor], call.offset, call.data[:result], grain=call.grain)
+            )
         elif call.name == "ftruncate":
             self._change(Change("size", self._opened[call.descriptor], call.offset))
         elif call.name == "sync":
@@ -208,7 +211,7 @@ def survivals(recorder: Recorder, at: int, chance: random.Random, often: int) ->
 
 
 def _fate(change: Change, chance: random.Random) -> bool | int:
-    # A mark of 4 bytes lies within one sector, which a disk writes whole.
-    if change.what == "data" and len(change.data) > MARK and chance.random() < 0.3:
-        return chance.randrange(1, len(change.data))
+    # Marks of 4 bytes never lie in two sectors, each of which a disk writes whole.
+    if change.what == "data" and len(change.data) > change.grain and chance.random() < 0.3:
+        return chance.randrange(change.grain, len(change.data), change.grain)
     return chance.random() < 0.5

@@ -10,26 +10,29 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from stagecast.manifest import Manifest, encode
+from stagecast.pieces import Piece, parse_numbers, pieces_of
 from stagecast.transfer import Holder
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked: the file's whole content, and the range of it."""
+    """What was asked: the file's whole content, and the range of it; or a bundle, and where each piece ends in it."""
 
     connection: socket.socket
     content: bytes
     start: int
     stop: int
+    ends: tuple[int, ...] = ()
 
-    def head(self, status: str = "206 Partial Content", **fields: str) -> None:
+    def head(self, status: str = "", **fields: str) -> None:
         """Send a head; by default the right one."""
-        right = {
-            "Content-Length": str(self.stop - self.start),
-            "Content-Range": f"bytes {self.start}-{self.stop - 1}/{len(self.content)}",
-        }
+        right = {"Content-Length": str(self.stop - self.start)}
+        if not self.ends:
+            right["Content-Range"] = f"bytes {self.start}-{self.stop - 1}/{len(self.content)}"
+        status = status or ("200 OK" if self.ends else "206 Partial Content")
         right.update({name.replace("_", "-"): value for name, value in fields.items()})
         lines = "".join(f"{name}: {value}\r\n" for name, value in right.items() if value)
         self.connection.sendall(f"HTTP/1.1 {status}\r\n{lines}\r\n".encode())
@@ -65,12 +68,16 @@ def hostile(
     contents: Mapping[str, bytes],
     name: str = "bad",
     about: Answer = tell_the_manifest,
+    *,
+    bundled: bool = False,
 ) -> Iterator[Hostile]:
     """Yield a holder that answers each request for a range by ``answer``, and closes once that returns.
 
-    ``about`` answers requests for the manifest.
+    ``about`` answers requests for the manifest. One that is ``bundled`` answers requests for bundles by ``answer``,
+    too; another one knows no such thing.
     """
     by_digest = {file.digest: contents[file.path] for file in manifest.files}
+    pieces = list(pieces_of(manifest))
     listener = socket.create_server(("127.0.0.1", 0))
     holder = Hostile(Holder(name, f"http://127.0.0.1:{listener.getsockname()[1]}"))
     connections: list[socket.socket] = []
@@ -84,6 +91,18 @@ def hostile(
                     content = encode(manifest)
                     holder.seen.set()
                     about(Request(connection, content, 0, len(content)))
+                    continue
+                if named := re.match(r"GET /bundles/\w+/([0-9,-]+) ", head):
+                    if not bundled:
+                        connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                        continue
+                    asked = [pieces[number] for number in parse_numbers(named[1], len(pieces))]
+                    parts = [_content(manifest, contents, piece) for piece in asked]
+                    holder.requests += [(piece.offset, piece.offset + piece.length) for piece in asked]
+                    holder.ranges += [(manifest.files[piece.file].digest, piece.offset) for piece in asked]
+                    holder.seen.set()
+                    ends = tuple(accumulate(map(len, parts)))
+                    answer(Request(connection, b"".join(parts), 0, ends[-1], ends))
                     continue
                 found = re.match(r"GET /files/(\w+) .*\r\nRange: bytes=(\d+)-(\d+)\r\n", head, re.DOTALL)
                 assert found is not None
@@ -116,6 +135,10 @@ def hostile(
             thread.join()
 
 
+def _content(manifest: Manifest, contents: Mapping[str, bytes], piece: Piece) -> bytes:
+    return contents[manifest.files[piece.file].path][piece.offset : piece.offset + piece.length]
+
+
 def _read_head(connection: socket.socket, ahead: bytearray) -> str:
     """Return the next request's head; what came behind it stays in ``ahead``."""
     while (end := ahead.find(b"\r\n\r\n")) < 0:
@@ -136,9 +159,10 @@ def _until_gone(connection: socket.socket, seconds: float | None = None) -> bool
 
 
 def flip_a_byte(request: Request) -> None:
-    """Serve all of it, one byte in the middle wrong."""
+    """Serve all of it, one byte of each piece wrong."""
     body = bytearray(request.body)
-    body[len(body) // 2] ^= 1
+    for end in request.ends or (len(body) // 2 + 1,):
+        body[end - 1] ^= 1
     request.head()
     request.connection.sendall(body)
 
@@ -229,7 +253,7 @@ def endless_head(request: Request) -> None:
         request.connection.sendall(b"X-Header: " + b"x" * 1000 + b"\r\n")
 
 
-def trickle(request: Request, status: str = "206 Partial Content") -> None:
+def trickle(request: Request, status: str = "") -> None:
     """Send a byte now and then, for as long as somebody waits for more: never silent for long, and never done."""
     request.head(status)
     for place in range(len(request.body) - 1):

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagecast.pieces import Holder, Piece
-from stagecast.transfer.assignments import FIRST_REST, GRACE, LONGEST_REST, SHARED, Assignment, Assignments
+from stagecast.transfer.assignments import GRACE, SHARED, SMALL, Assignment, Assignments
+from stagecast.transfer.rests import FIRST_REST, LONGEST_REST
 
 PIECES = [Piece(0, index, index * 10, 10) for index in range(4)]
 ONE, TWO, THREE = (Holder(name, f"http://{name}") for name in ("one", "two", "three"))
@@ -104,6 +105,48 @@ def test_streams_that_fail_together_are_one_failure() -> None:
 
     assert work.next(FIRST_REST / 2) is None
     assert work.next(FIRST_REST) is not None
+
+
+def test_a_holder_that_lacks_a_piece_is_asked_for_the_others_at_once_and_for_that_one_later() -> None:
+    work = assignments(ONE)
+
+    work.lacking(taken(work), "does not have it", 0.0)
+
+    assert [taken(work).piece for _ in PIECES[1:]] == PIECES[1:]
+    assert work.next(0.0) is None
+    work.know([ONE])
+    assert taken(work) == Assignment(PIECES[0], ONE)
+    assert work.causes == {"one": "does not have it"}
+
+
+def test_what_one_lacks_is_asked_of_another() -> None:
+    work = assignments(ONE, TWO)
+
+    work.lacking(taken(work), "does not have it", 0.0)
+
+    assert taken(work) == Assignment(PIECES[0], TWO)
+
+
+def test_small_pieces_go_out_together_and_large_ones_alone() -> None:
+    pieces = [Piece(0, number, 0, length) for number, length in enumerate([10, 10, SMALL + 1, 10, SMALL, 10])]
+    work = Assignments(pieces, pieces, (), 0.0, random.Random(1).random)
+    work.know([ONE])
+
+    out = [work.batch(0.0, SMALL, 3) for _ in range(5)]
+
+    assert [[each.piece.index for each in batch] for batch in out] == [[0, 1], [2], [3, 4], [5], []]
+    assert {each.holder for batch in out for each in batch} == {ONE}
+
+
+def test_what_goes_out_together_is_one_stream_until_all_of_it_is_back() -> None:
+    work = assignments(ONE, TWO)
+    batch = work.batch(0.0, 100, 2)
+
+    assert [each.holder for each in batch] == [ONE, ONE]
+    work.done(batch[0], 0.0)
+    assert taken(work).holder == TWO
+    work.done(batch[1], 0.0)
+    assert taken(work).holder == ONE
 
 
 def test_a_failure_that_cost_long_weighs_more() -> None:

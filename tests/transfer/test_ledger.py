@@ -22,11 +22,10 @@ def test_the_furthest_file_is_entered_also_where_it_was_whole_first(tmp_path: Pa
     )  # fmt: skip
     with Store(tmp_path / "models", tmp_path / "data").partial(MANIFEST) as partial:
         ledger = Ledger(MANIFEST, partial, 1.0)
-        ledger._moving = {0, 1}
+        ledger._news.moves({0, 1})
         ledger._report(tell)
         for file in ends:
-            ledger._moving.discard(file)
-            ledger._whole.append(file)
+            ledger._news.completed(file)
             ledger._report(tell)
     assert entered == [0, 1]
     assert completed == list(ends)

@@ -15,10 +15,12 @@ import pytest
 
 from stagecast.errors import Fenced, HoldersFailed, Interrupted, NotEnoughSpace, PieceCorrupt
 from stagecast.manifest import Manifest, encode
+from stagecast.part_files import PartFiles
 from stagecast.partial import Partial
 from stagecast.pieces import Piece
 from stagecast.store import Store
 from stagecast.transfer import FileServer, Holder, Pulled, RateLimit, pull
+from stagecast.transfer.exchange import Exchange
 from tests.sample import contents_of, lay_out, manifest_of
 from tests.transfer import hostile as faults
 from tests.transfer.hostile import hostile
@@ -102,6 +104,36 @@ def test_every_file_arrives_and_every_byte_is_reported_once(store: Store, good: 
         assert caller.entered[-1] == 3
         assert min(pulled.waits.network, pulled.waits.hash, pulled.waits.disk, pulled.seconds) > 0
         assert_whole(partial)
+
+
+def test_many_small_files_come_in_few_requests(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {f"{number % 7}/{number}": random.Random(number).randbytes(number % 300) for number in range(1500)}
+    manifest, requests = manifest_of("many", contents), list[str]()
+    answer = Exchange._answer
+
+    def counted(exchange: Exchange) -> None:
+        requests.append(exchange._request.path)
+        answer(exchange)
+
+    monkeypatch.setattr(Exchange, "_answer", counted)
+    with serving(tmp_path / "good", manifest, contents) as server, store.partial(manifest) as partial:
+        caller = Caller(partial)
+        pulled = caller.pull(holder(server))
+        assert pulled.bytes_received == caller.done == manifest.size
+        assert len(requests) < 100
+        assert all(path.startswith("/bundles/") for path in requests[:-1])
+        assert_whole(partial, contents)
+
+
+def test_a_file_that_the_holder_lacks_costs_no_other(store: Store, good: FileServer) -> None:
+    """A bundle is not to be had where a piece is missing; its others are asked for one by one."""
+    (good.store.models / "tiny" / "config.json").write_bytes(b"[]\n")
+    with store.partial(MANIFEST) as partial:
+        caller = Caller(partial)
+        with pytest.raises(HoldersFailed, match="good: does not have it"):
+            caller.pull(holder(good))
+        assert caller.done == SIZE - 2
+        assert [MANIFEST.files[piece.file].path for piece in partial.missing()] == ["config.json"]
 
 
 def test_what_is_whole_asks_nobody(store: Store, good: FileServer) -> None:
@@ -330,10 +362,10 @@ def test_what_a_callback_raises_ends_the_pull(store: Store, good: FileServer) ->
 
 
 def test_a_full_disk_ends_the_pull(store: Store, good: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Partial, piece: Piece, offset: int, buffer: memoryview) -> None:
+    def full(self: PartFiles, number: int, buffer: memoryview, offset: int) -> None:
         raise NotEnoughSpace("rack-1", "/models", 10, 5)
 
-    monkeypatch.setattr(Partial, "write", full)
+    monkeypatch.setattr(PartFiles, "write", full)
     with store.partial(MANIFEST) as partial, pytest.raises(NotEnoughSpace):
         Caller(partial).pull(holder(good))
 
@@ -429,7 +461,7 @@ def test_without_any_holder_it_waits_for_the_source(store: Store) -> None:
 def test_a_disk_that_takes_no_bytes_is_told_apart_from_a_holder_that_gives_none(
     store: Store, good: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go, write = threading.Event(), Partial.write
+    go, write = threading.Event(), PartFiles.write
     told: list[str] = []
 
     def slow(*arguments: object) -> None:
@@ -441,7 +473,7 @@ def test_a_disk_that_takes_no_bytes_is_told_apart_from_a_holder_that_gives_none(
         if told.count("target disk") > 3:
             go.set()
 
-    monkeypatch.setattr(Partial, "write", slow)
+    monkeypatch.setattr(PartFiles, "write", slow)
     with store.partial(MANIFEST) as partial:
         Caller(partial).pull(holder(good), waiting=tell)
         assert "target disk" in told

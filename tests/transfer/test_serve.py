@@ -103,6 +103,36 @@ def test_a_range_of_another_revision_gets_all_of_this_one(client: HTTPConnection
     assert (response.status, len(body)) == (200, 1000)
 
 
+def test_a_bundle(client: HTTPConnection, server: FileServer, manifest: Manifest) -> None:
+    """Six pieces: five of one file, then the other file."""
+    a, b = CONTENTS["weights/a.bin"], CONTENTS["weights/b.bin"]
+    for numbers, content in [("0-5", a + b), ("5", b), ("1,4-5", a[1024:2048] + a[4096:] + b), ("5,0", b + a[:1024])]:
+        response, body = ask(client, f"/bundles/{manifest.digest}/{numbers}")
+
+        assert (response.status, body) == (200, content)
+        assert response.headers["ETag"] == f'"{manifest.digest}"'
+    assert server.bytes_sent == len(a) + 3 * 1024 + 4 * len(b)
+    response, body = ask(client, f"/bundles/{manifest.digest}/0-5", "HEAD")
+    assert (response.status, body, response.headers["Content-Length"]) == (200, b"", str(len(a) + len(b)))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "status"), [("6", 400), ("0-6", 400), ("3-2", 400), (",", 400), ("", 404), ("a", 404)]
+)
+def test_a_bundle_of_what_is_no_piece(client: HTTPConnection, manifest: Manifest, numbers: str, status: int) -> None:
+    assert ask(client, f"/bundles/{manifest.digest}/{numbers}")[0].status == status
+    assert ask(client, f"/bundles/{manifest.digest}/0")[0].status == 200
+
+
+def test_a_bundle_comes_whole_or_not_at_all(client: HTTPConnection, store: Store, manifest: Manifest) -> None:
+    (store.models / "tiny" / "weights" / "b.bin").write_bytes(b"c" * 1000)
+
+    response, body = ask(client, f"/bundles/{manifest.digest}/0-5")
+    assert (response.status, code_of(body)) == (404, "not_found")
+    assert ask(client, f"/bundles/{manifest.digest}/0-4")[0].status == 200
+    assert ask(client, f"/bundles/{'0' * 64}/0")[0].status == 404
+
+
 def test_an_empty_file(client: HTTPConnection, manifest: Manifest) -> None:
     response, body = ask(client, f"/files/{digest_of(manifest, 'empty')}")
 

@@ -76,6 +76,18 @@ def test_what_is_verified_is_served_and_nothing_else(store: Store) -> None:
         assert get(server, path, 2 * PIECE, 2 * PIECE + 1)[0] == 404
 
 
+def test_a_bundle_of_what_is_verified_is_served_and_no_other(store: Store) -> None:
+    content = CONTENTS["a.bin"]
+    with store.partial(MANIFEST) as partial, FileServer(store, "127.0.0.1") as server:
+        put(partial, 1, 2)
+        put(partial, 3, verified=False)
+
+        assert get(server, f"/bundles/{MANIFEST.digest}/1-2") == (200, content[PIECE : 3 * PIECE])
+        assert get(server, f"/bundles/{MANIFEST.digest}/1-3")[0] == 404
+        partial.forget(PIECES[1])
+        assert get(server, f"/bundles/{MANIFEST.digest}/1-2")[0] == 404
+
+
 def test_it_says_which_pieces_are_here(store: Store, origin: FileServer) -> None:
     path, size = f"/pieces/{MANIFEST.digest}", -(-len(PIECES) // 8)
     with store.partial(MANIFEST) as partial, FileServer(store, "127.0.0.1") as server:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from stagecast.messages import Bottleneck
 from stagecast.store import Store
-from stagecast.transfer import Holder, RateLimit, Waits, exchange, pull, tcp_info
+from stagecast.transfer import Holder, RateLimit, Waits, exchange, outlet, pull, tcp_info
 from stagecast.transfer.waits import Blame, Sent, parse_sent, split
 from tests.sample import manifest_of
 from tests.transfer.test_pull import serving
@@ -124,7 +124,7 @@ def test_a_holder_that_reads_slowly_is_the_limit(tmp_path: Path, monkeypatch: py
         time.sleep(0.12)
         return really(out, into, offset, min(count, 512 * 1024))
 
-    monkeypatch.setattr(exchange.os, "sendfile", slowly)
+    monkeypatch.setattr(outlet.os, "sendfile", slowly)
     on, spent, _ = most(tmp_path)
     assert (on, spent.get("source or network", 0.0)) == ("source", 0.0)
 

@@ -8,20 +8,18 @@ each brings something else into the swarm; and those who still receive are asked
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from stagecast.pieces import Holder, Piece, Standing, choose_holder, numbers
+from stagecast.transfer.active import Active, Batch
+from stagecast.transfer.rests import BUSY_REST, Rests
 from stagecast.transfer.swarm import Swarm
-
-FIRST_REST: Final = 0.1
-LONGEST_REST: Final = 2.0
-BUSY_REST: Final = 0.5
-"""Seconds for which a holder is left alone after a failure: the first one, doubled by each that follows up to the
-longest, which is shorter for one that is only busy."""
 
 GRAVE: Final = 4.0
 """What a lie weighs against a holder, in streams; a plain failure weighs 1, and 1 more for each second it cost."""
+
+SMALL: Final = 1024 * 1024
+"""Bytes of the largest piece that is got together with others."""
 
 SHARED: Final = 4
 """Streams to a whole holder at a time, over all who receive the same; each may have one at least.
@@ -47,21 +45,6 @@ class Assignment(NamedTuple):
     is_alone: bool = False
 
 
-@dataclass
-class _Active:
-    """A piece that a stream gets: from whom, since when, and from where to where it came in this go, in bytes."""
-
-    holder: str
-    since: float
-    start: int = 0
-    position: int = 0
-    is_unwanted: bool = False
-
-    def rate(self, now: float) -> float:
-        """Return the bytes per second so far; a piece that has just begun says little."""
-        return (self.position - self.start) / max(now - self.since, 0.001)
-
-
 class Assignments:
     """The pieces that a pull still wants, and what it has learned about its holders.
 
@@ -80,9 +63,9 @@ class Assignments:
         self._whole = [piece for piece in missing if piece in whole]
         self._waiting = self._set(piece for piece in missing if piece not in whole)
         self._returned = 0
-        self._active: dict[Piece, _Active | None] = {}
+        self._active: dict[Piece, Active | None] = {}
         self._standings: dict[str, Standing] = {}
-        self._rests: dict[str, tuple[float, float]] = {}
+        self._rests = Rests()
         self._doubtful: set[Piece] = set()
         self._last_progress = now
         self._failed_since: set[str] = set()
@@ -112,19 +95,38 @@ class Assignments:
 
     def next(self, now: float) -> Assignment | None:
         """Return what to get next and from whom, or None when there is nothing to do just now."""
+        return next(iter(self.batch(now, 1, 1)), None)
+
+    def batch(self, now: float, room: int, most: int) -> list[Assignment]:
+        """Return what to get next; nothing when there is nothing to do just now.
+
+        That is a piece, and as many more small ones of the same holder as fill ``room`` bytes, ``most`` in all.
+        """
         if self._whole:
             self._active[self._whole[0]] = None
-            return Assignment(self._whole.pop(0), None)
+            return [Assignment(self._whole.pop(0), None)]
         able = self._able(now)
         name = choose_holder(list(able), self._standings, now)
         if name is None:
-            return None
-        number = self._swarm.pick(able[name])
+            return []
+        wanted, batch, taken = able[name], Batch(), list[Assignment]()
+        while wanted and room > 0 and len(taken) < most:
+            number = self._swarm.pick(wanted)
+            piece = self._pieces[number]
+            if taken and piece.length > SMALL:
+                break
+            wanted &= ~(1 << number)
+            room -= piece.length if piece.length <= SMALL else room
+            taken.append(self._begin(number, name, batch, now))
+        self._standings[name] = self._standing(name).opened()
+        return taken
+
+    def _begin(self, number: int, name: str, batch: Batch, now: float) -> Assignment:
         piece, bit = self._pieces[number], 1 << number
         self._waiting &= ~bit
         self._returned &= ~bit
-        self._active[piece] = _Active(name, now)
-        self._standings[name] = self._standing(name).opened()
+        batch.left += 1
+        self._active[piece] = Active(name, now, batch)
         return Assignment(piece, self._swarm.holders[name], piece in self._doubtful)
 
     def reached(self, piece: Piece, position: int, now: float) -> None:
@@ -137,8 +139,8 @@ class Assignments:
 
     def progressed(self, now: float, holder: Holder | None = None) -> None:
         """Note that bytes came that were not here before, from that holder or from the disk."""
-        if holder and holder.name in self._rests:
-            del self._rests[holder.name]
+        if holder:
+            self._rests.forgive(holder.name)
         self._last_progress = now
         self._failed_since.clear()
 
@@ -154,15 +156,22 @@ class Assignments:
         self._return(assignment)
         if assignment.holder:
             self._blame(assignment.holder.name, why, 1.0 + lost, now)
-            self._rest(assignment.holder.name, now)
+            self._rests.begin(assignment.holder.name, now)
+
+    def lacking(self, assignment: Assignment, why: str, now: float) -> None:
+        """Note that the holder does not have the piece, which says nothing about the others."""
+        self._put_back(assignment)
+        if assignment.holder:
+            name = assignment.holder.name
+            self._swarm.lacking(name, self._number[assignment.piece])
+            self._blame(name, why, 0.0, now)
 
     def busy(self, assignment: Assignment, why: str, now: float) -> None:
         """Note that the holder serves as many as it can just now, which is no failure; leave it alone for a moment."""
-        self._end(assignment)
-        self._waiting |= self._set([assignment.piece])
+        self._put_back(assignment)
         if assignment.holder:
             self.causes[assignment.holder.name] = why
-            self._rest(assignment.holder.name, now, BUSY_REST)
+            self._rests.begin(assignment.holder.name, now, BUSY_REST)
 
     def wrong(self, assignment: Assignment, why: str, now: float, *, is_certain: bool) -> None:
         """Note that the piece came whole, but with a wrong digest; ``is_certain`` that all of it came from the holder.
@@ -220,28 +229,25 @@ class Assignments:
 
     def _able(self, now: float) -> dict[str, int]:
         """Return the holders that can be asked now, the best first, and the pieces that each is wanted for."""
-        ready = [name for name in self._swarm.holders if not self._is_resting(name, now) and not self._is_taken(name)]
+        ready = [name for name in self._swarm.holders if not self._rests.is_on(name, now) and not self._is_taken(name)]
         wanted = {name: self._waiting & self._swarm.gives(name) for name in self._swarm.order(ready)}
         able = {name: pieces for name, pieces in wanted.items() if pieces}
         # Before others, so that a file is whole before the next one is begun, and what was begun is not kept waiting.
         urgent = {name: pieces & self._returned for name, pieces in able.items() if pieces & self._returned}
         return urgent or able
 
-    def _is_resting(self, name: str, now: float) -> bool:
-        return self._rests.get(name, (now, 0.0))[0] > now
-
     def _is_taken(self, name: str) -> bool:
         most = max(1, SHARED // (1 + self._swarm.receiving))
         return self.is_shared and self._swarm.holders[name].is_whole and self._standing(name).streams >= most
 
-    def _lateness(self, piece: Piece, active: _Active, now: float) -> float:
+    def _lateness(self, piece: Piece, active: Active, now: float) -> float:
         """Return by how many seconds the rest of a piece takes longer than is right; below 0 where it does not."""
         if active.is_unwanted or now - active.since < GRACE:
             return -1.0
         bit = self._set([piece])
         others = [
             self._standing(name).rate for name in self._swarm.holders
-            if name != active.holder and not self._is_resting(name, now) and self._swarm.gives(name) & bit
+            if name != active.holder and not self._rests.is_on(name, now) and self._swarm.gives(name) & bit
         ]  # fmt: skip
         best = max(others, default=0.0)
         left = piece.length - active.position
@@ -260,20 +266,17 @@ class Assignments:
         self._failed_since.add(name)
         self._standings[name] = self._standing(name).failed(now, weight)
 
-    def _rest(self, name: str, now: float, longest: float = LONGEST_REST) -> None:
-        until, length = self._rests.get(name, (now, FIRST_REST / 2))
-        # Streams that fail together are one failure.
-        if until <= now:
-            length = min(longest, 2 * length)
-            self._rests[name] = (now + length, length)
-
     def _end(self, assignment: Assignment) -> None:
-        del self._active[assignment.piece]
-        if assignment.holder:
-            self._standings[assignment.holder.name] = self._standing(assignment.holder.name).closed()
+        active = self._active.pop(assignment.piece)
+        if active is not None:
+            active.batch.left -= 1
+            if not active.batch.left:
+                self._standings[active.holder] = self._standing(active.holder).closed()
+
+    def _put_back(self, assignment: Assignment) -> None:
+        self._end(assignment)
+        self._waiting |= self._set([assignment.piece])
 
     def _return(self, assignment: Assignment) -> None:
-        self._end(assignment)
-        bit = self._set([assignment.piece])
-        self._waiting |= bit
-        self._returned |= bit
+        self._put_back(assignment)
+        self._returned |= self._set([assignment.piece])

@@ -7,7 +7,6 @@ round trip for each.
 from __future__ import annotations
 
 import hmac
-import os
 import re
 import socket
 import ssl
@@ -15,8 +14,7 @@ import struct
 from collections.abc import Callable, Iterator
 from functools import partial
 from http import HTTPStatus
-from io import FileIO
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
 import msgspec
 
@@ -26,8 +24,11 @@ from stagecast.partial import Partial
 from stagecast.pieces import Piece, encode_set, parse_range, pieces_between, pieces_of, set_of
 from stagecast.store import Store
 from stagecast.transfer import tcp_info, waits
+from stagecast.transfer.bundles import Bundles
+from stagecast.transfer.outlet import Outlet
+from stagecast.transfer.request import Request, parse_request
 from stagecast.transfer.sends import Sending, Sends
-from stagecast.transfer.source import SHARED
+from stagecast.transfer.wanted import SHARED
 
 IDLE: Final = 60
 """Seconds without a byte in either direction after which a connection is given up."""
@@ -36,21 +37,8 @@ UNSENT: Final = 128 * 1024
 """Bytes that may wait in the kernel, not sent yet. Without this bound a receiver that dies costs up to 4 MiB more per
 connection, and `FileServer.bytes_sent` would run that far ahead of what has left."""
 
-_STEP: Final = 1024 * 1024
-_BUFFER: Final = 256 * 1024
-"""Bytes that are read at a time where TLS is in between, and the kernel cannot send a file by itself."""
 _MOST_OF_HEAD: Final = 16 * 1024
-_REQUEST: Final = re.compile(r"([A-Z]+) (\S+) HTTP/1\.([01])")
-_PATH: Final = re.compile(r"/(files|manifests|pieces)/([0-9a-f]{64})")
-
-
-class Request(NamedTuple):
-    """The head of a request. Names of ``fields`` are in lower case; ``is_last`` says that no other will be read."""
-
-    method: str
-    path: str
-    fields: dict[str, str]
-    is_last: bool
+_PATH: Final = re.compile(r"/(?:(files|manifests|pieces)/([0-9a-f]{64})|bundles/([0-9a-f]{64})/([0-9,-]+))")
 
 
 class _Unreadable(Exception):
@@ -58,25 +46,6 @@ class _Unreadable(Exception):
 
     def __init__(self, status: int) -> None:
         self.status = status
-
-
-def parse_request(head: bytes) -> Request:
-    """Return what a head asks for, without the empty line at its end. Raises `ValueError` where it makes no sense."""
-    first, *lines = head.decode("latin-1").split("\r\n")
-    found = _REQUEST.fullmatch(first)
-    if found is None:
-        raise ValueError(first)
-    fields: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not name or name != name.strip():
-            raise ValueError(line)
-        fields[name.lower()] = value.strip()
-    wish = fields.get("connection", "").lower()
-    # A body that nobody reads must not be taken for the next request.
-    has_body = fields.get("content-length", "0") != "0" or "transfer-encoding" in fields
-    is_last = has_body or wish == "close" or (found[3] == "0" and wish != "keep-alive")
-    return Request(found[1], found[2], fields, is_last)
 
 
 class Exchange:
@@ -88,8 +57,10 @@ class Exchange:
     def __init__(self, connection: socket.socket, store: Store | None, token: str, sends: Sends) -> None:
         self._connection = connection
         self._store = store
+        self._bundles = Bundles(store) if store is not None else None
         self._token = token
         self._sends = sends
+        self._outlet = Outlet(connection, sends)
         self._inbox = b""
         self._request = Request("", "", {}, is_last=True)
 
@@ -148,8 +119,10 @@ class Exchange:
             self._send_manifest(self._store, match[2])
         elif match[1] == "pieces":
             self._send_pieces(self._store, match[2])
-        else:
+        elif match[1] == "files":
             self._send_file(self._store, match[2])
+        else:
+            self._send_bundle(match[3], match[4])
 
     def _send_manifest(self, store: Store, digest: str) -> None:
         manifest = store.manifest_by_digest(digest)
@@ -193,9 +166,9 @@ class Exchange:
             self._refuse(404, "not_found", f"file {digest} cannot be read: {error.strerror}")
             return
         with file:
-            self._send_range(file, digest, size, is_here)
+            self._send_range(file.fileno(), digest, size, is_here)
 
-    def _send_range(self, file: FileIO, digest: str, size: int, is_here: Callable[[int, int], bool]) -> None:
+    def _send_range(self, file: int, digest: str, size: int, is_here: Callable[[int, int], bool]) -> None:
         etag, is_get = f'"{digest}"', self._request.method == "GET"
         asked, bounds = self._request.fields.get("range") if is_get else None, None
         if asked is not None and self._request.fields.get("if-range", etag) == etag:
@@ -208,10 +181,9 @@ class Exchange:
         if not is_here(start, stop):
             self._refuse(404, "not_found", f"bytes {start}-{stop} of file {digest} are not here yet")
             return
-        is_shared = self._request.fields.get(SHARED.lower()) == "yes"
-        sending = self._sends.begin(digest, start, stop, is_shared=is_shared)
+        sending = self._sends.begin(digest, start, stop, is_shared=self._is_shared)
         if sending is None:
-            self._refuse(503, "busy", "others are served just now; ask another holder", {"Retry-After": "1"})
+            self._refuse_for_others()
             return
         try:
             self._send_all(file, digest, size, bounds, is_here, sending)
@@ -219,47 +191,52 @@ class Exchange:
             self._sends.end(sending)
 
     def _send_all(
-        self, file: FileIO, digest: str, size: int, bounds: tuple[int, int] | None, is_here: Callable[[int, int], bool],
+        self, file: int, digest: str, size: int, bounds: tuple[int, int] | None, is_here: Callable[[int, int], bool],
         sending: Sending,
     ) -> None:  # fmt: skip
         start, stop = bounds or (0, size)
-        fields = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": f'"{digest}"'}
-        if sent := tcp_info.said(self._connection):
-            fields[waits.FIELD] = sent
+        fields = {"Accept-Ranges": "bytes"}
         if bounds:
             fields["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-        head = self._head(206 if bounds else 200, stop - start, fields)
-        if self._request.method == "GET" and start < stop:
-            # Not sent before its body: a small file and its head leave in one packet.
-            self._connection.sendall(head, 0 if self._is_sealed else socket.MSG_MORE)
-            self._send_bytes(file, start, stop, is_here, sending)
-        else:
-            self._connection.sendall(head)
+        if self._begin_bytes(206 if bounds else 200, digest, stop - start, fields):
+            self._outlet.send(file, start, stop, is_here, sending)
+
+    def _begin_bytes(self, status: int, digest: str, length: int, fields: dict[str, str]) -> bool:
+        """Send the head of a response that is bytes of files; tell whether they are to follow."""
+        fields |= {"Content-Type": "application/octet-stream", "ETag": f'"{digest}"'}
+        if sent := tcp_info.said(self._connection):
+            fields[waits.FIELD] = sent
+        are_to_follow = self._request.method == "GET" and length > 0
+        self._outlet.say(self._head(status, length, fields), more=are_to_follow)
+        return are_to_follow
+
+    def _send_bundle(self, digest: str, numbers: str) -> None:
+        """Send whole pieces one behind the other, as the answer to one request; all of them or none."""
+        try:
+            parts = self._bundles.find(digest, numbers) if self._bundles else None
+        except BadInput as error:
+            self._refuse(400, error.code, error.message)
+            return
+        if parts is None:
+            self._refuse(404, "not_found", f"not all of these pieces of {digest} are here")
+            return
+        sendings = [self._sends.begin(part.digest, part.start, part.stop, is_shared=self._is_shared) for part in parts]
+        begun = [sending for sending in sendings if sending is not None]
+        try:
+            if len(begun) < len(parts):
+                self._refuse_for_others()
+            elif self._begin_bytes(200, digest, sum(part.stop - part.start for part in parts), {}):
+                self._outlet.send_parts(parts, begun)
+        finally:
+            for sending in begun:
+                self._sends.end(sending)
 
     @property
-    def _is_sealed(self) -> bool:
-        return isinstance(self._connection, ssl.SSLSocket)
+    def _is_shared(self) -> bool:
+        return self._request.fields.get(SHARED.lower()) == "yes"
 
-    def _send_bytes(
-        self, file: FileIO, start: int, stop: int, is_here: Callable[[int, int], bool], sending: Sending
-    ) -> None:
-        send = self._send_read if self._is_sealed else self._send_unread
-        while start < stop:
-            sent = send(file, start, stop - start)
-            if sent == 0:
-                raise OSError("the file became shorter while it was sent")
-            self._sends.count(sending, sent)
-            start += sent
-            if not is_here(start, stop):
-                raise OSError("what was sent turned out not to be verified")
-
-    def _send_unread(self, file: FileIO, start: int, most: int) -> int:
-        return os.sendfile(self._connection.fileno(), file.fileno(), start, min(_STEP, most))
-
-    def _send_read(self, file: FileIO, start: int, most: int) -> int:
-        portion = os.pread(file.fileno(), min(_BUFFER, most), start)
-        self._connection.sendall(portion)
-        return len(portion)
+    def _refuse_for_others(self) -> None:
+        self._refuse(503, "busy", "others are served just now; ask another holder", {"Retry-After": "1"})
 
     def _refuse(self, status: int, code: str, message: str, fields: dict[str, str] | None = None) -> None:
         self._send(status, msgspec.json.encode({"error": {"code": code, "message": message}}), fields or {})

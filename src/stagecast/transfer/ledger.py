@@ -15,9 +15,11 @@ from stagecast.messages import Hindrance
 from stagecast.partial import Partial
 from stagecast.pieces import Holder, Piece, pieces_of
 from stagecast.transfer.assignments import Assignment, Assignments
+from stagecast.transfer.news import News
 from stagecast.transfer.pace import LEAST
 from stagecast.transfer.report import Pulled, Told
 from stagecast.transfer.waits import Waits
+from stagecast.transfer.whereabouts import Whereabouts
 
 TICK: Final = 0.1
 """Seconds between two reports to the caller, and between two looks for something to do."""
@@ -25,9 +27,10 @@ TICK: Final = 0.1
 REFRESH: Final = 1.0
 """Seconds after which the caller is asked again who the holders are."""
 
-BATCH: Final = 1024 * 1024
-MOST: Final = 64
-"""Bytes, and pieces, that a stream takes on at once; a piece that is larger is taken alone."""
+BATCH: Final = 8 * 1024 * 1024
+MOST: Final = 512
+FEWEST: Final = 4
+"""Bytes, and pieces, that a stream takes on at once where they are small; an eighth while others receive the same."""
 
 SHARING: Final = 4
 """Streams while others receive the same: the fewer pieces come at a time, the sooner each can be passed on."""
@@ -45,32 +48,27 @@ class Ledger:
         self.halted = threading.Event()
         self._patience = patience
         pieces = list(pieces_of(manifest))
+        self.digest = partial.digest
+        self.number = {piece: number for number, piece in enumerate(pieces)}
         self.count = len(pieces)
         """Pieces in all."""
         missing = partial.missing()
         whole = {piece for piece in missing if partial.written(piece) == piece.length}
         self._assignments = Assignments(pieces, missing, whole, time.monotonic(), random.random)
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._over = threading.Condition(self._lock)
         self._error: BaseException | None = None
-        self._reported: dict[Piece, int] = {}
+        self._news = News(missing)
         self._reached: dict[Piece, int] = {}
         self._gained = 0
-        self._news = 0
-        self._checked = 0
-        self._standing: dict[int, Hindrance] = {}
-        self._failed_at: Hindrance = "source"
-        self._left = Counter(piece.file for piece in missing)
-        self._whole: list[int] = []
-        self._furthest = -1
-        self._moving: set[int] = set()
+        self._whereabouts = Whereabouts()
         self._entered = -1
         self._received: Counter[str] = Counter()
         self._verified = 0
-        self._waits = Waits()
         self._pieces_left = len(missing)
         self._streams = self._wanted = 0
         self._leaving: set[int] = set()
-        self._spent: dict[int, Waits] = {}
 
     def supervise(
         self,
@@ -88,24 +86,24 @@ class Ledger:
             now = time.monotonic()
             if now - refreshed >= REFRESH or self._is_hopeless():
                 refreshed, known = now, list(holders())
-                with self._changed:
+                with self._lock:
                     self._assignments.know(known)
                     self._changed.notify_all()
             if stop.is_set():
                 raise Interrupted("cancel")
-            with self._changed:
+            with self._lock:
                 is_complete = self._assignments.is_complete
                 self._raise_what_ends_it(now)
             self._report(tell)
             if is_complete:
                 return
             tend(self._received.total(), now)
-            with self._changed:
-                self._changed.wait(TICK)
+            with self._over:
+                self._over.wait(TICK)
 
     def want(self, streams: int) -> int:
         """Say how many streams there should be; return how many are missing, which the caller starts."""
-        with self._changed:
+        with self._lock:
             if self._assignments.is_shared:
                 streams = SHARING
             # Nobody needs more streams than there are pieces left.
@@ -124,106 +122,123 @@ class Ledger:
                 if self._streams - len(self._leaving) > self._wanted:
                     self._leaving.add(threading.get_ident())
                     break
-                batch = self._batch(time.monotonic())
+                batch = self._assignments.batch(time.monotonic(), *self._portion())
                 if batch:
-                    self._moving.update(assignment.piece.file for assignment in batch)
+                    self._news.moves(assignment.piece.file for assignment in batch)
                     return batch
                 self._assignments.reconsider(time.monotonic())
-                self._standing.pop(threading.get_ident(), None)
+                self._whereabouts.idle(threading.get_ident())
                 self._changed.wait(TICK)
         return []
 
-    def _batch(self, now: float) -> list[Assignment]:
-        batch: list[Assignment] = []
-        room = BATCH
-        while room > 0 and len(batch) < MOST and (assignment := self._assignments.next(now)) is not None:
-            batch.append(assignment)
-            room -= assignment.piece.length
-        return batch
+    def _portion(self) -> tuple[int, int]:
+        """Return how many bytes, and pieces, one stream takes on: less near the end, so that all end together."""
+        if self._assignments.is_shared:
+            return BATCH // 8, MOST // 8
+        return BATCH, max(FEWEST, min(MOST, self._pieces_left // (2 * max(1, self._streams))))
 
     def at(self, what: Hindrance) -> None:
         """Note for what the calling stream waits next; nothing while it computes."""
-        self._standing[threading.get_ident()] = what
+        self._whereabouts.at(threading.get_ident(), what)
 
     def spent(self, waits: Waits) -> None:
         """Note where all of the calling stream's time went so far."""
-        self._spent[threading.get_ident()] = waits
+        self._whereabouts.spent(threading.get_ident(), waits)
 
     def received(self, holder: Holder, count: int) -> None:
         """Count bytes off the wire."""
-        with self._changed:
+        with self._lock:
             self._received[holder.name] += count
         self._heard(count)
 
     def reached(self, piece: Piece, position: int, holder: Holder | None = None) -> None:
         """Note that the piece's bytes up to ``position`` are on the disk, and hashed."""
-        with self._changed:
-            if position > self._reached.get(piece, 0):
-                self._gained += position - self._reached.get(piece, 0)
-                self._reached[piece] = position
-                self._assignments.reached(piece, position, time.monotonic())
-                # A byte now and then is no progress: nobody waits a year for a model.
-                if self._gained >= LEAST * self._patience:
-                    self._gained = 0
-                    self._assignments.progressed(time.monotonic(), holder)
-            gain = max(0, position - self._reported.get(piece, 0))
-            self._reported[piece] = self._reported.get(piece, 0) + gain
-            if holder is None:
-                self._checked += gain
-            else:
-                self._news += gain
+        with self._lock:
+            self._reach(piece, position, holder, time.monotonic())
 
-    def done(self, assignment: Assignment) -> None:
-        """Note a verified piece."""
-        with self._changed:
-            self._assignments.done(assignment, time.monotonic())
-            self._verified += assignment.piece.length
-            self._pieces_left -= 1
-            self._left[assignment.piece.file] -= 1
-            if not self._left[assignment.piece.file]:
-                self._whole.append(assignment.piece.file)
-                self._moving.discard(assignment.piece.file)
-            del self._reached[assignment.piece], self._reported[assignment.piece]
-            self._changed.notify_all()
+    def _reach(self, piece: Piece, position: int, holder: Holder | None, now: float) -> None:
+        gain = position - self._reached.get(piece, 0)
+        if gain > 0:
+            self._gained += gain
+            self._reached[piece] = position
+            self._assignments.reached(piece, position, now)
+            # A byte now and then is no progress: nobody waits a year for a model.
+            if self._gained >= LEAST * self._patience:
+                self._gained = 0
+                self._assignments.progressed(now, holder)
+        self._news.reached(piece, position, is_here=holder is None)
+
+    def filled(self, assignments: Sequence[Assignment]) -> None:
+        """Note pieces that came whole, were hashed, and are on the disk."""
+        with self._lock:
+            now = time.monotonic()
+            for assignment in assignments:
+                self._reach(assignment.piece, assignment.piece.length, assignment.holder, now)
+            self.done(*assignments)
+
+    def done(self, *assignments: Assignment) -> None:
+        """Note verified pieces."""
+        with self._lock:
+            now = time.monotonic()
+            for assignment in assignments:
+                self._assignments.done(assignment, now)
+                self._verified += assignment.piece.length
+                self._news.verified(assignment.piece)
+                self._reached.pop(assignment.piece, None)
+            self._pieces_left -= len(assignments)
+            # Who waits for something to do waits for what comes back, or for the end.
+            if self._assignments.is_complete:
+                self._wake()
+
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        self._over.notify_all()
 
     def failed(self, assignment: Assignment, why: str, lost: float) -> None:
         """Note a holder's failure, which cost ``lost`` seconds."""
-        with self._changed:
-            self._failed_at = self._standing.get(threading.get_ident()) or "source"
+        with self._lock:
+            self._whereabouts.failed(threading.get_ident())
             self._assignments.failed(assignment, why, time.monotonic(), lost)
+
+    def lacking(self, assignment: Assignment, why: str) -> None:
+        """Note that a holder does not have a piece."""
+        with self._lock:
+            self._whereabouts.failed(threading.get_ident())
+            self._assignments.lacking(assignment, why, time.monotonic())
+            self._changed.notify_all()
 
     def given_back(self, assignment: Assignment) -> None:
         """Note that a piece was left where it stands, for no fault of its holder's."""
-        with self._changed:
+        with self._lock:
             self._assignments.given_back(assignment)
             self._changed.notify_all()
 
     def busy(self, assignment: Assignment, why: str) -> None:
         """Note that a holder serves as many as it can just now."""
-        with self._changed:
+        with self._lock:
             self._assignments.busy(assignment, why, time.monotonic())
             self._changed.notify_all()
 
     def is_unwanted(self, assignment: Assignment) -> bool:
         """Whether the rest of a piece is to come from another holder; then give it back."""
-        with self._changed:
+        with self._lock:
             return self._assignments.is_unwanted(assignment.piece)
 
     def neighbours(self) -> list[Holder]:
         """Return the holders of which it is worth asking what they have: none while nobody else receives the same."""
-        with self._changed:
+        with self._lock:
             return self._assignments.holders if self._assignments.is_shared else []
 
     def learn(self, name: str, have: int, sent: int) -> None:
         """Note which pieces a holder has, and which it gave to others just now."""
-        with self._changed:
+        with self._lock:
             self._assignments.learn(name, have, sent)
             self._changed.notify_all()
 
     def wrong(self, assignment: Assignment, *, is_certain: bool) -> None:
         """Note a piece with a wrong digest."""
         why = f"served piece {assignment.piece.index} of {self._path(assignment.piece)} with a wrong digest"
-        with self._changed:
+        with self._lock:
             self._assignments.wrong(assignment, why, time.monotonic(), is_certain=is_certain)
             # Only now does the same position say something new: the bytes come from another holder.
             self._reached[assignment.piece] = 0
@@ -231,58 +246,43 @@ class Ledger:
 
     def ended(self, waits: Waits, error: BaseException | None) -> None:
         """Note that a stream has ended, and why if it should not have."""
-        with self._changed:
-            self._waits += waits
-            self._spent.pop(threading.get_ident(), None)
-            self._standing.pop(threading.get_ident(), None)
+        with self._lock:
+            self._whereabouts.ended(threading.get_ident(), waits)
             self._error = self._error or error
             self._streams -= 1
             self._leaving.discard(threading.get_ident())
-            self._changed.notify_all()
+            self._wake()
 
     def broke(self, error: BaseException) -> None:
         """Note what must not happen; the caller of `pull` gets it."""
-        with self._changed:
+        with self._lock:
             self._error = self._error or error
-            self._changed.notify_all()
+            self._wake()
 
     def result(self, seconds: float) -> Pulled:
         """Return what was done, once all streams have ended."""
         received = dict(self._received)
-        return Pulled(sum(received.values()), self._verified, received, seconds, self._waits)
+        return Pulled(sum(received.values()), self._verified, received, seconds, self._whereabouts.waits)
 
     def _report(self, tell: Told) -> None:
-        with self._changed:
-            news, self._news = self._news, 0
-            # What was checked while bytes came waits, so that the caller does not hear of two phases in turn.
-            checked = self._checked if not news or self._assignments.is_complete else 0
-            self._checked -= checked
-            whole, self._whole = self._whole, []
-            self._furthest = max([self._furthest, *whole])
-            file = min(self._moving, default=self._furthest)
-            hindrance = self._hindrance()
-            spent = sum(list(self._spent.values()), self._waits)
+        with self._lock:
+            came, checked, file, whole = self._news.take(is_complete=self._assignments.is_complete)
+            hindrance, spent = self._whereabouts.hindrance, self._whereabouts.waits
         tell.spent(spent.seconds())
         if file > self._entered:
             self._entered = file
             tell.entered(file)
         if checked:
             tell.checked(checked)
-        if news:
-            tell.advance(news)
+        if came:
+            tell.advance(came)
         elif not checked and hindrance:
             tell.waiting(hindrance)
-        for file in whole:
-            tell.completed(file)
-
-    def _hindrance(self) -> Hindrance:
-        """Return for what the streams wait, which is nothing if one computes: the disk, a byte, or a connection."""
-        standing = list(self._standing.values()) or [self._failed_at]
-        order: tuple[Hindrance, ...] = ("", "target disk", "source", "network")
-        return next(each for each in order if each in standing)
+        for each in whole:
+            tell.completed(each)
 
     def _is_hopeless(self) -> bool:
-        with self._changed:
+        with self._lock:
             return self._assignments.hopeless() is not None
 
     def _raise_what_ends_it(self, now: float) -> None:

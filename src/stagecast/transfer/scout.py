@@ -29,7 +29,7 @@ class Scout:
         self._ledger = ledger
         self._token = token
         self._tls = tls
-        self._digest = ledger.manifest.digest
+        self._digest = ledger.digest
         self._sources: dict[Holder, Source] = {}
         self._rests: dict[Holder, tuple[float, float]] = {}
         self._thread = threading.Thread(target=self._run, name="stagecast-scout", daemon=True)

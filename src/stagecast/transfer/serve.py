@@ -3,7 +3,9 @@
 ``GET /files/<digest>`` answers the bytes of a file, a range of them on demand, and ``GET /manifests/<digest>`` a
 manifest as JSON. ``GET /pieces/<manifest's digest>`` answers two sets of pieces, each a bit per piece in the manifest's
 order, the lowest bit of a byte first, filled up to whole bytes: those that are here, and those that somebody who shares
-them got from here within the last half minute. What still arrives is served as far as it is verified.
+them got from here within the last half minute. ``GET /bundles/<manifest's digest>/<numbers>`` answers many whole pieces
+one behind the other, ``0-63,70`` in the manifest's order, or 404 where one of them is not here. What still arrives is
+served as far as it is verified.
 
 Everything runs in threads of its own: bulk bytes never share an event loop with requests.
 """

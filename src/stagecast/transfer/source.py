@@ -9,21 +9,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, NamedTuple, Self, cast
+from typing import Final, Self, cast
 
 from stagecast.errors import HolderBusy, HolderFailed, Interrupted, InvalidManifest
 from stagecast.manifest import Manifest, decode
 from stagecast.messages import Hindrance
 from stagecast.pieces import Holder, decode_set
 from stagecast.transfer.connection import Connection, parse_address
-from stagecast.transfer.head import MEANINGS, Head, length_of, misfit
+from stagecast.transfer.head import MEANINGS, Head, length_of
 from stagecast.transfer.waits import FIELD, Sent, parse_sent
+from stagecast.transfer.wanted import Range, Wanted
 
 STALL: Final = 10.0
 """Seconds without a byte after which a holder counts as hanging."""
-
-SHARED: Final = "Stagecast-Shared"
-"""The header of a request whose bytes others may have too: a holder that has enough to do may refuse it with 503."""
 
 _MOST_OF_HEAD: Final = 16 * 1024
 _INBOX: Final = 64 * 1024
@@ -31,19 +29,6 @@ _INBOX: Final = 64 * 1024
 _MOST_OF_REFUSAL: Final = 4096
 _MOST_OF_MANIFEST: Final = 64 * 1024 * 1024
 _STATUS: Final = re.compile(r"HTTP/1\.[01] (\d{3})\b")
-
-
-class Wanted(NamedTuple):
-    """A range to ask for: the bytes from ``start`` to ``stop`` (excluded) of a file of ``size`` bytes.
-
-    ``is_shared`` says that others may have it too, so that a holder who has enough to do can say so.
-    """
-
-    digest: str
-    start: int
-    stop: int
-    size: int
-    is_shared: bool = False
 
 
 class Source:
@@ -93,30 +78,36 @@ class Source:
         self._asked.clear()
 
     def ask(self, wanted: Sequence[Wanted]) -> None:
-        """Ask for several ranges at once, without waiting for any; `begin` each in turn, and receive all of it."""
+        """Ask for several things at once, without waiting for any; `begin` each in turn, and receive all of it."""
         with self._guarded():
             self._asked.extend(wanted)
             self._send("".join(map(self._request, wanted)))
 
-    def begin(self) -> None:
-        """Wait for the head of the next response; `receive` gets its bytes."""
+    def begin(self) -> bool:
+        """Wait for the head of the next response; `receive` gets its bytes.
+
+        False where the holder does not have it, or not all of a bundle; the next answer can be waited for all the same.
+        """
         with self._guarded():
             wanted = self._asked[0]
             head = self._head(lambda: "".join(map(self._request, self._asked)))
             is_busy = head.status == 503 and self._skip(head)
-            why = misfit(head, wanted.digest, (wanted.start, wanted.stop, wanted.size))
-            if why and not is_busy:
+            why = wanted.misfit(head)
+            is_lacking = why == MEANINGS[404] and self._skip(head)
+            if why and not is_busy and not is_lacking:
                 raise HolderFailed(self.holder.name, why)
             self.sent = parse_sent(head.fields.get(FIELD.lower(), ""))
             self._asked.popleft()
-            self._left = 0 if is_busy else wanted.stop - wanted.start
+            self._left = 0 if is_busy or is_lacking else wanted.length
         if is_busy:
             raise HolderBusy(self.holder.name, why)
+        return not is_lacking
 
     def request(self, digest: str, start: int, stop: int, size: int) -> None:
         """Ask for one range, and wait for the head of the response."""
-        self.ask([Wanted(digest, start, stop, size)])
-        self.begin()
+        self.ask([Range(digest, start, stop, size)])
+        if not self.begin():
+            raise HolderFailed(self.holder.name, MEANINGS[404])
 
     def receive(self, buffer: memoryview) -> int:
         """Receive into ``buffer`` what comes within a moment; return how many bytes that is, 0 at times."""
@@ -192,8 +183,7 @@ class Source:
             raise
 
     def _request(self, wanted: Wanted) -> str:
-        shared = f"{SHARED}: yes\r\n" if wanted.is_shared else ""
-        return self._get(f"/files/{wanted.digest}", f"Range: bytes={wanted.start}-{wanted.stop - 1}\r\n{shared}")
+        return self._get(wanted.path, wanted.fields)
 
     def _get(self, path: str, field: str) -> str:
         address = parse_address(self.holder.name, self.holder.url)

@@ -26,6 +26,7 @@ class Swarm:
         self._draw = draw
         self._have: dict[str, int] = {}
         self._sent: dict[str, int] = {}
+        self._lacking: dict[str, int] = {}
         self._levels: tuple[int, ...] | None = None
 
     def know(self, holders: Sequence[Holder]) -> None:
@@ -35,6 +36,8 @@ class Swarm:
         for told in (self._have, self._sent):
             for name in told.keys() - self.holders.keys():
                 del told[name]
+        # Somebody may get it meanwhile.
+        self._lacking.clear()
         self._levels = None
 
     def learn(self, name: str, have: int, sent: int) -> None:
@@ -47,13 +50,17 @@ class Swarm:
         """Note that a holder served a piece wrong."""
         self.lies[name] = self.lies.get(name, 0) | 1 << number
 
+    def lacking(self, name: str, number: int) -> None:
+        """Note that a holder does not have a piece just now, which is asked of it again after the next `know`."""
+        self._lacking[name] = self._lacking.get(name, 0) | 1 << number
+
     def has(self, name: str) -> int:
         """Return the pieces that a holder has."""
         return self._all if self.holders[name].is_whole else self._have.get(name, 0)
 
     def gives(self, name: str) -> int:
-        """Return the pieces that a holder has, without those about which it lied."""
-        return self.has(name) & ~self.lies.get(name, 0)
+        """Return the pieces that a holder has, without those about which it lied, or that it did not have after all."""
+        return self.has(name) & ~self.lies.get(name, 0) & ~self._lacking.get(name, 0)
 
     def order(self, names: Sequence[str]) -> list[str]:
         """Return holders in the order in which to ask them, where all else is equal.

@@ -1,0 +1,79 @@
+"""What is asked of a holder: a range of one file, or many small pieces at once. Pure."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from stagecast.pieces import encode_numbers
+from stagecast.transfer.head import MEANINGS, Head, length_of, misfit
+
+SHARED: Final = "Stagecast-Shared"
+"""The header of a request whose bytes others may have too: a holder that has enough to do may refuse it with 503."""
+
+_SHARED: Final = f"{SHARED}: yes\r\n"
+
+
+class Range(NamedTuple):
+    """The bytes from ``start`` to ``stop`` (excluded) of a file of ``size`` bytes.
+
+    ``is_shared`` says that others may have it too, so that a holder who has enough to do can say so.
+    """
+
+    digest: str
+    start: int
+    stop: int
+    size: int
+    is_shared: bool = False
+
+    @property
+    def length(self) -> int:
+        """Bytes that the answer has."""
+        return self.stop - self.start
+
+    @property
+    def path(self) -> str:
+        """Where to ask for it."""
+        return f"/files/{self.digest}"
+
+    @property
+    def fields(self) -> str:
+        """The lines of the request's head that say what is wanted."""
+        return f"Range: bytes={self.start}-{self.stop - 1}\r\n" + (_SHARED if self.is_shared else "")
+
+    def misfit(self, head: Head) -> str:
+        """Return in what a response is not what was asked for; empty if it is."""
+        return misfit(head, self.digest, (self.start, self.stop, self.size))
+
+
+class Bundle(NamedTuple):
+    """Whole pieces by their ``numbers`` in the manifest with that ``digest``, ``length`` bytes in all."""
+
+    digest: str
+    numbers: tuple[int, ...]
+    length: int
+    is_shared: bool = False
+
+    @property
+    def path(self) -> str:
+        """Where to ask for it."""
+        return f"/bundles/{self.digest}/{encode_numbers(self.numbers)}"
+
+    @property
+    def fields(self) -> str:
+        """The lines of the request's head that say what is wanted."""
+        return _SHARED if self.is_shared else ""
+
+    def misfit(self, head: Head) -> str:
+        """Return in what a response is not what was asked for; empty if it is."""
+        if "html" in head.fields.get("content-type", ""):
+            return f"answered HTTP {head.status} with a page for people, as a proxy does that stands in between"
+        if head.status != 200:
+            return MEANINGS.get(head.status, f"answered HTTP {head.status}")
+        if head.fields.get("etag", f'"{self.digest}"') != f'"{self.digest}"':
+            return f"has another model there, with the ETag {head.fields['etag']}"
+        if length_of(head) != self.length:
+            return "sent a bundle that is not as long as its pieces"
+        return ""
+
+
+Wanted = Range | Bundle
