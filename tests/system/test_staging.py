@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.system, pytest.mark.asyncio(loop_scope="module")]
 MODELS = {
     "watched": {"config.json": 300, "sub/a.bin": 11 * MB, "b.bin": 44 * MB},
     "agreed": {"a.bin": 60 * MB},
-    "late": {"a.bin": 30 * MB},
+    "late": {"a.bin": 120 * MB},
     "wanted": {"a.bin": 30 * MB},
     "small": {"a.bin": 1000},
 }
