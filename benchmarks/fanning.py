@@ -20,14 +20,11 @@ from stagecast.transfer import FileServer, Holder, fetch_manifest, pull
 def _get(store: Store, origin: str, peers: list[str], digest: str) -> dict[str, Any]:
     whole = Holder("origin", origin)
     holders = [whole, *(Holder(url, url, is_whole=False) for url in peers)]
-    began = time.monotonic()
     manifest = fetch_manifest(whole, digest)
     with store.partial(manifest) as partial:
-        pulled = pull(
-            manifest, partial, lambda: holders, advance=lambda _: None, entered=lambda _: None, stop=threading.Event()
-        )
+        pull(manifest, partial, lambda: holders, advance=lambda _: None, entered=lambda _: None, stop=threading.Event())
         partial.publish()
-    return {"seconds": time.monotonic() - began, "from_origin": pulled.holders.get("origin", 0)}
+    return {"ended": time.monotonic()}
 
 
 def main(folder: Path, host: str) -> None:
@@ -37,7 +34,7 @@ def main(folder: Path, host: str) -> None:
         print(json.dumps({"url": server.url}), flush=True)
         for line in sys.stdin:
             wish = json.loads(line)
-            print(json.dumps(_get(store, **wish) if wish else {"sent": server.bytes_sent}), flush=True)
+            print(json.dumps(_get(store, **wish)), flush=True)
 
 
 if __name__ == "__main__":

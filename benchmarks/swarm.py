@@ -1,8 +1,10 @@
 """N workers that receive the same model, simulated: the decisions are the production code, the network is a formula.
 
 Who asks whom for what is decided by `Assignments`, and who is told to look elsewhere by `Sends`, just as in a pull.
-Only time and bytes are made up: a flow gets the smaller one of its sender's and its receiver's equal shares, which is
-less than TCP would find, because what one flow leaves nobody else takes. There is no latency, and nothing is lost.
+Only time and bytes are made up: a flow gets the smaller one of its sender's and its receiver's equal shares; what slow
+receivers leave of a sender's link its other flows take, but not the other way round, so it is a little less than TCP
+finds. There is no latency, and nothing is lost. A
+machine has as many connections as a `FileServer`, gives up idle ones as that does, and refuses the rest.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from typing import Final, NamedTuple
 from stagecast.pieces import Holder, Piece
 from stagecast.transfer.assignments import Assignment, Assignments
 from stagecast.transfer.ledger import REFRESH, SHARING, TICK
-from stagecast.transfer.scout import LOOK
-from stagecast.transfer.sends import Sending, Sends
+from stagecast.transfer.scout import LONGEST, LOOK
+from stagecast.transfer.sends import Declined, Sending, Sends
+from stagecast.transfer.serve import CONNECTIONS
+from stagecast.transfer.stream import CONNECTIONS as KEPT
 
 ORIGIN: Final = "origin"
 TOGETHER: Final = 0.1
@@ -47,11 +51,26 @@ class Plan(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Seconds that each worker took which did not die, slow ones first; and the bytes that each tier sent."""
+    """Seconds that each worker took which did not die, slow ones first; and the bytes that each tier sent.
+
+    ``connections`` is how many the origin had at most, ``refused`` how often anybody had none left.
+    """
 
     seconds: list[float]
     origin: int
     workers: int
+    connections: int
+    refused: int
+
+
+class _Line(NamedTuple):
+    """A connection of a puller's stream, or of its scout."""
+
+    puller: _Machine
+    stream: int
+
+
+_SCOUT: Final = -1
 
 
 @dataclass(eq=False)
@@ -67,6 +86,18 @@ class _Machine:
     out: dict[_Flow, None] = field(default_factory=dict)
     come: dict[_Flow, None] = field(default_factory=dict)
     assignments: Assignments | None = None
+    connections: dict[_Line, None] = field(default_factory=dict)
+    """Those that others have to it, the one that was idle the longest first."""
+    kept: dict[int, dict[_Machine, None]] = field(default_factory=dict)
+    """To whom each of its streams has one."""
+    rests: dict[str, tuple[float, float]] = field(default_factory=dict)
+    most: int = 0
+
+    def share(self) -> float:
+        """Return how much of its link each flow has that its receiver does not hold back."""
+        equal = self.rate / len(self.out)
+        held = [part for flow in self.out if (part := flow.receiver.rate / len(flow.receiver.come)) < equal]
+        return (self.rate - sum(held)) / (len(self.out) - len(held)) if len(held) < len(self.out) else self.rate
 
     @property
     def is_whole(self) -> bool:
@@ -79,6 +110,7 @@ class _Flow:
     receiver: _Machine
     assignment: Assignment
     sending: Sending
+    stream: int
     start: float
     position: float
     at: float
@@ -95,6 +127,7 @@ class Simulation:
         self._chance = random.Random(plan.seed)
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
+        self._refused = 0
         self._pieces = [Piece(0, index, index * plan.size, plan.size) for index in range(plan.pieces)]
         self._parts: dict[tuple[str, int], float] = {}
         self._machines = {ORIGIN: self._machine(ORIGIN, plan.rate)}
@@ -118,7 +151,8 @@ class Simulation:
             self._now, _, happening = heapq.heappop(self._agenda)
             happening()
         sent = [machine.sends.bytes_sent for machine in self._machines.values()]
-        return Outcome([each.ended - each.began for each in self._workers if each.is_up], sent[0], sum(sent[1:]))
+        seconds = [each.ended - each.began for each in self._workers if each.is_up]
+        return Outcome(seconds, sent[0], sum(sent[1:]), self._machines[ORIGIN].most, self._refused)
 
     def _machine(self, name: str, rate: float) -> _Machine:
         return _Machine(name, rate, Sends(lambda: self._now))
@@ -136,11 +170,17 @@ class Simulation:
 
     def _dies(self, worker: _Machine) -> None:
         worker.is_up = False
+        self._leaves(worker)
         for flow in [*worker.out, *worker.come]:
             self._ends(flow)
             if flow.sender is worker:
                 assert flow.receiver.assignments is not None
                 flow.receiver.assignments.failed(flow.assignment, "died", self._now)
+
+    def _leaves(self, worker: _Machine) -> None:
+        for stream, kept in worker.kept.items():
+            for holder in list(kept):
+                self._hangs_up(worker, stream, holder)
 
     def _knows(self, worker: _Machine) -> None:
         """Learn who there is, as `Ledger.supervise` does."""
@@ -148,7 +188,7 @@ class Simulation:
             assert worker.assignments is not None
             others = [each for each in self._machines.values() if each is not worker and each.is_up]
             known = [each for each in others if each.is_whole or each.assignments is not None]
-            worker.assignments.know([Holder(each.name, "", each.is_whole) for each in known])
+            worker.assignments.know([Holder(each.name, "", each.is_whole) for each in known], self._now)
             self._fills(worker)
             self._at(REFRESH, self._knows, worker)
 
@@ -156,14 +196,45 @@ class Simulation:
         """Learn who has what, as `Scout` does."""
         if self._is_at_it(worker):
             assert worker.assignments is not None
-            for holder in worker.assignments.holders if worker.assignments.is_shared else ():
-                machine = self._machines[holder.name]
-                if machine.is_up:
-                    begun = {start // self._plan.size for start, _ in machine.sends.lately("")}
-                    sent = sum(1 << number for number in begun)
-                    worker.assignments.learn(holder.name, machine.have, sent)
+            holders = worker.assignments.holders if worker.assignments.is_shared else []
+            machines = [self._machines[holder.name] for holder in holders]
+            for known in [each for each in worker.kept.get(_SCOUT, {}) if each not in machines]:
+                self._hangs_up(worker, _SCOUT, known)
+            for machine in machines:
+                if worker.rests.get(machine.name, (0.0, 0.0))[0] <= self._now:
+                    self._learns(worker, machine, worker.assignments)
             self._fills(worker)
             self._at(LOOK, self._looks, worker)
+
+    def _learns(self, worker: _Machine, machine: _Machine, assignments: Assignments) -> None:
+        if machine.is_up and self._connects(worker, _SCOUT, machine):
+            begun = {start // self._plan.size for start, _ in machine.sends.lately("")}
+            sent = sum(1 << number for number in begun)
+            assignments.learn(machine.name, machine.have, sent, self._now)
+            worker.rests.pop(machine.name, None)
+        else:
+            length = min(LONGEST, 2 * worker.rests.get(machine.name, (0.0, LOOK / 2))[1])
+            worker.rests[machine.name] = self._now + length, length
+
+    def _connects(self, puller: _Machine, stream: int, holder: _Machine) -> bool:
+        """Use a connection, a new one where there is none; tell whether the holder has room for it, as `FileServer`."""
+        line, kept = _Line(puller, stream), puller.kept.setdefault(stream, {})
+        if line not in holder.connections and len(holder.connections) >= CONNECTIONS:
+            busy = {_Line(flow.receiver, flow.stream) for flow in holder.out}
+            idle = next((each for each in holder.connections if each not in busy), None)
+            if idle is None:
+                self._refused += 1
+                return False
+            self._hangs_up(idle.puller, idle.stream, holder)
+        if holder not in kept and stream != _SCOUT and len(kept) >= KEPT:
+            self._hangs_up(puller, stream, next(iter(kept)))
+        holder.connections.pop(line, None)
+        holder.connections[line] = kept[holder] = None
+        holder.most = max(holder.most, len(holder.connections))
+        return True
+
+    def _hangs_up(self, puller: _Machine, stream: int, holder: _Machine) -> None:
+        del puller.kept[stream][holder], holder.connections[_Line(puller, stream)]
 
     def _is_at_it(self, worker: _Machine) -> bool:
         return worker.is_up and worker.assignments is not None and worker.ended < 0
@@ -191,14 +262,20 @@ class Simulation:
         if not holder.is_up:
             assignments.failed(assignment, "dead", self._now)
             return
+        stream = min(set(range(SHARING)) - {flow.stream for flow in worker.come})
+        if not self._connects(worker, stream, holder):
+            assignments.failed(assignment, "full", self._now)
+            return
         for flow in holder.out:
             self._moves(flow)
         begin = self._parts.get((worker.name, piece.index), 0.0)
-        sending = holder.sends.begin("", piece.offset, piece.offset + piece.length, is_shared=assignments.is_shared)
-        if sending is None:
-            assignments.busy(assignment, "busy", self._now)
+        wish = "first" if assignment.is_first else "yes" if assignments.is_shared else ""
+        try:
+            sending = holder.sends.begin("", piece.offset, piece.offset + piece.length, wish)
+        except Declined as no:
+            assignments.busy(assignment, no.message, self._now, is_given=no.code == "given")
             return
-        flow = _Flow(holder, worker, assignment, sending, begin, begin, self._now)
+        flow = _Flow(holder, worker, assignment, sending, stream, begin, begin, self._now)
         holder.out[flow] = worker.come[flow] = None
         assignments.reached(piece, max(1, int(begin)), self._now)
         self._shares(holder, worker)
@@ -225,7 +302,7 @@ class Simulation:
     def _shares(self, sender: _Machine, receiver: _Machine) -> None:
         """Share out the links of both anew."""
         for flow in {**sender.out, **receiver.come}:
-            rate = min(flow.sender.rate / len(flow.sender.out), flow.receiver.rate / len(flow.receiver.come))
+            rate = min(flow.sender.share(), flow.receiver.rate / len(flow.receiver.come))
             if rate != flow.rate:
                 self._moves(flow)
                 flow.rate, flow.version = rate, flow.version + 1
@@ -245,6 +322,7 @@ class Simulation:
         self._ends(flow)
         if worker.assignments.is_complete:
             worker.ended = self._now
+            self._leaves(worker)
         else:
             self._fills(worker)
 

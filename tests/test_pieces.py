@@ -10,6 +10,7 @@ from stagecast.errors import BadInput
 from stagecast.pieces import (
     NEIGHBOURS,
     PENALTY_HALF_LIFE,
+    PULLERS,
     Holder,
     Standing,
     at_least,
@@ -155,12 +156,27 @@ def test_a_pull_deals_with_so_many_holders_only_and_keeps_those_it_knows() -> No
     whole = [Holder(f"whole-{number}", "") for number in range(3)]
     others = [Holder(f"other-{number}", "", is_whole=False) for number in range(500)]
 
-    chosen = choose_neighbours([*whole, *others], (), draw)
+    chosen = choose_neighbours([*whole, *others], (), draw, is_starving=True)
     assert chosen[:3] == whole
     assert len(chosen) == 3 + NEIGHBOURS
     known = {holder.name for holder in chosen}
-    assert choose_neighbours([*whole, *others], known, draw) == chosen
+    assert choose_neighbours([*whole, *others], known, draw, is_starving=True) == chosen
     assert choose_neighbours(others[:5], (), draw) == others[:5]
+    few = [*whole, *others[: PULLERS - 1]]
+    assert choose_neighbours(few, (), draw)[:3] == whole, "there is room for all of them"
+
+
+@pytest.mark.parametrize("whole", [1, 3, 2 * NEIGHBOURS])
+def test_of_a_crowd_so_many_deal_with_each_that_has_everything_and_others_each_time(whole: int) -> None:
+    draw, crowd = random.Random(1).random, 1000
+    holders = [Holder(f"whole-{number}", "") for number in range(whole)]
+    others = [Holder(f"other-{number}", "", is_whole=False) for number in range(crowd - 1)]
+
+    chosen = [choose_neighbours([*holders, *others], (), draw) for _ in range(crowd)]
+
+    counts = [sum(holder in each for each in chosen) for holder in holders]
+    assert PULLERS / 2 < sum(counts) / whole < PULLERS * 1.5
+    assert {len([holder for holder in each if not holder.is_whole]) for each in chosen} == {NEIGHBOURS}
 
 
 def test_the_least_busy_holder_is_chosen() -> None:

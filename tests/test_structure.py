@@ -51,8 +51,8 @@ LADDER: Final = (
             "FILES": (
                 "upstream stream transfer.limit transfer.waits transfer.tcp_info transfer.bulk transfer.tls "
                 "transfer.pace transfer.ramp transfer.connection transfer.head transfer.wanted transfer.source "
-                "transfer.swarm transfer.rests transfer.active transfer.assignments transfer.report transfer.news "
-                "transfer.whereabouts transfer.ledger "
+                "transfer.swarm transfer.standings transfer.rests transfer.active transfer.assignments "
+                "transfer.report transfer.news transfer.whereabouts transfer.ledger "
                 "transfer.crew transfer.intake transfer.stream transfer.scout transfer.pull transfer.sends "
                 "transfer.request transfer.bundles transfer.outlet transfer.exchange transfer.serve transfer"
             ),

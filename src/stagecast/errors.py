@@ -203,6 +203,12 @@ class HolderBusy(HolderFailed):
     code = "holder_busy"
 
 
+class PieceGiven(HolderBusy):
+    """A holder gave that piece just now to somebody who passes it on; another piece is wanted more."""
+
+    code = "piece_given"
+
+
 class SourceRefused(HolderFailed):
     """Upstream answered, and the answer is no; asking again will not help."""
 

@@ -23,6 +23,9 @@ MOST_COPIES: Final = 8
 NEIGHBOURS: Final = 24
 """Holders that a pull deals with at most: so many that have everything, and so many that still receive."""
 
+PULLERS: Final = 32
+"""Pulls that deal with one holder that has everything, about: its server has room for five connections of each."""
+
 # 19 digits hold every size that a file can have, and stay clear of int()'s own limit on the length of a number.
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.IGNORECASE | re.ASCII)
 _RUN = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
@@ -99,18 +102,27 @@ def pieces_between(manifest: Manifest, file: int, start: int, stop: int) -> Iter
         yield Piece(file, index, index * step, min(step, size - index * step))
 
 
-def choose_neighbours(holders: Sequence[Holder], known: Collection[str], draw: Callable[[], float]) -> list[Holder]:
-    """Return those holders with whom a pull deals, in their order: `NEIGHBOURS` of each sort, by chance.
+def choose_neighbours(
+    holders: Sequence[Holder], known: Collection[str], draw: Callable[[], float], *, is_starving: bool = False
+) -> list[Holder]:
+    """Return those holders with whom a pull deals, in their order: `NEIGHBOURS` of each sort at most, by chance.
 
-    Those whose names are ``known`` come before others, so that connections last.
+    Those whose names are ``known`` come before others, so that connections last. Where more receive than those who
+    have everything can serve, each of these is dealt with by `PULLERS` of them, others each time; but by anyone who is
+    ``starving``.
     """
-    chosen: set[str] = set()
-    for is_whole in (True, False):
-        some = [holder.name for holder in holders if holder.is_whole == is_whole]
-        if len(some) > NEIGHBOURS:
-            some = sorted(some, key=lambda name: (name not in known, draw()))[:NEIGHBOURS]
-        chosen.update(some)
+    whole = [holder.name for holder in holders if holder.is_whole]
+    receiving = [holder.name for holder in holders if not holder.is_whole]
+    crowd = (1 + len(receiving)) * min(1.0, NEIGHBOURS / max(1, len(whole)))
+    chosen = {name for name in _some(whole, known, draw) if is_starving or draw() * crowd < PULLERS}
+    chosen.update(_some(receiving, known, draw))
     return [holder for holder in holders if holder.name in chosen]
+
+
+def _some(names: list[str], known: Collection[str], draw: Callable[[], float]) -> list[str]:
+    if len(names) <= NEIGHBOURS:
+        return names
+    return sorted(names, key=lambda name: (name not in known, draw()))[:NEIGHBOURS]
 
 
 def choose_holder(holders: Sequence[str], standings: Mapping[str, Standing], now: float) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from stagecast.manifest import Manifest, encode
-from stagecast.pieces import Piece, parse_numbers, pieces_of
+from stagecast.pieces import Piece, encode_set, parse_numbers, pieces_of
 from stagecast.transfer import Holder
 
 
@@ -69,12 +69,13 @@ def hostile(
     name: str = "bad",
     about: Answer = tell_the_manifest,
     *,
+    tell: Answer = tell_the_manifest,
     bundled: bool = False,
 ) -> Iterator[Hostile]:
     """Yield a holder that answers each request for a range by ``answer``, and closes once that returns.
 
-    ``about`` answers requests for the manifest. One that is ``bundled`` answers requests for bundles by ``answer``,
-    too; another one knows no such thing.
+    ``about`` answers requests for the manifest, ``tell`` those for the pieces that it has: all of them. One that is
+    ``bundled`` answers requests for bundles by ``answer``, too; another one knows no such thing.
     """
     by_digest = {file.digest: contents[file.path] for file in manifest.files}
     pieces = list(pieces_of(manifest))
@@ -87,10 +88,10 @@ def hostile(
         with connection, contextlib.suppress(OSError):
             ahead = bytearray()
             while head := _read_head(connection, ahead):
-                if head.startswith("GET /manifests/"):
-                    content = encode(manifest)
+                if plain := re.match("GET /(manifests|pieces)/", head):
+                    content, told = (encode(manifest), about) if plain[1] == "manifests" else (_all(pieces), tell)
                     holder.seen.set()
-                    about(Request(connection, content, 0, len(content)))
+                    told(Request(connection, content, 0, len(content)))
                     continue
                 if named := re.match(r"GET /bundles/\w+/([0-9,-]+) ", head):
                     if not bundled:
@@ -137,6 +138,11 @@ def hostile(
 
 def _content(manifest: Manifest, contents: Mapping[str, bytes], piece: Piece) -> bytes:
     return contents[manifest.files[piece.file].path][piece.offset : piece.offset + piece.length]
+
+
+def _all(pieces: list[Piece]) -> bytes:
+    """Return the answer that says that all pieces are here, and none was given to anybody lately."""
+    return encode_set((1 << len(pieces)) - 1, len(pieces)) + encode_set(0, len(pieces))
 
 
 def _read_head(connection: socket.socket, ahead: bytearray) -> str:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagecast.pieces import Holder, Piece
-from stagecast.transfer.assignments import GRACE, SHARED, SMALL, Assignment, Assignments
+from stagecast.transfer.assignments import GRACE, SHARED, SMALL, STARVING, Assignment, Assignments
 from stagecast.transfer.rests import FIRST_REST, LONGEST_REST
 
 PIECES = [Piece(0, index, index * 10, 10) for index in range(4)]
@@ -19,7 +19,7 @@ NEAR, FAR = (Holder(name, f"http://{name}", is_whole=False) for name in ("near",
 
 def assignments(*holders: Holder, pieces: int = 4, whole: tuple[Piece, ...] = (), seed: int = 1) -> Assignments:
     made = Assignments(PIECES, PIECES[:pieces], whole, 0.0, random.Random(seed).random)
-    made.know(holders)
+    made.know(holders, 0.0)
     return made
 
 
@@ -114,7 +114,7 @@ def test_a_holder_that_lacks_a_piece_is_asked_for_the_others_at_once_and_for_tha
 
     assert [taken(work).piece for _ in PIECES[1:]] == PIECES[1:]
     assert work.next(0.0) is None
-    work.know([ONE])
+    work.know([ONE], 0.0)
     assert taken(work) == Assignment(PIECES[0], ONE)
     assert work.causes == {"one": "does not have it"}
 
@@ -130,7 +130,7 @@ def test_what_one_lacks_is_asked_of_another() -> None:
 def test_small_pieces_go_out_together_and_large_ones_alone() -> None:
     pieces = [Piece(0, number, 0, length) for number, length in enumerate([10, 10, SMALL + 1, 10, SMALL, 10])]
     work = Assignments(pieces, pieces, (), 0.0, random.Random(1).random)
-    work.know([ONE])
+    work.know([ONE], 0.0)
 
     out = [work.batch(0.0, SMALL, 3) for _ in range(5)]
 
@@ -190,7 +190,7 @@ def test_a_new_holder_brings_hope() -> None:
     work = assignments(ONE)
     work.wrong(taken(work), "lied", 0.0, is_certain=True)
 
-    work.know([ONE, THREE])
+    work.know([ONE, THREE], 0.0)
 
     assert work.hopeless() is None
     assert taken(work) == Assignment(PIECES[0], THREE, is_alone=True)
@@ -248,7 +248,7 @@ def test_a_receiver_is_asked_for_nothing_but_what_it_has_and_no_piece_twice(
     work = assignments(ONE, NEAR, FAR, seed=seed)
     has = {ONE: {0, 1, 2, 3}, NEAR: near, FAR: far}
     for holder, pieces in ((NEAR, near), (FAR, far)):
-        work.learn(holder.name, sum(1 << number for number in pieces), 0)
+        work.learn(holder.name, sum(1 << number for number in pieces), 0, 0.0)
 
     out = []
     while (assignment := work.next(0.0)) is not None:
@@ -267,11 +267,27 @@ def test_a_receiver_is_asked_for_nothing_but_what_it_has_and_no_piece_twice(
 @pytest.mark.parametrize("seed", range(20))
 def test_what_nobody_else_has_or_gets_is_taken_from_the_one_that_has_everything(seed: int) -> None:
     work = assignments(ONE, NEAR, seed=seed)
-    work.learn("one", 0b1111, 0b0001)
-    work.learn("near", 0b0010, 0)
+    work.learn("one", 0b1111, 0b0001, 0.0)
+    work.learn("near", 0b0010, 0, 0.0)
 
     assert taken(work) == Assignment(PIECES[1], NEAR)
-    assert taken(work) in {Assignment(PIECES[number], ONE) for number in (2, 3)}
+    assert taken(work) in {Assignment(PIECES[number], ONE, is_first=True) for number in (2, 3)}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_piece_that_was_given_to_somebody_else_makes_way_for_another_at_once(seed: int) -> None:
+    work = assignments(ONE, NEAR, seed=seed)
+    first = taken(work)
+    assert (first.holder, first.is_first) == (ONE, True)
+
+    work.busy(first, "gave it to somebody else", 0.0, is_given=True)
+
+    other = taken(work)
+    assert (other.holder, other.is_first) == (ONE, True)
+    assert other.piece != first.piece
+    work.learn("one", 0b1111, 0b1111, 0.0)
+    work.done(other, 1.0)
+    assert not taken(work, 1.0).is_first, "and in the end it is asked for all the same"
 
 
 def test_equals_are_chosen_by_the_chance_that_it_is_given() -> None:
@@ -297,6 +313,27 @@ def test_a_busy_holder_is_asked_again_soon_and_has_not_failed() -> None:
     assert work.next(FIRST_REST / 2) is None
     assert taken(work, FIRST_REST) == Assignment(PIECES[0], ONE)
     assert not work.is_out_of_patience(30.0, 100.0)
+
+
+def test_who_waits_for_others_to_be_served_has_not_lost_patience_while_they_are() -> None:
+    work = assignments(ONE, NEAR)
+    for now in (1.0, 29.0, 58.0):
+        assert not work.is_out_of_patience(30.0, now)
+        work.busy(taken(work, now), "has enough to do", now)
+    work.learn("near", 0b0001, 0, 87.0)
+    assert not work.is_out_of_patience(30.0, 116.0), "there is one piece more in the world"
+    work.learn("near", 0b0001, 0, 116.0)
+    assert work.is_out_of_patience(30.0, 118.0), "nothing has changed"
+
+
+def test_who_starves_in_a_crowd_turns_to_who_has_everything() -> None:
+    crowd = [Holder(f"r{number}", "", is_whole=False) for number in range(100_000)]
+    work = assignments(ONE, *crowd)
+    assert ONE not in work.holders
+    work.know([ONE, *crowd], STARVING / 2)
+    assert ONE not in work.holders
+    work.know([ONE, *crowd], STARVING + 1.0)
+    assert ONE in work.holders
 
 
 def test_at_the_end_a_piece_is_taken_from_a_holder_that_would_hold_it_back() -> None:
@@ -327,7 +364,7 @@ def test_nothing_is_taken_away_where_nobody_else_would_be_faster() -> None:
 
 def test_what_others_have_served_wrong_is_hopeless_only_if_nobody_else_has_it() -> None:
     work = assignments(ONE, NEAR)
-    work.learn("near", 0b0001, 0)
+    work.learn("near", 0b0001, 0, 0.0)
     lie = taken(work)
     assert lie.holder == NEAR
     work.wrong(lie, "lied", 0.0, is_certain=True)

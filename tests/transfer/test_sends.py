@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagecast.transfer.sends import AT_ONCE, LATELY, SMALL, Sending, Sends, full_streams
+from stagecast.transfer.sends import AT_ONCE, LATELY, SMALL, Declined, Sending, Sends, full_streams
 
 PIECE = 4 * SMALL
 
@@ -15,8 +16,13 @@ class Clock:
         return self.now
 
 
-def begin(sends: Sends, number: int = 0, *, is_shared: bool = True, size: int = PIECE) -> Sending | None:
-    return sends.begin("file", number * PIECE, number * PIECE + size, is_shared=is_shared)
+def begin(sends: Sends, number: int = 0, *, wish: str = "yes", size: int = PIECE) -> Sending | None:
+    try:
+        return sends.begin("file", number * PIECE, number * PIECE + size, wish)
+    except Declined as no:
+        if no.status != 503:
+            raise
+        return None
 
 
 def test_so_many_shared_pieces_are_sent_at_a_time_and_others_are_told() -> None:
@@ -34,7 +40,7 @@ def test_who_shares_nothing_and_who_wants_little_is_always_served() -> None:
     sends = Sends(Clock())
     while begin(sends) is not None:
         pass
-    assert all(begin(sends, is_shared=False) for _ in range(50))
+    assert all(begin(sends, wish="") for _ in range(50))
     assert all(begin(sends, size=SMALL - 1) for _ in range(50))
     assert begin(sends) is None
 
@@ -52,11 +58,31 @@ def test_slow_receivers_do_not_keep_others_from_being_served() -> None:
     assert begin(sends, 6) is None
 
 
+def test_the_first_copy_is_given_once_as_long_as_that_was_lately() -> None:
+    clock = Clock()
+    sends = Sends(clock)
+    assert begin(sends, 1, wish="first") is not None
+    with pytest.raises(Declined) as declined:
+        sends.begin("file", PIECE, 2 * PIECE, "first")
+    assert (declined.value.status, declined.value.code) == (409, "given")
+    assert begin(sends, 2, wish="first") is not None
+    assert begin(sends, 1) is not None, "who wants it all the same gets it"
+    clock.now = LATELY
+    assert begin(sends, 1, wish="first") is not None
+
+
+def test_who_has_enough_to_do_says_that_first() -> None:
+    sends = Sends(Clock())
+    while begin(sends, wish="yes") is not None:
+        pass
+    assert begin(sends, wish="first") is None
+
+
 def test_what_was_sent_lately_is_told_for_a_while() -> None:
     clock = Clock()
     sends = Sends(clock)
     begin(sends, 1)
-    begin(sends, 2, is_shared=False)
+    begin(sends, 2, wish="")
     clock.now = LATELY / 2
     begin(sends, 3)
     assert sends.lately("file") == [(PIECE, 2 * PIECE), (3 * PIECE, 4 * PIECE)]

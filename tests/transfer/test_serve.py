@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
+from math import inf
 from pathlib import Path
 
 import pytest
 
 from stagecast.manifest import Manifest, decode
 from stagecast.store import Store
-from stagecast.transfer import FileServer, serve
+from stagecast.transfer import FileServer, Holder, serve
+from stagecast.transfer.source import Source
 from tests.sample import lay_out, manifest_of
 
 CONTENTS = {"empty": b"", "weights/a.bin": bytes(range(256)) * 20, "weights/b.bin": b"b" * 1000}
@@ -52,6 +54,18 @@ def ask(client: HTTPConnection, path: str, method: str = "GET", **fields: str) -
     client.request(method, path, headers={name.replace("_", "-"): value for name, value in fields.items()})
     response = client.getresponse()
     return response, response.read()
+
+
+def until_busy(server: FileServer) -> None:
+    """Wait until what is served has begun to ask for something."""
+    while any(served.exchange.idle_since != inf for served in list(server._open.values())):
+        time.sleep(0.001)
+
+
+def until_idle(server: FileServer, count: int) -> None:
+    """Wait until so many connections are open, and each waits for its next request."""
+    while [served.exchange.idle_since < inf for served in list(server._open.values())] != [True] * count:
+        time.sleep(0.001)
 
 
 def code_of(body: bytes) -> str:
@@ -209,7 +223,7 @@ def test_a_body_is_not_taken_for_another_request(server: FileServer) -> None:
     assert response.count(b"HTTP/1.1 404") == 1
 
 
-def test_too_many_connections_hear_when_to_come_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_busy_connections_hear_when_to_come_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "TURNED_AWAY", 1)
     with FileServer(store, "127.0.0.1", connections=1) as server, contextlib.ExitStack() as stack:
         first, second = (
@@ -217,6 +231,8 @@ def test_too_many_connections_hear_when_to_come_back(store: Store, monkeypatch: 
             for _ in range(2)
         )
         assert ask(first, "/")[0].status == 404
+        first.sock.sendall(b"GET / HTTP/1.1\r\n")
+        until_busy(server)
         second.connect()
         third = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
         assert third.recv(1) == b""
@@ -224,7 +240,33 @@ def test_too_many_connections_hear_when_to_come_back(store: Store, monkeypatch: 
         response, body = ask(second, "/")
 
         assert (response.status, response.headers["Retry-After"], code_of(body)) == (503, "1", "busy")
-        assert ask(first, "/")[0].status == 404
+        first.sock.sendall(b"\r\n")
+        assert first.sock.recv(12) == b"HTTP/1.1 404"
+
+
+def test_for_one_more_the_connection_is_given_up_that_was_idle_the_longest(store: Store, manifest: Manifest) -> None:
+    path = f"/manifests/{manifest.digest}"
+    with FileServer(store, "127.0.0.1", connections=2) as server, contextlib.ExitStack() as stack:
+        first, second, third = (
+            stack.enter_context(contextlib.closing(HTTPConnection("127.0.0.1", server.port, timeout=10)))
+            for _ in range(3)
+        )
+        for client in (first, second):
+            assert ask(client, path)[0].status == 200
+        until_idle(server, 2)
+        assert ask(first, path)[0].status == 200
+        until_idle(server, 2)
+
+        assert ask(third, path)[0].status == 200
+
+        assert second.sock.recv(1) == b""
+        assert ask(first, path)[0].status == 200
+        holder = Holder("origin", server.url)
+        with Source(holder, "", threading.Event()) as one, Source(holder, "", threading.Event()) as other:
+            for source in (one, other, one, other, one):
+                ask(third, path)
+                until_idle(server, 2)
+                assert source.manifest(manifest.digest) == manifest, "who was given up asks again, and is served"
 
 
 def test_a_client_that_goes_away_or_hangs_ends_only_its_own_connection(store: Store, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 from stagecast.partial import Partial
 from stagecast.pieces import Holder, decode_set, numbers, pieces_of
 from stagecast.store import Store
-from stagecast.transfer import FileServer, Pulled
+from stagecast.transfer import FileServer, Pulled, scout, stream
 from tests.sample import contents_of, fill, manifest_of
+from tests.transfer.hostile import Request, hostile
 from tests.transfer.test_pull import Caller, serving
 
 PIECE = 64 * 1024
@@ -181,3 +182,48 @@ def test_without_anybody_who_has_the_rest_it_waits_for_those_who_get_it(store: S
         fill(first, CONTENTS)
         thread.join()
         assert second.missing() == []
+
+
+def test_a_receiver_that_is_silent_does_not_keep_the_news_of_others(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scout, "STALL", 600.0)
+    asked, two = threading.Event(), Store(tmp_path / "two", tmp_path / "two-data")
+
+    def say_nothing(request: Request) -> None:
+        asked.set()
+        request.connection.recv(1)
+
+    with (
+        hostile(say_nothing, MANIFEST, CONTENTS, tell=say_nothing) as silent,
+        two.partial(MANIFEST) as first,
+        FileServer(two, "127.0.0.1") as server,
+        store.partial(MANIFEST) as partial,
+    ):
+        fill(first, CONTENTS)
+        known = [silent.holder._replace(is_whole=False)]
+        near = Holder("near", server.url, is_whole=False)
+
+        Caller(partial).pull_from(lambda: [*known, near] if asked.is_set() else known, patience=60.0)
+
+        assert partial.missing() == []
+
+
+def test_a_receiver_that_falls_silent_is_left_soon_for_another_one(
+    store: Store, origin: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "HUSH", 0.3)
+
+    def fall_silent(request: Request) -> None:
+        request.head()
+        request.connection.sendall(request.body[:1000])
+        request.connection.recv(1)
+
+    with hostile(fall_silent, MANIFEST, CONTENTS) as silent, store.partial(MANIFEST) as partial:
+        caller, near, whole = Caller(partial), silent.holder._replace(is_whole=False), Holder("origin", origin.url)
+
+        pulled = caller.pull_from(lambda: [near, whole] if silent.requests else [near], patience=600.0, stall=600.0)
+
+        assert partial.missing() == []
+        assert pulled.bytes_received == MANIFEST.size, "what came of a piece came once"
+        assert 0 < pulled.holders["bad"] < MANIFEST.size / 2

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from stagecast.errors import HolderFailed, Interrupted
+from stagecast.errors import HolderBusy, HolderFailed, Interrupted, PieceGiven
 from stagecast.manifest import encode
 from stagecast.store import Store
 from stagecast.transfer import FileServer, Holder, fetch_manifest
+from stagecast.transfer.sends import SMALL
 from stagecast.transfer.source import Source
+from stagecast.transfer.wanted import Range
 from tests.sample import lay_out, manifest_of
 from tests.transfer.hostile import hostile, send_too_much, serve_well
 
@@ -199,3 +201,41 @@ def test_more_than_was_asked_for_is_a_failure() -> None:
         pytest.raises(HolderFailed),
     ):
         ask_twice(source)
+
+
+def test_the_first_copy_of_a_piece_is_given_to_one_and_the_connection_serves_the_other_all_the_same(
+    tmp_path: Path,
+) -> None:
+    content = bytes(SMALL) + b"more"
+    manifest = manifest_of("large", {"a": content}, piece_size=SMALL)
+    lay_out(tmp_path / "models" / "large", {"a": content})
+    store = Store(tmp_path / "models", tmp_path / "data")
+    store.record(manifest)
+    first = Range(manifest.files[0].digest, 0, SMALL, len(content), "first")
+    with FileServer(store, "127.0.0.1") as server:
+        holder, stop = Holder("whole", server.url), threading.Event()
+        with Source(holder, "", stop) as one, Source(holder, "", stop) as other:
+            one.ask([first])
+            one.begin()
+            assert receive(one, SMALL) == content[:SMALL]
+            other.ask([first])
+            with pytest.raises(PieceGiven, match="gave it to somebody else just now"):
+                other.begin()
+            other.ask([first._replace(start=SMALL, stop=len(content)), first._replace(wish="yes")])
+            other.begin()
+            assert receive(other, 4) == b"more"
+            other.begin()
+            assert receive(other, SMALL) == content[:SMALL]
+
+
+def test_after_a_refusal_what_was_asked_for_beyond_it_is_not_taken_for_the_next_answer() -> None:
+    busy = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+    wanted = [Range("0" * 64, start, start + 1, 4) for start in range(3)]
+    last = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 2-2/4\r\nContent-Length: 1\r\n\r\nc"
+    with answering(busy + busy, last) as holder, Source(holder, "", threading.Event()) as source:
+        source.ask(wanted[:2])
+        with pytest.raises(HolderBusy):
+            source.begin()
+        source.ask(wanted[2:])
+        source.begin()
+        assert receive(source, 1) == b"c"

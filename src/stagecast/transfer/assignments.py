@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from stagecast.pieces import Holder, Piece, Standing, choose_holder, numbers
+from stagecast.pieces import Holder, Piece, choose_holder, numbers
 from stagecast.transfer.active import Active, Batch
 from stagecast.transfer.rests import BUSY_REST, Rests
+from stagecast.transfer.standings import Standings
 from stagecast.transfer.swarm import Swarm
 
 GRAVE: Final = 4.0
@@ -30,19 +31,24 @@ Its uplink is for what nobody else has yet, and the fewer pieces it sends at a t
 SLOW: Final = 2.0
 """How many times longer than elsewhere the rest of a piece must take for it to be taken from its holder."""
 
-GRACE: Final = 1.0
+STARVING: Final = 5.0
+"""Seconds without any news after which a pull turns to everybody there is, however many do."""
+
+GRACE: Final = 0.5
 """Seconds that a stream is let go on for at least, before its piece can be taken from its holder."""
 
 
 class Assignment(NamedTuple):
     """A piece to get. ``holder`` is None where the bytes are here, and only want checking.
 
-    ``is_alone`` says that all of the piece has to come from this holder, so that it is clear who lied.
+    ``is_alone`` says that all of the piece has to come from this holder, so that it is clear who lied; ``is_first``
+    that nobody is known to have got it yet, so that the holder need not give it where somebody has.
     """
 
     piece: Piece
     holder: Holder | None
     is_alone: bool = False
+    is_first: bool = False
 
 
 class Assignments:
@@ -64,7 +70,7 @@ class Assignments:
         self._waiting = self._set(piece for piece in missing if piece not in whole)
         self._returned = 0
         self._active: dict[Piece, Active | None] = {}
-        self._standings: dict[str, Standing] = {}
+        self._standings = Standings()
         self._rests = Rests()
         self._doubtful: set[Piece] = set()
         self._last_progress = now
@@ -80,13 +86,14 @@ class Assignments:
         """Whether others receive the same."""
         return self._swarm.receiving > 0
 
-    def know(self, holders: Sequence[Holder]) -> None:
+    def know(self, holders: Sequence[Holder], now: float) -> None:
         """Take these for the holders that there are now, in the order of preference."""
-        self._swarm.know(holders)
+        self._swarm.know(holders, is_starving=now - self._last_progress > STARVING)
 
-    def learn(self, name: str, have: int, sent: int) -> None:
+    def learn(self, name: str, have: int, sent: int, now: float) -> None:
         """Take what a holder says: which pieces it has, and which of them it gave to others just now."""
-        self._swarm.learn(name, have, sent)
+        if self._swarm.learn(name, have, sent):
+            self._last_progress = now
 
     @property
     def holders(self) -> list[Holder]:
@@ -106,7 +113,7 @@ class Assignments:
             self._active[self._whole[0]] = None
             return [Assignment(self._whole.pop(0), None)]
         able = self._able(now)
-        name = choose_holder(list(able), self._standings, now)
+        name = choose_holder(list(able), self._standings.all, now)
         if name is None:
             return []
         wanted, batch, taken = able[name], Batch(), list[Assignment]()
@@ -118,7 +125,7 @@ class Assignments:
             wanted &= ~(1 << number)
             room -= piece.length if piece.length <= SMALL else room
             taken.append(self._begin(number, name, batch, now))
-        self._standings[name] = self._standing(name).opened()
+        self._standings.opened(name)
         return taken
 
     def _begin(self, number: int, name: str, batch: Batch, now: float) -> Assignment:
@@ -127,7 +134,8 @@ class Assignments:
         self._returned &= ~bit
         batch.left += 1
         self._active[piece] = Active(name, now, batch)
-        return Assignment(piece, self._swarm.holders[name], piece in self._doubtful)
+        holder = self._swarm.holders[name]
+        return Assignment(piece, holder, piece in self._doubtful, holder.is_whole and self._swarm.is_new(number))
 
     def reached(self, piece: Piece, position: int, now: float) -> None:
         """Note how far a piece is, in bytes."""
@@ -166,12 +174,19 @@ class Assignments:
             self._swarm.lacking(name, self._number[assignment.piece])
             self._blame(name, why, 0.0, now)
 
-    def busy(self, assignment: Assignment, why: str, now: float) -> None:
-        """Note that the holder serves as many as it can just now, which is no failure; leave it alone for a moment."""
+    def busy(self, assignment: Assignment, why: str, now: float, *, is_given: bool = False) -> None:
+        """Note that the holder serves as many as it can just now, which is no failure; leave it alone for a moment.
+
+        If it only gave that piece to somebody else, another one can be asked for at once.
+        """
         self._put_back(assignment)
-        if assignment.holder:
+        if assignment.holder and is_given:
+            self._swarm.gave(assignment.holder.name, self._number[assignment.piece])
+        elif assignment.holder:
             self.causes[assignment.holder.name] = why
             self._rests.begin(assignment.holder.name, now, BUSY_REST)
+            if self.is_shared:
+                self._last_progress = now  # it serves others, who pass on what they get
 
     def wrong(self, assignment: Assignment, why: str, now: float, *, is_certain: bool) -> None:
         """Note that the piece came whole, but with a wrong digest; ``is_certain`` that all of it came from the holder.
@@ -219,7 +234,9 @@ class Assignments:
     def is_out_of_patience(self, patience: float, now: float) -> bool:
         """Whether ``patience`` seconds have brought no byte, and everybody failed meanwhile, or there is nobody."""
         useful = {
-            name for name in self._swarm.holders if self._swarm.holders[name].is_whole or self._standing(name).streams
+            name
+            for name in self._swarm.holders
+            if self._swarm.holders[name].is_whole or self._standings.of(name).streams
         }
         have_all_failed = bool(useful) and self._failed_since >= useful
         return now - self._last_progress >= patience and (have_all_failed or not self._active)
@@ -229,7 +246,10 @@ class Assignments:
 
     def _able(self, now: float) -> dict[str, int]:
         """Return the holders that can be asked now, the best first, and the pieces that each is wanted for."""
-        ready = [name for name in self._swarm.holders if not self._rests.is_on(name, now) and not self._is_taken(name)]
+        useful = {name: bool(self._waiting & self._swarm.gives(name)) for name in self._swarm.holders}
+        dull = self._standings.dull(useful, now) if self.is_shared else ()
+        ready = [name for name in useful if not self._rests.is_on(name, now) and not self._is_taken(name)]
+        ready = [name for name in ready if name not in dull]
         wanted = {name: self._waiting & self._swarm.gives(name) for name in self._swarm.order(ready)}
         able = {name: pieces for name, pieces in wanted.items() if pieces}
         # Before others, so that a file is whole before the next one is begun, and what was begun is not kept waiting.
@@ -238,7 +258,7 @@ class Assignments:
 
     def _is_taken(self, name: str) -> bool:
         most = max(1, SHARED // (1 + self._swarm.receiving))
-        return self.is_shared and self._swarm.holders[name].is_whole and self._standing(name).streams >= most
+        return self.is_shared and self._swarm.holders[name].is_whole and self._standings.of(name).streams >= most
 
     def _lateness(self, piece: Piece, active: Active, now: float) -> float:
         """Return by how many seconds the rest of a piece takes longer than is right; below 0 where it does not."""
@@ -246,32 +266,29 @@ class Assignments:
             return -1.0
         bit = self._set([piece])
         others = [
-            self._standing(name).rate for name in self._swarm.holders
+            self._standings.of(name).rate for name in self._swarm.holders
             if name != active.holder and not self._rests.is_on(name, now) and self._swarm.gives(name) & bit
         ]  # fmt: skip
         best = max(others, default=0.0)
         left = piece.length - active.position
         return left / max(active.rate(now), 1.0) - SLOW * left / best - GRACE if best else -1.0
 
-    def _standing(self, name: str) -> Standing:
-        return self._standings.get(name, Standing())
-
     def _measure(self, piece: Piece, now: float) -> None:
         active = self._active.get(piece)
         if active and now > active.since and active.position > active.start:
-            self._standings[active.holder] = self._standing(active.holder).measured(active.rate(now))
+            self._standings.measured(active.holder, active.rate(now), now)
 
     def _blame(self, name: str, why: str, weight: float, now: float) -> None:
         self.causes[name] = why
         self._failed_since.add(name)
-        self._standings[name] = self._standing(name).failed(now, weight)
+        self._standings.failed(name, now, weight)
 
     def _end(self, assignment: Assignment) -> None:
         active = self._active.pop(assignment.piece)
         if active is not None:
             active.batch.left -= 1
             if not active.batch.left:
-                self._standings[active.holder] = self._standing(active.holder).closed()
+                self._standings.closed(active.holder)
 
     def _put_back(self, assignment: Assignment) -> None:
         self._end(assignment)

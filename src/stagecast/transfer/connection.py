@@ -61,7 +61,8 @@ class Connection:
     ) -> None:  # fmt: skip
         self._name = name
         self._stop = stop
-        self._stall = stall
+        self.stall = stall
+        """Seconds as above; may be changed at any time."""
         self._pace = Pace()
         family, kind, protocol, _, found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
         self._socket = socket.socket(family, kind, protocol)
@@ -112,8 +113,8 @@ class Connection:
             count = self._receive_records(self._socket, view, since + SLICE if fill else since)
         else:
             count = self._receive_plain(view, socket.MSG_WAITALL if fill else 0)
-        self._pace = self._pace.after(time.monotonic() - since, count, self._stall)
-        if count < len(view) and (why := self._pace.complaint(self._stall)) and (fill or not count):
+        self._pace = self._pace.after(time.monotonic() - since, count, self.stall)
+        if count < len(view) and (why := self._pace.complaint(self.stall)) and (fill or not count):
             raise HolderFailed(self._name, why)
         return count
 
@@ -143,7 +144,7 @@ class Connection:
 
     def _connect(self, found: tuple[Any, ...]) -> None:
         self._socket.settimeout(0)
-        code, deadline = self._socket.connect_ex(found), time.monotonic() + self._stall
+        code, deadline = self._socket.connect_ex(found), time.monotonic() + self.stall
         poll = select.poll()
         poll.register(self._socket, select.POLLOUT)
         while code == errno.EINPROGRESS:
@@ -152,6 +153,6 @@ class Connection:
             if poll.poll(SLICE * 1000):
                 code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             elif time.monotonic() > deadline:
-                raise HolderFailed(self._name, f"could not be connected to within {self._stall:g} s")
+                raise HolderFailed(self._name, f"could not be connected to within {self.stall:g} s")
         if code:
             raise OSError(code, os.strerror(code))

@@ -11,9 +11,11 @@ import re
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from http import HTTPStatus
+from math import inf
 from typing import Final, cast
 
 import msgspec
@@ -27,7 +29,7 @@ from stagecast.transfer import tcp_info, waits
 from stagecast.transfer.bundles import Bundles
 from stagecast.transfer.outlet import Outlet
 from stagecast.transfer.request import Request, parse_request
-from stagecast.transfer.sends import Sending, Sends
+from stagecast.transfer.sends import Declined, Sending, Sends
 from stagecast.transfer.wanted import SHARED
 
 IDLE: Final = 60
@@ -62,6 +64,8 @@ class Exchange:
         self._sends = sends
         self._outlet = Outlet(connection, sends)
         self._inbox = b""
+        self.idle_since = inf
+        """Since when nothing was asked on it, by the monotonic clock; `inf` while a request comes or is answered."""
         self._request = Request("", "", {}, is_last=True)
 
     def run(self) -> None:
@@ -98,7 +102,9 @@ class Exchange:
         while (end := self._inbox.find(b"\r\n\r\n")) < 0:
             if len(self._inbox) > _MOST_OF_HEAD:
                 raise _Unreadable(431)
+            self.idle_since = inf if self._inbox else time.monotonic()
             came = self._connection.recv(_MOST_OF_HEAD)
+            self.idle_since = inf
             if not came:
                 return None
             self._inbox = (self._inbox + came).lstrip(b"\r\n") if not self._inbox else self._inbox + came
@@ -181,9 +187,10 @@ class Exchange:
         if not is_here(start, stop):
             self._refuse(404, "not_found", f"bytes {start}-{stop} of file {digest} are not here yet")
             return
-        sending = self._sends.begin(digest, start, stop, is_shared=self._is_shared)
-        if sending is None:
-            self._refuse_for_others()
+        try:
+            sending = self._sends.begin(digest, start, stop, self._wish)
+        except Declined as no:
+            self._decline(no)
             return
         try:
             self._send_all(file, digest, size, bounds, is_here, sending)
@@ -220,23 +227,23 @@ class Exchange:
         if parts is None:
             self._refuse(404, "not_found", f"not all of these pieces of {digest} are here")
             return
-        sendings = [self._sends.begin(part.digest, part.start, part.stop, is_shared=self._is_shared) for part in parts]
-        begun = [sending for sending in sendings if sending is not None]
+        begun: list[Sending] = []
         try:
-            if len(begun) < len(parts):
-                self._refuse_for_others()
-            elif self._begin_bytes(200, digest, sum(part.stop - part.start for part in parts), {}):
+            begun.extend(self._sends.begin(part.digest, part.start, part.stop, self._wish) for part in parts)
+            if self._begin_bytes(200, digest, sum(part.stop - part.start for part in parts), {}):
                 self._outlet.send_parts(parts, begun)
+        except Declined as no:
+            self._decline(no)
         finally:
             for sending in begun:
                 self._sends.end(sending)
 
     @property
-    def _is_shared(self) -> bool:
-        return self._request.fields.get(SHARED.lower()) == "yes"
+    def _wish(self) -> str:
+        return self._request.fields.get(SHARED.lower(), "")
 
-    def _refuse_for_others(self) -> None:
-        self._refuse(503, "busy", "others are served just now; ask another holder", {"Retry-After": "1"})
+    def _decline(self, no: Declined) -> None:
+        self._refuse(no.status, no.code, no.message, {"Retry-After": "1"})
 
     def _refuse(self, status: int, code: str, message: str, fields: dict[str, str] | None = None) -> None:
         self._send(status, msgspec.json.encode({"error": {"code": code, "message": message}}), fields or {})

@@ -12,6 +12,7 @@ MEANINGS: Final = {
     200: "ignores ranges, and would send the whole file",
     401: "refused the cluster's token",
     404: "does not have it",
+    409: "gave it to somebody else just now",
     503: "serves too many others just now",
 }
 

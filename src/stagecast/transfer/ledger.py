@@ -87,7 +87,7 @@ class Ledger:
             if now - refreshed >= REFRESH or self._is_hopeless():
                 refreshed, known = now, list(holders())
                 with self._lock:
-                    self._assignments.know(known)
+                    self._assignments.know(known, now)
                     self._changed.notify_all()
             if stop.is_set():
                 raise Interrupted("cancel")
@@ -213,10 +213,10 @@ class Ledger:
             self._assignments.given_back(assignment)
             self._changed.notify_all()
 
-    def busy(self, assignment: Assignment, why: str) -> None:
-        """Note that a holder serves as many as it can just now."""
+    def busy(self, assignment: Assignment, why: str, *, is_given: bool) -> None:
+        """Note that a holder serves as many as it can just now, or gave that piece to somebody else."""
         with self._lock:
-            self._assignments.busy(assignment, why, time.monotonic())
+            self._assignments.busy(assignment, why, time.monotonic(), is_given=is_given)
             self._changed.notify_all()
 
     def is_unwanted(self, assignment: Assignment) -> bool:
@@ -232,7 +232,7 @@ class Ledger:
     def learn(self, name: str, have: int, sent: int) -> None:
         """Note which pieces a holder has, and which it gave to others just now."""
         with self._lock:
-            self._assignments.learn(name, have, sent)
+            self._assignments.learn(name, have, sent, time.monotonic())
             self._changed.notify_all()
 
     def wrong(self, assignment: Assignment, *, is_certain: bool) -> None:

@@ -2,7 +2,8 @@
 
 Where many receive the same, whoever has a piece can pass it on. So a holder sends few pieces at a time, each as fast as
 it can: the sooner one is whole somewhere else, the sooner that one's uplink works too. Others are told at once to look
-elsewhere. That holds for requests that say so (`stagecast.transfer.source.SHARED`); nobody else is ever refused.
+elsewhere. And who wants the first copy of a piece is told at once that somebody has it already: news that cost nothing.
+That holds for requests that say so (`stagecast.transfer.wanted.SHARED`); nobody else is ever refused.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, Literal
 
 AT_ONCE: Final = 4.0
 """Shared pieces that are sent at a time, a slow one counting less: see `full_streams`."""
@@ -23,6 +24,14 @@ LATELY: Final = 30.0
 
 _SETTLED: Final = 0.5
 """Seconds after which the rate of a send says something."""
+
+
+class Declined(Exception):
+    """A range is not sent, because of others; ``status`` is how HTTP says so."""
+
+    def __init__(self, status: Literal[409, 503], code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
 
 
 def full_streams(rates: Iterable[float]) -> float:
@@ -58,15 +67,19 @@ class Sends:
         self._shared: set[Sending] = set()
         self._lately: dict[tuple[str, int], tuple[int, float]] = {}
 
-    def begin(self, digest: str, start: int, stop: int, *, is_shared: bool) -> Sending | None:
-        """Note that a range of a file is about to be sent; None where it should not be, because of the others."""
+    def begin(self, digest: str, start: int, stop: int, wish: str = "") -> Sending:
+        """Note that a range of a file is about to be sent, for a request with that `wanted.Wish`. Raises `Declined`."""
+        is_shared = wish in {"yes", "first"}
         with self._guard:
             now = self._clock()
-            if is_shared and stop - start >= SMALL and self._is_busy(now):
-                return None
+            self._forget(now)
+            if is_shared and stop - start >= SMALL:
+                if self._is_busy(now):
+                    raise Declined(503, "busy", "others are served just now; ask another holder")
+                if wish == "first" and (digest, start) in self._lately:
+                    raise Declined(409, "given", "somebody else just got it; ask for another piece")
             sending = Sending(now)
             if is_shared:
-                self._forget(now)
                 self._lately.pop((digest, start), None)
                 self._lately[digest, start] = stop, now
                 if stop - start >= SMALL:

@@ -16,6 +16,8 @@ import contextlib
 import socket
 import ssl
 import threading
+from dataclasses import dataclass
+from math import inf
 from types import TracebackType
 from typing import Final, Self
 
@@ -25,10 +27,19 @@ from stagecast.transfer.exchange import Exchange
 from stagecast.transfer.sends import Sends
 
 CONNECTIONS: Final = 256
-"""Connections that are served at a time; a thread each."""
+"""Connections that are served at a time; a thread each. For one more, the one is given up that was idle the longest."""
 
 TURNED_AWAY: Final = 32
 """Connections beyond those that still hear a 503, and are not just closed."""
+
+
+@dataclass
+class _Served:
+    """A connection's thread and what it does; one that leaves was shut down to make room."""
+
+    thread: threading.Thread
+    exchange: Exchange
+    is_leaving: bool = False
 
 
 class FileServer:
@@ -53,7 +64,7 @@ class FileServer:
         self._tls = tls
         self._sends = Sends()
         self._guard = threading.Lock()
-        self._open: dict[socket.socket, threading.Thread] = {}
+        self._open: dict[socket.socket, _Served] = {}
         self._closing = threading.Event()
 
     def __enter__(self) -> Self:
@@ -69,7 +80,7 @@ class FileServer:
     ) -> None:
         with self._guard:
             self._closing.set()
-            threads = list(self._open.values())
+            threads = [served.thread for served in self._open.values()]
             for connection in self._open:
                 _shut_down(connection)
         _shut_down(self._listener)
@@ -107,20 +118,34 @@ class FileServer:
         with self._guard:
             if self._closing.is_set() or len(self._open) >= self._most + TURNED_AWAY:
                 return False
-            store = self.store if len(self._open) < self._most else None
-            thread = threading.Thread(target=self._serve, args=(connection, store), name="stagecast-serve", daemon=True)
+            store = self.store if self._has_room() else None
+            exchange = Exchange(connection, store, self.token, self._sends)
+            arguments = (connection, exchange)
+            thread = threading.Thread(target=self._serve, args=arguments, name="stagecast-serve", daemon=True)
             try:
                 thread.start()
             except RuntimeError:
                 return False  # the machine has no thread left for it
-            self._open[connection] = thread
+            self._open[connection] = _Served(thread, exchange)
             return True
 
-    def _serve(self, connection: socket.socket, store: Store | None) -> None:
+    def _has_room(self) -> bool:
+        """Tell whether one more connection can be served, once the one was given up that was idle the longest."""
+        staying = {connection: served for connection, served in self._open.items() if not served.is_leaving}
+        if len(staying) < self._most:
+            return True
+        idlest = min(staying, key=lambda connection: staying[connection].exchange.idle_since)
+        if staying[idlest].exchange.idle_since == inf:
+            return False
+        staying[idlest].is_leaving = True
+        _shut_down(idlest)
+        return True
+
+    def _serve(self, connection: socket.socket, exchange: Exchange) -> None:
         try:
             with contextlib.suppress(OSError):
                 stand_back()
-                Exchange(connection, store, self.token, self._sends).run()
+                exchange.run()
         finally:
             with self._guard:
                 del self._open[connection]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, Self, cast
 
-from stagecast.errors import HolderBusy, HolderFailed, Interrupted, InvalidManifest
+from stagecast.errors import HolderBusy, HolderFailed, Interrupted, InvalidManifest, PieceGiven
 from stagecast.manifest import Manifest, decode
 from stagecast.messages import Hindrance
 from stagecast.pieces import Holder, decode_set
@@ -53,7 +53,8 @@ class Source:
         self._authorization = f"Authorization: Bearer {token}\r\n" if token else ""
         self._stop = stop
         self._window = window
-        self._stall = stall
+        self.stall = stall
+        """Seconds without a byte after which the holder counts as hanging, from the next request on."""
         self._waiting = waiting
         self._tls = tls
         self._connection: Connection | None = None
@@ -91,7 +92,7 @@ class Source:
         with self._guarded():
             wanted = self._asked[0]
             head = self._head(lambda: "".join(map(self._request, self._asked)))
-            is_busy = head.status == 503 and self._skip(head)
+            is_busy = head.status in {409, 503} and self._skip(head)
             why = wanted.misfit(head)
             is_lacking = why == MEANINGS[404] and self._skip(head)
             if why and not is_busy and not is_lacking:
@@ -100,7 +101,10 @@ class Source:
             self._asked.popleft()
             self._left = 0 if is_busy or is_lacking else wanted.length
         if is_busy:
-            raise HolderBusy(self.holder.name, why)
+            # Answers to what was asked for beyond it would be taken for those to the next request.
+            if self._asked:
+                self.close()
+            raise (PieceGiven if head.status == 409 else HolderBusy)(self.holder.name, why)
         return not is_lacking
 
     def request(self, digest: str, start: int, stop: int, size: int) -> None:
@@ -211,7 +215,8 @@ class Source:
         if self._connection is None:
             address = parse_address(self.holder.name, self.holder.url)
             self._waiting("network")
-            self._connection = Connection(self.holder.name, address, self._stop, self._stall, self._window, self._tls)
+            self._connection = Connection(self.holder.name, address, self._stop, self.stall, self._window, self._tls)
+        self._connection.stall = self.stall
         self._waiting("source")
         return self._connection
 
@@ -228,7 +233,7 @@ class Source:
         return head
 
     def _receive_head(self) -> Head:
-        connection, deadline = self._connected(), time.monotonic() + self._stall
+        connection, deadline = self._connected(), time.monotonic() + self.stall
         filled = len(self._ahead)
         self._inbox[:filled] = self._ahead
         buffer = cast("bytearray", self._inbox.obj)

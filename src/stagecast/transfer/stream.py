@@ -9,7 +9,7 @@ from itertools import islice
 from math import inf
 from typing import Final
 
-from stagecast.errors import HolderBusy, HolderFailed, Interrupted
+from stagecast.errors import HolderBusy, HolderFailed, Interrupted, PieceGiven
 from stagecast.pieces import Holder
 from stagecast.transfer.assignments import Assignment
 from stagecast.transfer.bulk import stand_back
@@ -18,13 +18,16 @@ from stagecast.transfer.intake import BUFFER, Arrival, Intake
 from stagecast.transfer.ledger import Ledger
 from stagecast.transfer.limit import RateLimit
 from stagecast.transfer.source import Source
-from stagecast.transfer.wanted import Bundle, Range
+from stagecast.transfer.wanted import Bundle, Range, Wish
 
 AHEAD: Final = 64
 """Requests that are sent ahead of their answers, where small pieces are asked for one by one."""
 
 CONNECTIONS: Final = 4
 """Connections that a stream keeps, one to each holder that it asked: a thousand receivers must not fill all of them."""
+
+HUSH: Final = 2.0
+"""Seconds without a byte after which a holder counts as hanging while others can go on with the piece."""
 
 _WINDOW: Final = 0.025
 """Seconds of a limited rate that the kernel may receive ahead of us: what a ``kill -9`` makes move again.
@@ -95,7 +98,7 @@ class Stream:
                 while left and self._receive_ranges(holder, left):
                     pass
         except HolderBusy as error:
-            self._ledger.busy(left.popleft().assignment, error.why)
+            self._ledger.busy(left.popleft().assignment, error.why, is_given=isinstance(error, PieceGiven))
         except HolderFailed as error:
             lost = time.monotonic() - self._intake.heard
             self._ledger.failed(left.popleft().assignment, error.why, lost)
@@ -129,7 +132,7 @@ class Stream:
                 break
             numbers.append(self._ledger.number[arrival.piece])
             length += arrival.rest
-        return Bundle(self._ledger.digest, tuple(numbers), length, is_shared)
+        return Bundle(self._ledger.digest, tuple(numbers), length, "yes" if is_shared else "")
 
     def _receive_ranges(self, holder: Holder, left: deque[Arrival]) -> bool:
         """Ask for the rest of each, and receive it; False where the first is to come from another holder instead."""
@@ -153,11 +156,11 @@ class Stream:
     def _range(self, arrival: Arrival) -> Range:
         piece = arrival.piece
         file = self._ledger.manifest.files[piece.file]
-        is_shared = bool(self._ledger.neighbours())
+        wish: Wish = "first" if arrival.assignment.is_first else "yes" if self._ledger.neighbours() else ""
         # Only one that is alone is larger than a buffer: what follows a part of a piece would not be asked for yet.
         # A holder that let a shared piece begin is not to say in its middle that it has enough to do.
-        stop = piece.length if is_shared else min(piece.length, arrival.position + max(self._stretch, BUFFER))
-        return Range(file.digest, piece.offset + arrival.position, piece.offset + stop, file.size, is_shared)
+        stop = piece.length if wish else min(piece.length, arrival.position + max(self._stretch, BUFFER))
+        return Range(file.digest, piece.offset + arrival.position, piece.offset + stop, file.size, wish)
 
     def _learn_pace(self, count: int, began: float) -> None:
         self._stretch = max(BUFFER // 4, int(_STRETCH * count / (time.monotonic() - began)))
@@ -187,6 +190,7 @@ class Stream:
                 holder, self._token, self._ledger.halted, window=self._window, stall=self._stall,
                 waiting=self._ledger.at, tls=self._tls,
             )  # fmt: skip
+        self._sources[holder].stall = min(self._stall, HUSH) if self._ledger.neighbours() else self._stall
         return self._sources[holder]
 
     def _wanted_window(self) -> int:

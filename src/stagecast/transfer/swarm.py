@@ -29,9 +29,10 @@ class Swarm:
         self._lacking: dict[str, int] = {}
         self._levels: tuple[int, ...] | None = None
 
-    def know(self, holders: Sequence[Holder]) -> None:
-        """Take these for the holders that there are now, in the order of preference."""
-        self.holders = {holder.name: holder for holder in choose_neighbours(holders, self.holders, self._draw)}
+    def know(self, holders: Sequence[Holder], *, is_starving: bool = False) -> None:
+        """Take these for the holders that there are now, in the order of preference, as `choose_neighbours` has it."""
+        chosen = choose_neighbours(holders, self.holders, self._draw, is_starving=is_starving)
+        self.holders = {holder.name: holder for holder in chosen}
         self.receiving = sum(not holder.is_whole for holder in self.holders.values())
         for told in (self._have, self._sent):
             for name in told.keys() - self.holders.keys():
@@ -40,10 +41,22 @@ class Swarm:
         self._lacking.clear()
         self._levels = None
 
-    def learn(self, name: str, have: int, sent: int) -> None:
-        """Take what a holder says: which pieces it has, and which of them it gave to others just now."""
+    def learn(self, name: str, have: int, sent: int) -> bool:
+        """Take what a holder says: which pieces it has, and which of them it gave to others just now.
+
+        Tell whether it has pieces that it was not known to have.
+        """
+        if name not in self.holders:
+            return False
+        is_news = bool(have & ~self.has(name))
+        self._have[name], self._sent[name] = have, sent
+        self._levels = None
+        return is_news
+
+    def gave(self, name: str, number: int) -> None:
+        """Note that a holder gave a piece to somebody just now."""
         if name in self.holders:
-            self._have[name], self._sent[name] = have, sent
+            self._sent[name] = self._sent.get(name, 0) | 1 << number
             self._levels = None
 
     def lied(self, name: str, number: int) -> None:
@@ -77,9 +90,16 @@ class Swarm:
         """Return the number of the piece to get next. Raises `ValueError` where none is wanted."""
         if not self.receiving:
             return first(wanted)
+        return first(rarest(wanted, self._copies()), int(self._draw() * self._count))
+
+    def is_new(self, number: int) -> bool:
+        """Whether others receive the same, and none of them is known to have that piece, or to be getting it."""
+        return self.receiving > 0 and not any(level >> number & 1 for level in self._copies()[:1])
+
+    def _copies(self) -> tuple[int, ...]:
         if self._levels is None:
             self._levels = self._weighed()
-        return first(rarest(wanted, self._levels), int(self._draw() * self._count))
+        return self._levels
 
     def _weighed(self) -> tuple[int, ...]:
         sent = 0

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from stagecast.pieces import encode_numbers
 from stagecast.transfer.head import MEANINGS, Head, length_of, misfit
 
 SHARED: Final = "Stagecast-Shared"
-"""The header of a request whose bytes others may have too: a holder that has enough to do may refuse it with 503."""
+"""The header of a request whose bytes others may have too: a holder that has enough to do may refuse it with 503, and
+with 409 if it is wanted only as the first copy."""
 
-_SHARED: Final = f"{SHARED}: yes\r\n"
+Wish = Literal["", "yes", "first"]
+"""What a request says in that header: nothing; that others may have the range too; that it is to be the first copy."""
+
+
+def _field(wish: Wish) -> str:
+    return f"{SHARED}: {wish}\r\n" if wish else ""
 
 
 class Range(NamedTuple):
     """The bytes from ``start`` to ``stop`` (excluded) of a file of ``size`` bytes.
 
-    ``is_shared`` says that others may have it too, so that a holder who has enough to do can say so.
+    ``wish`` says whether others may have it too, so that a holder can refuse because of them.
     """
 
     digest: str
     start: int
     stop: int
     size: int
-    is_shared: bool = False
+    wish: Wish = ""
 
     @property
     def length(self) -> int:
@@ -38,7 +44,7 @@ class Range(NamedTuple):
     @property
     def fields(self) -> str:
         """The lines of the request's head that say what is wanted."""
-        return f"Range: bytes={self.start}-{self.stop - 1}\r\n" + (_SHARED if self.is_shared else "")
+        return f"Range: bytes={self.start}-{self.stop - 1}\r\n{_field(self.wish)}"
 
     def misfit(self, head: Head) -> str:
         """Return in what a response is not what was asked for; empty if it is."""
@@ -51,7 +57,7 @@ class Bundle(NamedTuple):
     digest: str
     numbers: tuple[int, ...]
     length: int
-    is_shared: bool = False
+    wish: Wish = ""
 
     @property
     def path(self) -> str:
@@ -61,7 +67,7 @@ class Bundle(NamedTuple):
     @property
     def fields(self) -> str:
         """The lines of the request's head that say what is wanted."""
-        return _SHARED if self.is_shared else ""
+        return _field(self.wish)
 
     def misfit(self, head: Head) -> str:
         """Return in what a response is not what was asked for; empty if it is."""
