@@ -278,7 +278,7 @@ def _cancelled(held: Record, now: float, *, keep_partial: bool) -> Record:
 
 
 def _still_there(held: Record) -> int:
-    """Return how much of what is held is done still: a cancel has freed a model's bytes, but for what it was to keep."""
+    """Return how much is done still: a cancel has freed a model's bytes, but for what it was to keep."""
     has_freed = held.state == "cancelled" and held.kind in {"staging", "installation"}
     return held.bytes_kept if has_freed else held.bytes_done
 
