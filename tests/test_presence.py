@@ -271,7 +271,9 @@ def test_goodbyes_are_events_of_the_wire() -> None:
     assert (event["job_id"], event["status"]["processed"]) == ("job-g", True)
 
 
-@pytest.mark.parametrize("status", [StagingStatus(model_id="m"), GalleryStatus(gallery_element_name="m")])
+@pytest.mark.parametrize(
+    "status", [StagingStatus(model_id="m"), GalleryStatus(gallery_element_name="m", cancellable=True)]
+)
 def test_what_only_fell_silent_is_not_said_to_have_succeeded(status: StagingStatus | GalleryStatus) -> None:
     is_staging = isinstance(status, StagingStatus)
     subject = "staging.m.progress" if is_staging else "gallery.m.progress"
@@ -281,6 +283,7 @@ def test_what_only_fell_silent_is_not_said_to_have_succeeded(status: StagingStat
     fold.apply(Entry(subject, 2, goodbye(next(fold.expired(5.0 + FOREIGN_LIFETIME))), 65.0))
     ((_, row),) = rows.changed(fold, 1)
     assert (row.state, row.error, row.dismissed) == ("failed", "its publisher has said nothing for 60 s", True)
+    assert not row.cancellable
     assert rows.listed(fold) == []
 
 

@@ -242,7 +242,7 @@ def mirror_row(mirror: Mirror) -> Row:
         is_deletion=deletion,
         is_backend=False,
         is_queued=False,
-        cancellable=gallery.cancellable if gallery else False,
+        cancellable=gallery.cancellable and not mirror.done if gallery else False,
         message=status.message,
         error=mirror.error if state == "failed" else msgspec.UNSET,
         dismissed=True if state == "failed" else msgspec.UNSET,  # no list shows it, and nobody has to take it out
