@@ -482,6 +482,51 @@ async def test_whoever_takes_its_work_back_counts_only_what_follows_as_moved_sin
     assert (end.attempt, operations.took(end), operations.moved(end), end.bytes_done) == (2, 6, 35, 100)
 
 
+class Unanswering:
+    """A log that takes what is written, and whose first answer never comes."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self.has_taken = asyncio.Event()
+        self.last = log.last
+
+    async def append(self, subject: str, payload: bytes, *, expected: int | None = None) -> int:
+        sequence = await self._log.append(subject, payload, expected=expected)
+        if not self.has_taken.is_set():
+            self.has_taken.set()
+            await asyncio.Event().wait()
+        return sequence
+
+
+async def test_what_was_just_changed_when_the_work_was_stopped_is_not_taken_back_by_the_last_word(bus: Bus) -> None:
+    record, sequence = await claim(bus)
+    log = Unanswering(bus.log)
+    ownership = Ownership(log, record, sequence)  # type: ignore[arg-type]  # it is not followed
+    change = ownership.change(phase="transferring", bytes_done=50, bytes_total=100, total_files=3)
+    changing = asyncio.create_task(change)
+    await log.has_taken.wait()
+    changing.cancel()
+    await asyncio.wait([changing])
+    await ownership.change(state="paused", note="paused", rate=None)
+    last = await standing(bus)
+    assert last is not None
+    assert (last.state, last.attempt, last.phase) == ("paused", record.attempt, "transferring")
+    assert (last.bytes_done, last.bytes_total, last.total_files) == (50, 100, 3)
+
+
+@pytest.mark.parametrize(("total", "attempt"), [(100, 1), (50, 1), (101, 2), (0, 2)])
+async def test_a_total_that_would_let_the_percentage_fall_makes_a_new_attempt(
+    bus: Bus, total: int, attempt: int
+) -> None:
+    """Within an attempt progress never falls (law L2), and that is what people are shown."""
+    ownership, recorder = await owning(bus)
+    await ownership.change(bytes_total=100, bytes_done=50)
+    await ownership.change(bytes_total=total)
+    last = recorder.records[-1]
+    assert (last.attempt, last.bytes_done, last.bytes_total) == (attempt, 50, total)
+    assert [each.error for each in last.earlier] == ["there is more to do than was known"] * (attempt - 1)
+
+
 async def test_what_was_lost_had_moved_in_the_attempt_before(bus: Bus) -> None:
     ownership, recorder = await owning(bus)
     ownership.advance(50)
