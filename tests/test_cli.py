@@ -76,6 +76,16 @@ def test_ops_prints_a_table(replica: ReplicaStandIn, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "nothing is under way\n"
 
 
+def test_ops_says_that_the_replica_has_lost_the_cluster(
+    replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replica.script.append(answering({"operations": [row()], "revision": "a-1", "degraded": True}))
+    assert main(["ops"]) == 0
+    shown = capsys.readouterr()
+    assert "staging:m@worker-1" in shown.out
+    assert shown.err == "degraded: the replica that answered cannot hear the cluster and shows what it knew\n"
+
+
 @pytest.mark.parametrize("width", [200, 80, 40])
 def test_ops_never_cuts_an_id(
     replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int

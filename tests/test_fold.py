@@ -267,6 +267,7 @@ def test_a_gallery_event_tells_how_it_ended(end: dict[str, object]) -> None:
     ((_, row),) = rows.changed(fold, 0)
     expected = "failed" if "error" in end else "cancelled" if "cancelled" in end else "succeeded"
     assert row.state == expected
+    assert row.error == end.get("error", msgspec.UNSET), "the cause, wherever it failed (WIRE section 3)"
     assert ids(fold) == []
 
 

@@ -309,6 +309,13 @@ def test_a_cancel_says_what_becomes_of_the_partial(state: State, keep_partial: b
     assert broadcast.sentence(end) == f"Staging m on n: {said}"
     retried = operations.commanded(end, "retry", 10.0)
     assert (retried.keep_partial, retried.bytes_kept) == (False, 0)
+    assert (retried.bytes_done, retried.bytes_present) == (kept, kept), "what was freed is not there any more"
+
+
+def test_a_retry_of_what_no_cancel_frees_begins_where_it_was() -> None:
+    failed = a_record(state="failed", error="why", bytes_done=5)
+    work = a_record(kind="render", node="", state="cancelled", bytes_done=5)
+    assert [operations.commanded(held, "retry", 9.0).bytes_done for held in (failed, work)] == [5, 5]
 
 
 def test_since_when_it_is_stalled_stays_while_it_waits_for_the_same() -> None:

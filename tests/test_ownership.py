@@ -5,13 +5,17 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stagecast import broadcast, operations, subjects
 from stagecast import ownership as module
 from stagecast.bus import Bus, Log
+from stagecast.bus.memory import MemoryBus
 from stagecast.errors import BusUnavailable, Fenced
 from stagecast.messages import Entry, Record, Verb
 from stagecast.ownership import Ownership, standing_record
@@ -480,6 +484,92 @@ async def test_whoever_takes_its_work_back_counts_only_what_follows_as_moved_sin
     assert [(told.attempt, told.ended_at - told.claimed_at) for told in end.earlier] == [(1, 100)]
     assert (operations.took(first), operations.moved(first)) == (100, 60)
     assert (end.attempt, operations.took(end), operations.moved(end), end.bytes_done) == (2, 6, 35, 100)
+
+
+ACTIONS = ("advance", "find", "done", "total", "said", "judged", "unanswered")
+SCRIPT = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 99)), max_size=15)
+
+
+async def played(script: list[tuple[str, int]]) -> list[Record]:
+    """Return what an owner and a judge have written, the one or the other at a time."""
+    log = Recorder(MemoryBus().log)
+    record = operations.claimed(QUEUED, "a", 1.7e9)
+    ownership = Ownership(log, record, await log.append(SUBJECT, broadcast.encode(record)))  # type: ignore[arg-type]
+    for action, count in script:
+        if action in {"advance", "find"}:
+            getattr(ownership, action)(count)
+        elif action == "unanswered":
+            log.losses = 1
+        elif action == "judged":
+            standing = await log.last(SUBJECT)
+            held = standing_record(standing)
+            assert standing is not None
+            assert held is not None
+            log.losses = 0
+            word = broadcast.encode(operations.stalled(held, "silence", 1.7e9))
+            await log.append(SUBJECT, word, expected=standing.sequence)
+        else:
+            changes = {"done": {"bytes_done": count}, "total": {"bytes_total": count}}.get(action, {})
+            await ownership.change(**changes)  # type: ignore[arg-type]
+    await ownership.end("cancelled")
+    return log.records
+
+
+@given(SCRIPT)
+def test_progress_never_falls_within_an_attempt(script: list[tuple[str, int]]) -> None:
+    """Whatever the work tells of itself, bytes and percentage (law L2), and a lower fence never follows (law L6)."""
+    with patch.object(module, "RETRY_INTERVAL", 0.0):
+        records = asyncio.run(played(script))
+    for one, other in itertools.pairwise(records):
+        assert operations.outranks(other, one)
+        if operations.fence(other) == operations.fence(one):
+            assert other.bytes_done >= one.bytes_done
+            assert broadcast.percentage(other) >= broadcast.percentage(one)
+
+
+class Unanswering:
+    """A log that takes what is written, and whose first answer never comes."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self.has_taken = asyncio.Event()
+        self.last = log.last
+
+    async def append(self, subject: str, payload: bytes, *, expected: int | None = None) -> int:
+        sequence = await self._log.append(subject, payload, expected=expected)
+        if not self.has_taken.is_set():
+            self.has_taken.set()
+            await asyncio.Event().wait()
+        return sequence
+
+
+async def test_what_was_just_changed_when_the_work_was_stopped_is_not_taken_back_by_the_last_word(bus: Bus) -> None:
+    record, sequence = await claim(bus)
+    log = Unanswering(bus.log)
+    ownership = Ownership(log, record, sequence)  # type: ignore[arg-type]  # it is not followed
+    change = ownership.change(phase="transferring", bytes_done=50, bytes_total=100, total_files=3)
+    changing = asyncio.create_task(change)
+    await log.has_taken.wait()
+    changing.cancel()
+    await asyncio.wait([changing])
+    await ownership.change(state="paused", note="paused", rate=None)
+    last = await standing(bus)
+    assert last is not None
+    assert (last.state, last.attempt, last.phase) == ("paused", record.attempt, "transferring")
+    assert (last.bytes_done, last.bytes_total, last.total_files) == (50, 100, 3)
+
+
+@pytest.mark.parametrize(("total", "attempt"), [(100, 1), (50, 1), (101, 2), (0, 2)])
+async def test_a_total_that_would_let_the_percentage_fall_makes_a_new_attempt(
+    bus: Bus, total: int, attempt: int
+) -> None:
+    """Within an attempt progress never falls (law L2), and that is what people are shown."""
+    ownership, recorder = await owning(bus)
+    await ownership.change(bytes_total=100, bytes_done=50)
+    await ownership.change(bytes_total=total)
+    last = recorder.records[-1]
+    assert (last.attempt, last.bytes_done, last.bytes_total) == (attempt, 50, total)
+    assert [each.error for each in last.earlier] == ["there is more to do than was known"] * (attempt - 1)
 
 
 async def test_what_was_lost_had_moved_in_the_attempt_before(bus: Bus) -> None:

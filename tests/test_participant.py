@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from stagecast import subjects
+from stagecast import rows, subjects
 from stagecast.bus.memory import MemoryBus
 from stagecast.errors import NameTaken, Unknown
 from stagecast.messages import Beat, GalleryEvent, GalleryStatus, NodeRecord
@@ -49,6 +49,27 @@ async def test_a_row_is_found_by_id_and_job_also_of_what_ended_and_of_what_is_fo
         assert one.row("j").id == "installation:ufo"
         with pytest.raises(Unknown):
             one.row("nothing")
+
+
+async def test_where_ours_has_ended_an_id_means_the_foreign_operation_that_is_listed() -> None:
+    async with participating(MemoryBus(), "one", judges=True) as one:
+        record, _ = await one.tracker.open("installation", "ufo", cause="test")
+        event = GalleryEvent(job_id="j", status=GalleryStatus(gallery_element_name="ufo"))
+
+        async def foreign(**changes: object) -> None:
+            status = msgspec.structs.replace(event.status, **changes)
+            said = msgspec.json.encode(msgspec.structs.replace(event, status=status))
+            await one.tracker.reached(await one.tracker.say("gallery.j.progress", said))
+
+        await foreign()
+        assert one.row(record.id).job_id == record.job, "ours is the truth while it goes on"
+        await one.commands.give(record.id, "cancel")
+        await foreign()
+        assert [row.job_id for row in rows.listed(one.fold)] == ["j"]
+        assert one.row(record.id).job_id == "j"
+        assert one.row(record.job).state == "cancelled"
+        await foreign(processed=True)
+        assert one.row(record.id).job_id == record.job, "of two that have ended ours is the one that is known"
 
 
 async def test_who_does_not_judge_keeps_no_history() -> None:

@@ -9,10 +9,10 @@ import pytest
 
 from stagecast import rows, subjects, turns
 from stagecast.bus.memory import MemoryBus
-from stagecast.fold import FOREIGN_LIFETIME
+from stagecast.fold import FOREIGN_LIFETIME, Fold
 from stagecast.history import History
 from stagecast.leases import LIFETIME, MEMORY, PATIENCE
-from stagecast.messages import GalleryEvent, GalleryStatus, NodeRecord, StagingEvent, StagingStatus
+from stagecast.messages import Entry, GalleryEvent, GalleryStatus, NodeRecord, StagingEvent, StagingStatus
 from stagecast.mirror import Mirror
 from stagecast.presence import Presence, goodbye
 from stagecast.settings import Bounds
@@ -269,6 +269,22 @@ def test_goodbyes_are_events_of_the_wire() -> None:
     gallery = Mirror("installation:g", "job-g", "g", "s", 1, 5.0, done=False, status=element)
     event = json.loads(goodbye(gallery))
     assert (event["job_id"], event["status"]["processed"]) == ("job-g", True)
+
+
+@pytest.mark.parametrize(
+    "status", [StagingStatus(model_id="m"), GalleryStatus(gallery_element_name="m", cancellable=True)]
+)
+def test_what_only_fell_silent_is_not_said_to_have_succeeded(status: StagingStatus | GalleryStatus) -> None:
+    is_staging = isinstance(status, StagingStatus)
+    subject = "staging.m.progress" if is_staging else "gallery.m.progress"
+    said = StagingEvent(model_id="m", status=status) if is_staging else GalleryEvent(job_id="m", status=status)  # type: ignore[arg-type]
+    fold = Fold()
+    fold.apply(Entry(subject, 1, msgspec.json.encode(said), 5.0))
+    fold.apply(Entry(subject, 2, goodbye(next(fold.expired(5.0 + FOREIGN_LIFETIME))), 65.0))
+    ((_, row),) = rows.changed(fold, 1)
+    assert (row.state, row.error, row.dismissed) == ("failed", "its publisher has said nothing for 60 s", True)
+    assert not row.cancellable
+    assert rows.listed(fold) == []
 
 
 def _subject(tracker: Tracker) -> str:

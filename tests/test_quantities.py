@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagecast.errors import InvalidQuantity
-from stagecast.quantities import format_duration, format_size, format_time, parse_rate, parse_size, parse_time
+from stagecast.quantities import as_shown, format_duration, format_size, format_time, parse_rate, parse_size, parse_time
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,11 @@ def test_times_read_back_to_the_millisecond(milliseconds: int) -> None:
     text = format_time(milliseconds / 1000)
     assert text.endswith("Z")
     assert round(parse_time(text) * 1000) == milliseconds
+
+
+@given(st.floats(0, 4_102_444_800))
+def test_as_shown_a_time_is_what_its_text_reads_back_as(seconds: float) -> None:
+    assert as_shown(seconds) == parse_time(format_time(seconds))
 
 
 def test_what_is_no_time_is_refused() -> None:

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from stagecast import broadcast, operations, subjects
+from stagecast import broadcast, operations, rows, subjects
 from stagecast.fold import Fold, Slot
-from stagecast.messages import Limits, NodeRecord, Placement, Record
+from stagecast.messages import Limits, NodeRecord, Placement, Record, StagingEvent, StagingStatus
 from stagecast.ownership import standing_record
 from stagecast.restatement import Restatement
 from stagecast.revision import Revision, first_of
@@ -166,6 +166,43 @@ async def test_what_its_owner_wrote_last_is_put_back_too(tracker: Tracker, bus: 
     found = tracker.fold.record(queued.id)
     assert found is not None
     assert (found.state, found.bytes_done) == ("succeeded", 5)
+
+
+async def say(tracker: Tracker, bus: LosingBus, model: str, *, done: bool = False) -> None:
+    said = StagingEvent(model_id=model, status=StagingStatus(model_id=model, bytes_sent=5), done=done)
+    await bus.log.append(f"staging.{model}.progress", msgspec.json.encode(said))
+    await eventually(lambda: tracker._incoming.revision.sequence == bus.log.sequence)
+
+
+async def test_what_a_foreign_publisher_said_last_stays_in_view(tracker: Tracker, bus: LosingBus) -> None:
+    """It may say nothing more for a minute, and then only that it is done: nothing ends by vanishing (laws L3, L8)."""
+    for model, done in (("running", False), ("over", False), ("over", True)):
+        await say(tracker, bus, model, done=done)
+    seen: list[list[str]] = []
+
+    async def watch() -> None:
+        while True:
+            seen.append([row.id for row in rows.listed(tracker.fold)])
+            await tracker.changed(tracker.revision)
+
+    watching = asyncio.create_task(watch())
+    for _ in range(2):
+        bus.log.lose()
+        await eventually(lambda: tracker.revision.identity == bus.log.identity and not tracker.is_degraded)
+    watching.cancel()
+    await asyncio.wait([watching])
+    assert len(seen) > 2
+    assert set(map(str, seen)) == {"['staging:running']"}
+    await say(tracker, bus, "running", done=True)
+    assert rows.listed(tracker.fold) == []
+
+
+async def test_a_foreign_operation_of_which_the_new_log_tells_is_not_put_back(tracker: Tracker, bus: LosingBus) -> None:
+    await say(tracker, bus, "m")
+    bus.log.lose()
+    await say(tracker, bus, "m", done=True)
+    await eventually(lambda: tracker.revision.identity == bus.log.identity and not tracker.is_degraded)
+    assert rows.listed(tracker.fold) == []
 
 
 async def test_a_log_that_is_lost_twice_loses_nothing(tracker: Tracker, bus: LosingBus) -> None:

@@ -21,6 +21,13 @@ WIRE_FIELDS = {
 }  # fmt: skip
 
 
+records_that_began_together = st.builds(
+    lambda node, start: a_record(node=node, started_at=start),
+    st.sampled_from("abcdef"),
+    st.floats(1.7e9, 1.7e9 + 0.003),
+)
+
+
 def as_json(record: Record) -> dict[str, object]:
     return json.loads(msgspec.json.encode(rows.row(record)))  # type: ignore[no-any-return]
 
@@ -142,6 +149,20 @@ def test_what_changed_has_ended_rows_too_oldest_change_first_each_with_its_place
 def test_what_a_foreign_publisher_says_of_its_progress_is_kept_in_bounds(progress: float, shown: int) -> None:
     mirror = Mirror("staging:m", "job-m", "m", "s", 1, 5.0, done=False, status=StagingStatus(progress=progress))
     assert rows.mirror_row(mirror).progress == shown
+
+
+def test_starts_that_read_the_same_are_sorted_by_id() -> None:
+    """What two stagings of one call began within a millisecond has one start to whoever reads the rows."""
+    first, second = a_record(node="b", started_at=1.7e9 + 0.0001), a_record(node="a", started_at=1.7e9 + 0.0009)
+    shown = rows.listed(Fold(slots={each.id: Slot(each, at) for at, each in enumerate((first, second), 1)}))
+    assert [row.id for row in shown] == ["staging:m@a", "staging:m@b"]
+    assert len({row.started_at for row in shown}) == 1
+
+
+@given(st.lists(records_that_began_together, max_size=6, unique_by=lambda record: record.id))
+def test_the_list_is_sorted_by_what_its_rows_say(some: list[Record]) -> None:
+    shown = rows.listed(Fold(slots={each.id: Slot(each, at) for at, each in enumerate(some, 1)}))
+    assert shown == sorted(shown, key=lambda row: (row.started_at, row.id))
 
 
 def test_a_foreign_deletion_is_a_deletion() -> None:

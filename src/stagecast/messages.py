@@ -150,11 +150,15 @@ class StagingStatus(msgspec.Struct, kw_only=True):
 
 
 class StagingEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """WIRE section 1: ``staging.<token>.progress``. Ours carry the whole record in ``op``; foreign ones do not."""
+    """WIRE section 1: ``staging.<token>.progress``. Ours carry the whole record in ``op``; foreign ones do not.
+
+    ``error`` is why one of us ended what a foreign publisher has left.
+    """
 
     model_id: str
     status: StagingStatus | None = None
     done: bool = msgspec.field(default_factory=bool)  # a factory's default is not left out: WIRE has it always
+    error: str = ""
     op: Record | None = None
 
 

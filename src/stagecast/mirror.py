@@ -21,6 +21,8 @@ class Mirror:
     done: bool
     status: StagingStatus | GalleryStatus
     payload: bytes = b""
+    error: str = ""
+    """Why it failed, where that is known."""
 
 
 def speaks_of(mirror: Mirror, record: Record) -> bool:
@@ -36,16 +38,16 @@ def mirror_of(event: broadcast.Event, entry: Entry) -> Mirror | None:
     if isinstance(event, StagingEvent):
         job = model = event.model_id
         done = event.done
-        id_ = f"staging:{model}"
+        id_, error = f"staging:{model}", event.error
         status: StagingStatus | GalleryStatus = event.status or StagingStatus(model_id=model)
     elif isinstance(event, GalleryEvent):
         status = event.status or GalleryStatus()
         job = event.job_id
         model = status.gallery_element_name or job
         done = status.processed or status.cancelled
-        id_ = f"{'deletion' if status.deletion else 'installation'}:{model}"
+        id_, error = f"{'deletion' if status.deletion else 'installation'}:{model}", status.error or ""
     else:
         return None
     if not model:
         return None
-    return Mirror(id_, job, model, entry.subject, entry.sequence, entry.time, done, status, entry.payload)
+    return Mirror(id_, job, model, entry.subject, entry.sequence, entry.time, done, status, entry.payload, error)

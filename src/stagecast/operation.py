@@ -91,8 +91,8 @@ class Operation:
         """Correct what is known of the work; return once the log has it.
 
         ``phase`` ``publishing`` says that the end is decided: nothing stops the work any more. ``done`` is where
-        `advance` counts on from. If it is less than what was told before, this is a new attempt: within one, progress
-        never falls (law L2).
+        `advance` counts on from. If it is less than what was told before, or ``total`` so much more that the percentage
+        falls, this is a new attempt: within one, progress never falls (law L2).
 
         Raises:
             BadInput: a number is negative.

@@ -206,10 +206,11 @@ def commanded(held: Record, verb: Verb, now: float, *, keep_partial: bool = Fals
         return succeeding(held, held.updated_at, dismissed=True)
     if verb == "pause":
         return succeeding(held, now, state="paused", note="paused", rate=None)
+    there = _still_there(held)
     return msgspec.structs.replace(
         anew(held, now), owner="", claimed_at=0.0, state="queued", phase="planning", begun_by=verb, error="",
-        note="", rate=None, dismissed=False, updated_at=now, keep_partial=False, bytes_kept=0, waits_on="",
-        waits_since=0.0,
+        bytes_done=there, bytes_present=there, note="", rate=None, dismissed=False, updated_at=now,
+        keep_partial=False, bytes_kept=0, waits_on="", waits_since=0.0,
     )  # fmt: skip
 
 
@@ -274,6 +275,12 @@ def _cancelled(held: Record, now: float, *, keep_partial: bool) -> Record:
     note = f"once {held.node} is back" if is_away else ""
     kept = held.bytes_done if keep_partial else 0
     return ended(held, "cancelled", now, note=note, keep_partial=keep_partial, bytes_kept=kept)
+
+
+def _still_there(held: Record) -> int:
+    """Return how much is done still: a cancel has freed a model's bytes, but for what it was to keep."""
+    has_freed = held.state == "cancelled" and held.kind in {"staging", "installation"}
+    return held.bytes_kept if has_freed else held.bytes_done
 
 
 def _order(record: Record) -> tuple[int, int, int, int]:

@@ -31,6 +31,9 @@ BEAT: Final = 3.0
 PATIENCE: Final = 5.0
 """Seconds without a byte after which work that waits for one is stalled."""
 
+_LASTING: Final = ("phase", "bytes_total", "total_files")
+"""What a word of an owner changes for good, unlike what is counted anew for each."""
+
 Stop = Literal["cancel", "pause", "fence", "turn"]
 
 
@@ -89,7 +92,7 @@ class Ownership(Meter):
 
         ``bytes_done`` is where `advance` counts on from, ``bytes_present`` what of it was here before. Where it is less
         than the record says, bytes were lost since, and the work is a new attempt, for within one progress never falls
-        (law L2).
+        (law L2); so it is where there is so much more to do than the record says that the percentage would fall.
 
         Raises:
             Fenced: somebody else owns the operation now, or has ended it.
@@ -197,6 +200,8 @@ class Ownership(Meter):
         following = operations.succeeding(self.record, self._clock(), **values)
         if following.bytes_done < self.record.bytes_done:
             return self._anew(self.record, following, "bytes that had arrived were lost")
+        if broadcast.percentage(following) < broadcast.percentage(self.record):
+            return self._anew(self.record, following, "there is more to do than was known")
         return following
 
     def _ticked(self) -> Record | None:
@@ -261,7 +266,8 @@ class Ownership(Meter):
         if (held.state == "stalled" and held.waits_on == "owner") or held.bytes_done > wanted.bytes_done:
             # Somebody took us for dead while we slept, or the log tells of bytes that are lost.
             return self._anew(held, wanted)
-        return msgspec.structs.replace(wanted, seq=max(wanted.seq, held.seq + 1))
+        following = msgspec.structs.replace(wanted, seq=max(wanted.seq, held.seq + 1))
+        return _with_changes_of(held, self.record, following) if operations.is_later(held, self.record) else following
 
     def _anew(self, held: Record, wanted: Record, why: str = "") -> Record:
         """Return ``wanted`` as the first word of the attempt after the one that is held; what moved in that one is its.
@@ -297,6 +303,15 @@ def _fences(held: Record, ours: Record, wanted: Record) -> bool:
     # Between two attempts of ours nobody else has claimed it; before the first, it was nobody's.
     owners = {"", wanted.owner} if operations.fence(held) == operations.fence(ours) else {wanted.owner}
     return held.owner not in owners or operations.is_ended(held) or held.state == "paused"
+
+
+def _with_changes_of(held: Record, ours: Record, wanted: Record) -> Record:
+    """Return ``wanted`` with what ``held`` has changed since ``ours``, and ``wanted`` does not change itself.
+
+    It is a word of ours as well: whoever was stopped before its answer came did not know that the log has it.
+    """
+    lasting = {name: getattr(held, name) for name in _LASTING if getattr(wanted, name) == getattr(ours, name)}
+    return msgspec.structs.replace(wanted, **lasting)
 
 
 def _has_parted(record: Record) -> bool:

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from stagecast import rows, subjects
+from stagecast import operations, rows, subjects
 from stagecast.announcer import Announcer
 from stagecast.bus import Bus
 from stagecast.commands import Commands
@@ -24,6 +24,7 @@ from stagecast.fold import Fold
 from stagecast.forgetting import Forgetting
 from stagecast.history import History
 from stagecast.messages import MODEL_KINDS, Kind
+from stagecast.mirror import Mirror
 from stagecast.past import Sought
 from stagecast.presence import Presence
 from stagecast.rows import Row
@@ -61,15 +62,26 @@ class Participant:
 
     def row(self, operation: str) -> Row:
         """Return the row of an operation by its id or job, also after its end. Raises `Unknown`, `BusUnavailable`."""
-        record = self.fold.record(operation) or self.history.find(operation)
+        mirror = self.mirror(operation)
+        record = None if mirror else self.fold.record(operation) or self.history.find(operation)
         if record is not None:
             return rows.detailed(record, rows.shares(self.fold, record))
-        mirror = self.fold.mirror(operation)
+        mirror = mirror or self.fold.mirror(operation)
         if mirror is None and self.history.is_behind:
             raise BusUnavailable(f"{self.name} has yet to read what has ended")
         if mirror is None:
             raise Unknown("operation", operation)
         return rows.mirror_row(mirror)
+
+    def mirror(self, operation: str) -> Mirror | None:
+        """Return a foreign operation by its id or job, unless one of ours is what people mean by that.
+
+        That is what the list shows: where ours of the same id has ended, it is the foreign one.
+        """
+        found, record = self.fold.mirror(operation), self.fold.record(operation)
+        if found is None or (record is not None and (operations.is_listed(record) or found.done)):
+            return None
+        return None if found.done and self.history.find(operation) else found
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ import msgspec
 
 from stagecast import leases, subjects, turns
 from stagecast.errors import AppendConflict, BusUnavailable
+from stagecast.fold import FOREIGN_LIFETIME
 from stagecast.leases import Leases
 from stagecast.messages import Beat, GalleryEvent, GalleryStatus, Kind, StagingEvent
 from stagecast.mirror import Mirror
@@ -124,8 +125,12 @@ class Presence:
 
 
 def goodbye(mirror: Mirror) -> bytes:
-    """Return the event that ends a foreign operation's row: its ``done``, or for an installation ``processed``."""
+    """Return the event that ends a foreign operation's row: its ``done``, or for an installation ``processed``.
+
+    What became of it nobody knows; that it has succeeded is not to be said (law L3).
+    """
+    cause = f"its publisher has said nothing for {FOREIGN_LIFETIME:.0f} s"
     if isinstance(mirror.status, GalleryStatus):
-        status = msgspec.structs.replace(mirror.status, processed=True)
+        status = msgspec.structs.replace(mirror.status, processed=True, error=mirror.status.error or cause)
         return msgspec.json.encode(GalleryEvent(job_id=mirror.job, status=status))
-    return msgspec.json.encode(StagingEvent(model_id=mirror.model, status=mirror.status, done=True))
+    return msgspec.json.encode(StagingEvent(model_id=mirror.model, status=mirror.status, done=True, error=cause))

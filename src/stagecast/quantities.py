@@ -60,6 +60,11 @@ def format_time(epoch: float) -> str:
     return datetime.fromtimestamp(epoch, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def as_shown(epoch: float) -> float:
+    """Return seconds since 1970 as `format_time` shows them: cut to the millisecond."""
+    return round(epoch * 1e6) // 1000 / 1000
+
+
 def parse_time(text: str) -> float:
     """Return RFC 3339 as seconds since 1970. Raises `ValueError`."""
     return datetime.fromisoformat(text).timestamp()

@@ -10,8 +10,9 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 from cyclopts import Parameter
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
 from stagecast import answers, disk_tables, display, seen
 from stagecast.client import Client
@@ -24,6 +25,7 @@ from stagecast.session import Answer
 _PATIENCE: Final = 3.0
 """Seconds: a person at a terminal waits less gladly than a program."""
 _LONG_POLL: Final = 30.0
+_DEGRADED: Final = "degraded: the replica that answered cannot hear the cluster and shows what it knew"
 
 VERBS: Final[dict[Verb, str]] = {
     "pause": "Stop an operation until it is resumed.",
@@ -95,7 +97,10 @@ async def ops(
         elif watch:
             await _watch(client, answer)
         else:
-            _show(_listed(answer).operations)
+            listed = _listed(answer)
+            _show(listed.operations)
+            if listed.degraded:
+                print(_DEGRADED, file=sys.stderr)
     return 0
 
 
@@ -292,7 +297,9 @@ async def _watch(client: Client, answer: Answer) -> None:
     screen = display.console()
 
     def drawn(answer: Answer) -> RenderableType:
-        return display.operations(_listed(answer).operations, screen.width)
+        listed = _listed(answer)
+        table = display.operations(listed.operations, screen.width)
+        return Group(table, Text(_DEGRADED, "yellow")) if listed.degraded else table
 
     with Live(drawn(answer), console=screen, auto_refresh=False) as live:
         while True:

@@ -2,7 +2,8 @@
 
 Every process puts back what it knows, at once and without asking the others: the greater of two words on an operation
 wins, whoever writes first. Until all of them stand the new log is not shown, so that nothing that people saw vanishes.
-Wishes are put back too, and nodes: what waits for a node that is away would else wait for ever.
+Wishes are put back too, and nodes: what waits for a node that is away would else wait for ever. So is what foreign
+publishers have said last, who may say nothing more for a minute.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from stagecast.bus import Log
 from stagecast.errors import AppendConflict, BusUnavailable
 from stagecast.fold import Fold
 from stagecast.messages import Entry, Horizon, Limits, NodeRecord, Placement, Record
+from stagecast.mirror import Mirror
 from stagecast.ownership import RETRY_INTERVAL, horizon_in, standing_record
 
 
@@ -30,6 +32,7 @@ class Restatement:
         self._missing: dict[str, Record] = {}
         self._placements: dict[str, Placement] = {}
         self._nodes: dict[str, NodeRecord] = {}
+        self._mirrors: dict[str, Mirror] = {}
         self._era = 0
         self._limits = Limits()
         for record in missing:
@@ -37,6 +40,7 @@ class Restatement:
         for fold in folds:
             for slot in fold.slots.values():
                 self._know(slot.record)
+            self._know_mirrors(fold)
             self._placements |= fold.placements
             self._nodes |= fold.nodes
             self._era = max(self._era, fold.horizon.number)
@@ -45,12 +49,14 @@ class Restatement:
     @property
     def is_needed(self) -> bool:
         """Tell whether there is anything to write."""
-        return bool(self._missing or self._placements or self._nodes or self._era or self._limits.generation)
+        return bool(
+            self._missing or self._mirrors or self._placements or self._nodes or self._era or self._limits.generation
+        )
 
     @property
     def is_whole(self) -> bool:
         """Tell whether the new log has every operation again."""
-        return not self._missing
+        return not self._missing and not self._mirrors
 
     def missing(self) -> list[Record]:
         """Return the words on operations that the new log lacks still."""
@@ -62,11 +68,19 @@ class Restatement:
         if known is not None and not operations.is_later(known, record):
             del self._missing[record.id]
 
+    def hear_foreign(self, identifier: str) -> None:
+        """Take note that the new log tells of a foreign operation."""
+        self._mirrors.pop(identifier, None)
+
     async def write(self) -> None:
         """Write what is missing, for as long as that takes."""
         for record in self.missing():
             if record.id in self._missing:
                 await self._put_back(subjects.operation(record), broadcast.encode(record), _outranking(record))
+        for mirror in list(self._mirrors.values()):
+            if mirror.id in self._mirrors:
+                subject = subjects.mirror(mirror.subject.partition(".")[0], mirror.id)
+                await self._put_back(subject, mirror.payload, lambda _: False)
         for name, node in self._nodes.items():
             await self._put_back(subjects.node(name), msgspec.json.encode(node), lambda _: False)
         for model, placement in self._placements.items():
@@ -80,6 +94,14 @@ class Restatement:
 
     def _know(self, record: Record) -> None:
         self._missing[record.id] = operations.merge(self._missing.get(record.id), record)
+
+    def _know_mirrors(self, fold: Fold) -> None:
+        """Take over which foreign operations the list showed; of two folds the later one says which have ended."""
+        for mirror in fold.mirrors.values():
+            if mirror.done or fold.is_shadowed(mirror):
+                self._mirrors.pop(mirror.id, None)
+            else:
+                self._mirrors[mirror.id] = mirror
 
     async def _put_back(self, subject: str, payload: bytes, is_better: Callable[[Entry], bool]) -> None:
         """Write where nothing stands, or what this ``is_better`` than."""

@@ -36,6 +36,10 @@ class Revision(NamedTuple):
             return other.sequence >= self.sequence
         return not self.is_after(other)
 
+    def later(self, other: Revision) -> Revision:
+        """Return the later one of the two."""
+        return other if self.reached_by(other) else self
+
     def is_after(self, other: Revision) -> bool:
         """Tell whether this is of a later stream than ``other``."""
         return self.identity > other.identity and _DATED.fullmatch(self.identity) is not None

@@ -26,7 +26,7 @@ from stagecast.messages import (
     State,
 )
 from stagecast.mirror import Mirror
-from stagecast.quantities import format_time, parse_time
+from stagecast.quantities import as_shown, format_time, parse_time
 
 _CAMEL = {
     "job_id": "jobID", "full_name": "fullName", "task_type": "taskType", "current_bytes": "currentBytes",
@@ -220,13 +220,14 @@ def mirror_row(mirror: Mirror) -> Row:
     gallery = status if isinstance(status, GalleryStatus) else None
     current = staging.bytes_sent if staging else gallery.current_bytes if gallery else 0
     deletion = gallery.deletion if gallery else False
+    state = _mirror_state(mirror)
     return Row(
         id=mirror.id,
         job_id=mirror.job,
         name=mirror.model,
         full_name=mirror.model,
         task_type="staging" if staging else "deletion" if deletion else "installation",
-        state=_mirror_state(mirror),
+        state=state,
         phase="transferring",
         progress=max(0, min(100, int(status.progress))) if status.progress == status.progress else 0,
         current_bytes=max(0, current),
@@ -241,8 +242,10 @@ def mirror_row(mirror: Mirror) -> Row:
         is_deletion=deletion,
         is_backend=False,
         is_queued=False,
-        cancellable=gallery.cancellable if gallery else False,
+        cancellable=gallery.cancellable and not mirror.done if gallery else False,
         message=status.message,
+        error=mirror.error if state == "failed" else msgspec.UNSET,
+        dismissed=True if state == "failed" else msgspec.UNSET,  # no list shows it, and nobody has to take it out
         started_at=mirror_start(mirror)[1],
         updated_at=format_time(mirror.time),
     )
@@ -251,7 +254,7 @@ def mirror_row(mirror: Mirror) -> Row:
 def listed(fold: Fold) -> list[Row]:
     """Return the rows that people see now, sorted by start time, then id."""
     found = [
-        (slot.record.started_at, row_of(fold, slot.record))
+        (start(slot.record), row_of(fold, slot.record))
         for slot in fold.slots.values()
         if operations.is_listed(slot.record)
     ]
@@ -332,12 +335,14 @@ def _parts(record: Record) -> dict[Bottleneck, float]:
 def _mirror_state(mirror: Mirror) -> State:
     if not mirror.done:
         return "running"
-    if isinstance(mirror.status, GalleryStatus):
-        if mirror.status.cancelled:
-            return "cancelled"
-        if mirror.status.error:
-            return "failed"
-    return "succeeded"
+    if isinstance(mirror.status, GalleryStatus) and mirror.status.cancelled:
+        return "cancelled"
+    return "failed" if mirror.error else "succeeded"
+
+
+def start(record: Record) -> float:
+    """Return the start by which an operation stands in the list: as its row shows it, or ties would look unsorted."""
+    return as_shown(record.started_at)
 
 
 def mirror_start(mirror: Mirror) -> tuple[float, str]:
@@ -345,4 +350,4 @@ def mirror_start(mirror: Mirror) -> tuple[float, str]:
     if isinstance(mirror.status, StagingStatus) and mirror.status.started_at:
         with suppress(ValueError, OverflowError):
             return parse_time(mirror.status.started_at), mirror.status.started_at
-    return mirror.time, format_time(mirror.time)
+    return as_shown(mirror.time), format_time(mirror.time)

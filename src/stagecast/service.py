@@ -67,6 +67,7 @@ class Service:
         self._participant: Participant | None = None
         self._mounted: Mounted | None = None
         self._is_served = False
+        self._written = Revision("", 0)
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:  # noqa: ARG002  # a framework's form
@@ -138,6 +139,7 @@ class Service:
         record, revision = await tracker.open(
             kind, name, cause="submit", parameters=dict(parameters or {}), bytes_total=whole(total, "total")
         )
+        self._written = self._written.later(revision)
         await tracker.reached(revision, 2.0)
         return rows.row(tracker.fold.record(record.id) or record)
 
@@ -189,11 +191,11 @@ class Service:
 
     @property
     def revision(self) -> str:
-        """How far this process has folded the log, opaque: what is sent along as ``Stagecast-Revision``.
+        """How far this process has folded the log, or written it: opaque, to be sent along as ``Stagecast-Revision``.
 
         Who sends it back as ``Stagecast-Min-Revision`` is shown nothing older, on whichever replica that lands.
         """
-        return str(self._running.tracker.revision)
+        return str(self._written.later(self._running.tracker.revision))
 
     async def ended(self, operation: str) -> Row:
         """Wait until an operation, by its id or jobID, has succeeded, failed or been cancelled; return its row.
@@ -219,8 +221,14 @@ class Service:
             WrongState: its state forbids the verb.
             BusError: the log cannot be written.
         """
-        record, _ = await self._running.commands.give(operation, verb)
-        return rows.detailed(record)
+        participant = self._running
+        mirror = participant.mirror(operation)
+        if mirror is not None:
+            await participant.commands.give_foreign(mirror, verb)
+            return rows.mirror_row(mirror)
+        record, revision = await participant.commands.give(operation, verb)
+        self._written = self._written.later(revision)
+        return rows.detailed(record, rows.shares(participant.fold, record))
 
     @property
     def app(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:

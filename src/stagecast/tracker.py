@@ -61,10 +61,9 @@ class Tracker:
         self._mender = Mender(bus.log, process, mends=mends, chance=self._chance)
         self._incoming = self._settled = self.fold
         self._changes = Changes()
-        self._is_heard = False
+        self._is_heard, self._warned = False, float("-inf")
         self._restatement = Restatement(bus.log)
         self._unheard = Unheard()
-        self._warned = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -353,6 +352,8 @@ class Tracker:
             self._mender.look(change, entry.subject)
         if change.what == "operation":
             self._hear_word(self._incoming.slots[change.id].record)
+        elif change.what == "foreign":
+            self._restatement.hear_foreign(change.id)
         elif change.what == "horizon":
             self._hear_horizon(change, entry.sequence)
         if self._incoming is self.fold:
@@ -361,14 +362,14 @@ class Tracker:
             if change.what == "holding" or change.what == "placement" or change.what == "limits":
                 self._changes.tell(change.what)
             self._changes.notify()
+        else:
+            self._show()
 
     def _hear_word(self, record: Record) -> None:
         for hear in self.hearers:
             hear(record)
         self._unheard.hear(record)
-        if not self._restatement.is_whole:
-            self._restatement.hear(record)
-            self._show()
+        self._restatement.hear(record)
 
     def _hear_horizon(self, change: Change, sequence: int) -> None:
         self._unheard.let_go(sequence)

@@ -151,5 +151,5 @@ class View:
 
 def _place(source: Slot | Mirror) -> _Place:
     if isinstance(source, Slot):
-        return source.record.started_at, source.record.id, False
+        return rows.start(source.record), source.record.id, False
     return rows.mirror_start(source)[0], source.id, True

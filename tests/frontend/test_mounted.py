@@ -17,9 +17,14 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 import stagecast
+from stagecast import commands
+from stagecast.client import Client
 from stagecast.event_stream import EventParser
-from stagecast.frontend.mounted import own_path
+from stagecast.frontend.mounted import Mounted, own_path
 from stagecast.listener import Endpoint, bound, serving
+from stagecast.participant import participating
+from stagecast.tracker import Tracker
+from tests.losing import LosingBus
 
 Application = Callable[..., Awaitable[None]]
 
@@ -95,6 +100,37 @@ def nothing_around_it(service: stagecast.Service, place: str) -> Application:
         await service.app({**scope, "path": path}, receive, send)
 
     return below
+
+
+async def test_a_command_is_answered_with_where_the_log_has_it_also_by_a_replica_that_has_yet_to_hear_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or the next poll, on a replica that is behind as well, would show the state before (law L5)."""
+    monkeypatch.setattr(commands, "OWNER_TIMEOUT", 0.05)
+    bus = LosingBus()
+    async with participating(bus, "one", judges=True) as one, served(Mounted(one, "")) as url, Client(url) as client:
+        record, at = await one.tracker.open("render", "film", cause="test")
+        await one.tracker.reached(at)
+        with bus.log.unheard():
+            assert (await client.command(record.id, "cancel")).state == "cancelled"
+        assert one.tracker.revision == at
+        assert client.revision == str(at._replace(sequence=at.sequence + 1))
+
+
+async def test_a_program_can_say_where_the_log_has_what_it_submitted_before_it_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def at_once(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(Tracker, "reached", at_once)
+    service = stagecast.Service(name="one")
+    async with service.lifespan():
+        log, before = service._running.tracker.bus.log, service._running.tracker.revision
+        monkeypatch.setattr(log, "_followers", set())
+        await service.submit("render", "film")
+        assert service._running.tracker.revision == before
+        assert service.revision == str(before._replace(sequence=before.sequence + 1))
 
 
 @asynccontextmanager

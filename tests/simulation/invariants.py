@@ -16,7 +16,7 @@ import msgspec
 
 from stagecast import revision, rows, subjects
 from stagecast.answers import Operations
-from stagecast.broadcast import decode
+from stagecast.broadcast import decode, percentage
 from stagecast.bus.nats import _identity
 from stagecast.fold import Fold, Slot
 from stagecast.messages import Entry, Record
@@ -198,7 +198,8 @@ class Ledger:
             self.fail("L3", f"{brief(held)} is followed by {brief(record)}")
         # An end that only a lost log had may be of an earlier moment than what its owner, unaware of it, did since.
         is_of_lost_log = self.is_emptied and is_ended(record)
-        if record.bytes_done < held.bytes_done and not is_of_lost_log:
+        has_fallen = record.bytes_done < held.bytes_done or percentage(record) < percentage(held)
+        if has_fallen and not is_of_lost_log:
             self.fail("L2", f"{brief(held)} is followed by {brief(record)}")
 
     def _check_next_attempt(self, held: Record, record: Record) -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+import nats
 import pytest
 
 from stagecast.cluster import Cluster, ClusterSettings, cluster
@@ -153,6 +154,26 @@ async def test_without_a_key_the_page_says_that_one_is_needed_and_nothing_that_i
         await page.press("#key button")
         await page.until(f"{visible}.some((each) => each.textContent.startsWith('No model is here yet'))")
         await page.until(f"{visible}.every((each) => each.textContent !== '{needed}')")
+
+
+async def test_a_foreign_installation_that_failed_leaves_the_list_and_its_end_is_told(tmp_path: Path) -> None:
+    """No list of the API shows it any more, so a page must not go on to: nobody could dismiss it there."""
+    ufo = {"gallery_element_name": "ufo", "progress": 10.0, "cancellable": True}
+    settings = ClusterSettings(data=tmp_path / "data", replicas=1, workers=0)
+    async with cluster(settings) as running, browsing(tmp_path / "profile") as page:
+        await page.open(f"{running.url}/")
+        await page.until("document.querySelector('#connection').dataset.state === 'live'")
+        theirs = await nats.connect(running.nats_url)
+        for status, place in ((ufo, "#operations"), (ufo | {"processed": True, "error": "no such file"}, "#recent")):
+            said = {"job_id": "job-ufo", "status": status}
+            await theirs.publish("gallery.ufo.progress", json.dumps(said).encode())
+            await page.until(f"document.querySelector('{place} > [data-operation-id=\"installation:ufo\"]') !== null")
+        await theirs.close()
+        assert await page.evaluate("document.querySelectorAll('#operations > li').length") == 0
+        ended = "document.querySelector('#recent > li')"
+        assert await page.evaluate(f"{ended}.dataset.state") == "failed"
+        assert "no such file" in await page.evaluate(f"{ended}.innerText")
+        assert page.complaints == []
 
 
 async def test_a_replica_that_is_told_to_end_lets_the_page_go_at_once(running: Cluster, page: Page) -> None:

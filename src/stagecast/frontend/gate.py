@@ -16,6 +16,7 @@ from stagecast.tracker import Tracker
 
 MIN_REVISION_WAIT: Final = 2.0
 """Seconds that a replica which is behind waits to reach the revision that a client has seen (WIRE section 3)."""
+_REVISION: Final = b"stagecast-revision"
 _OPEN: Final = ("/page/",)
 _OPEN_PATHS: Final = frozenset({"/", "/healthz", "/readyz"})
 
@@ -41,10 +42,10 @@ class Gate:
 
         async def signed(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] != Unauthorized.status:
-                own = [(b"Stagecast-Replica", self._name)]
-                if path.startswith(("/api", "/v1")):
-                    own.append((b"Stagecast-Revision", str(self._tracker.revision).encode()))
-                message["headers"] = [*message.get("headers", ()), *own]
+                headers = [*message.get("headers", ()), (b"Stagecast-Replica", self._name)]
+                if path.startswith(("/api", "/v1")) and all(name != _REVISION for name, _ in headers):
+                    headers.append((b"Stagecast-Revision", str(self._tracker.revision).encode()))
+                message["headers"] = headers
             await send(message)
 
         try:
@@ -82,6 +83,14 @@ class Gate:
         wanted = revision.parse(text) if text else None
         if wanted is not None:
             await catch_up(self._tracker, wanted)
+
+
+def written(tracker: Tracker, at: Revision) -> dict[str, str]:
+    """Return the header of an answer to what was written ``at`` a revision, which this replica may have yet to fold.
+
+    Who sends it back is shown that write on whichever replica is asked next (law L5).
+    """
+    return {_REVISION.decode(): str(at.later(tracker.revision))}
 
 
 async def catch_up(tracker: Tracker, wanted: Revision) -> None:

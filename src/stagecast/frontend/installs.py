@@ -81,8 +81,8 @@ class Installs:
         source = await in_thread(ownership.stop, installation.measure, source, stop=ownership.stop, waiting=waiting)
         present = await asyncio.to_thread(installation.staged_bytes, source, store)
         await ownership.change(
-            phase="transferring", bytes_done=present, bytes_present=present, bytes_total=source.size or 0,
-            total_files=len(source.files),
+            phase="transferring", bytes_done=present, bytes_present=present, total_files=len(source.files),
+            bytes_total=source.size or ownership.record.bytes_total,
         )  # fmt: skip
         loop = asyncio.get_running_loop()
         install = partial(

@@ -12,6 +12,7 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 
 from stagecast import rows
 from stagecast.errors import BadInput
+from stagecast.frontend.gate import written
 from stagecast.frontend.installs import Installs
 from stagecast.frontend.replica import Replica
 from stagecast.messages import Placement
@@ -181,27 +182,30 @@ class ModelsApi(Controller):
         records, revision = await replica.stage(
             name, nodes, "api", wait_for_space=data.wait_for_space, priority=data.priority
         )
-        return Response(
-            Started(operations=[rows.row_of(replica.fold, record) for record in records], revision=str(revision))
-        )
+        started = Started(operations=[rows.row_of(replica.fold, record) for record in records], revision=str(revision))
+        return Response(started, headers=written(replica.tracker, revision))
 
     @post("/{name:str}/verify", status_code=202, summary="Read a model's copies anew and repair what is damaged")
     async def verify(
         self, replica: NamedDependency[Replica], name: FromPath[str], data: JSONBody[VerifyRequest | None] = None
-    ) -> Started:
+    ) -> Response[Started]:
         """Return the operations; each node reads what it has, and gets damaged pieces from the others."""
         records, revision = await replica.verify(name, data.nodes if data else "all", "api")
-        return Started(operations=[rows.row_of(replica.fold, record) for record in records], revision=str(revision))
+        started = Started(operations=[rows.row_of(replica.fold, record) for record in records], revision=str(revision))
+        return Response(started, headers=written(replica.tracker, revision))
 
     @post("/install", status_code=202, summary="Install a model from a gallery, a URL or a path")
-    async def install(self, installs: NamedDependency[Installs], data: JSONBody[InstallRequest]) -> Started:
+    async def install(
+        self, replica: NamedDependency[Replica], installs: NamedDependency[Installs], data: JSONBody[InstallRequest]
+    ) -> Response[Started]:
         """Return the operation; a replica pulls and verifies the files."""
         reference = data.ref or data.url or (data.name if data.gallery else "")
         if not reference:
             raise BadInput('say what to install: "ref" or "url", or "gallery" with "name"')
         name = data.name if reference is not data.name else ""
         record, revision = await installs.start(reference, data.gallery, name, data.sha256)
-        return Started(operations=[rows.row(record)], revision=str(revision))
+        started = Started(operations=[rows.row(record)], revision=str(revision))
+        return Response(started, headers=written(replica.tracker, revision))
 
     @post("/{name:str}/load", status_code=202, summary="Ask for a model to be loaded")
     async def load(

@@ -16,7 +16,7 @@ from stagecast import revision, rows
 from stagecast.errors import BadInput, Unknown
 from stagecast.frontend import events
 from stagecast.frontend.encoded import Encoded, Frames
-from stagecast.frontend.gate import catch_up, header
+from stagecast.frontend.gate import catch_up, header, written
 from stagecast.frontend.segment import whole_id
 from stagecast.messages import Outcome, Verb
 from stagecast.participant import Participant
@@ -117,19 +117,20 @@ class OperationsApi(Controller):
         operation: FromPath[str],
         verb: FromPath[str],
         data: JSONBody[CommandRequest | None] = None,
-    ) -> Row:
+    ) -> Response[Row]:
         """Return the row once the operation's owner has taken the command up, or where it has taken effect before."""
         try:
             wanted: Verb = msgspec.convert(verb, Verb)
         except msgspec.ValidationError:
             raise Unknown("command", verb, ["cancel", "pause", "resume", "retry", "dismiss"]) from None
         operation = whole_id(operation)
-        mirror = participant.fold.mirror(operation)
-        if mirror is not None and participant.fold.record(operation) is None:
+        mirror = participant.mirror(operation)
+        if mirror is not None:
             await participant.commands.give_foreign(mirror, wanted)
-            return rows.mirror_row(mirror)
-        record, _ = await participant.commands.give(operation, wanted, keep_partial=bool(data and data.keep_partial))
-        return rows.detailed(record, rows.shares(participant.fold, record))
+            return Response(rows.mirror_row(mirror))
+        record, at = await participant.commands.give(operation, wanted, keep_partial=bool(data and data.keep_partial))
+        row = rows.detailed(record, rows.shares(participant.fold, record))
+        return Response(row, headers=written(participant.tracker, at))
 
 
 def is_known(etag: str, if_none_match: str) -> bool:

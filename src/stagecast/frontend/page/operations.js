@@ -55,7 +55,9 @@ export class Operations {
     if (isShown(row)) this.#entries.set(row.id, successor(held, row));
     else this.#entries.delete(row.id);
     this.#show();
-    if (operation.isEnded(row) && !row.dismissed && held?.row.state !== row.state) this.#listener.ended(row);
+    // A foreign one that failed is in no list any more, but its end is news.
+    const isNews = !row.dismissed || (row.attempt === 0 && held !== undefined);
+    if (operation.isEnded(row) && isNews && held?.row.state !== row.state) this.#listener.ended(row);
     if (!isSameStep(held?.row, row)) this.#listener.transition();
   }
 
