@@ -42,7 +42,7 @@ class Parts:
         return (
             f"The bound on {medium}, measured part by part in CPU s/GB: over loopback {self.loopback:.2f} (both ends), "
             f"BLAKE3 {self.hashing:.2f}, into a new file {self.writing:.2f}. {cores} cores that never wait give "
-            f"{most:.2f} GB/s to whoever receives, hashes and keeps, {kept:.2f} GB/s without hashing. {'; '.join(wanted)}."
+            f"{most:.2f} GB/s to who receives, hashes and keeps, {kept:.2f} GB/s without hashing. {'; '.join(wanted)}."
         )
 
 
