@@ -44,10 +44,10 @@ class Case:
 def cases(scale: int, room: int) -> list[Case]:
     """Return what is moved; the sizes of large files are divided by ``scale``.
 
-    ``room`` bytes are free: the largest file takes a third of them at most, since it lies there twice.
+    ``room`` bytes are free: the largest file takes a sixth of them at most, for it lies there twice, beside others.
     """
     large = 2048 * MIB // scale
-    huge = min(10_000 * MIB // scale, room // 3 // MIB * MIB)
+    huge = min(10_000 * MIB // scale, room // 6 // MIB * MIB)
     return [
         Case("one", f"one file of {large // MIB:,} MiB", (large,)),
         Case("many", "2,000 files of 256 KiB", (MIB // 4,) * 2000),
@@ -89,9 +89,13 @@ def settle(folder: Path) -> None:
 
 
 def room(medium: Path) -> int:
-    """Return the bytes that are free there."""
+    """Return the bytes that are free there, of memory no more than the machine has to give."""
     found = os.statvfs(medium)
-    return found.f_bavail * found.f_frsize
+    free = found.f_bavail * found.f_frsize
+    if not is_memory(medium):
+        return free
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return min(free, int(lines["MemAvailable"].split()[0]) * 1024)
 
 
 def is_memory(medium: Path) -> bool:
