@@ -43,6 +43,13 @@ class Contender:
     name: str
     programs: tuple[str, ...]
     start: Callable[[Path], Iterator[Run]]
+    most_files: int = 0
+    """Files that it can move at a time; 0 for any number."""
+
+    def moves(self, case: Case) -> bool:
+        """Tell whether it takes part in a case."""
+        fits = not self.most_files or len(case.sizes) <= self.most_files
+        return fits and (not case.contenders or self.name in case.contenders)
 
     def missing(self) -> list[str]:
         """Return the programs that are not installed."""
@@ -61,14 +68,17 @@ def free_port() -> int:
 
 
 @contextmanager
-def _server(command: list[str], port: int) -> Iterator[int]:
-    """Run a server in the foreground until the block ends; yield its process id once it listens."""
+def _server(command: list[str], port: int, *, is_asked: bool = True) -> Iterator[int]:
+    """Run a server in the foreground until the block ends; yield its process id once it listens.
+
+    One that is not asked whether it does serves only the first who connects.
+    """
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"PATH": _path()}
     )
     try:
         for _ in range(500):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            if _listens(port) if not is_asked else _answers(port):
                 break
             time.sleep(0.01)
         else:
@@ -77,6 +87,18 @@ def _server(command: list[str], port: int) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait(10)
+
+
+def _answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def _listens(port: int) -> bool:
+    """Tell whether somebody listens on a port, without a word to him."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(line[1].endswith(f":{port:04X}") and line[3] == "0A" for line in lines)
 
 
 def _family(pid: int) -> list[int]:
@@ -258,6 +280,34 @@ def _iperf(models: Path) -> Iterator[Run]:
         yield run
 
 
+def _iperf_files(models: Path) -> Iterator[Run]:
+    """From a file into a file, and nothing else: no hash, no HTTP. It may leave out the last bytes."""
+
+    def run(case: Case, target: Path) -> Ran:
+        port = free_port()
+        command = ["iperf3", "-s", "-p", str(port), "-B", "127.0.0.1", "-F", str(target / case.files[0])]
+        with _server(command, port, is_asked=False) as server:
+            before = cpu_seconds(server)
+            command = [
+                "iperf3",
+                "-J",
+                "-c",
+                "127.0.0.1",
+                "-p",
+                str(port),
+                "-F",
+                str(models / case.name / case.files[0]),
+            ]
+            told = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["end"]
+            cpu = cpu_seconds(server) - before
+            received = told["sum_received"]
+            usage = told["cpu_utilization_percent"]["host_total"] / 100 * received["seconds"]
+            whole = case.total / received["bytes"]
+            return Ran(received["seconds"] * whole, cpu + usage, _peak(server), _peak(server))
+
+    yield run
+
+
 def _ours(*, sealed: bool) -> Callable[[Path], Iterator[Run]]:
     """A node's file server, and a node's pull: every piece verified, and the model published at the end."""
 
@@ -302,4 +352,5 @@ CONTENDERS = (
     Contender("nginx + rclone", ("nginx", "rclone"), _rclone),
     Contender("cp", ("cp",), _cp),
     Contender("iperf3", ("iperf3",), _iperf),
+    Contender("iperf3 -F", ("iperf3",), _iperf_files, most_files=1),
 )

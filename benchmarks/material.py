@@ -12,14 +12,23 @@ from pathlib import Path
 
 MIB = 1 << 20
 
+FEW = ("stagecast", "nginx + curl", "rsync")
+SOME = (*FEW, "nginx + aria2c, 4", "nginx + rclone", "cp")
+"""Who moves what takes long; the others would say nothing new of it."""
+
 
 @dataclass(frozen=True)
 class Case:
-    """A model: one file for each of ``sizes``, in bytes."""
+    """A model: one file for each of ``sizes``, in bytes.
+
+    ``contenders`` are those that move it, all where there are none; ``rounds`` is how often they do at most, 0 for any.
+    """
 
     name: str
     what: str
     sizes: tuple[int, ...]
+    contenders: tuple[str, ...] = ()
+    rounds: int = 0
 
     @property
     def total(self) -> int:
@@ -32,16 +41,21 @@ class Case:
         return [f"part-{number:05}.bin" for number in range(len(self.sizes))]
 
 
-def cases(scale: int) -> list[Case]:
-    """Return what is moved; the sizes of large files are divided by ``scale``."""
+def cases(scale: int, room: int) -> list[Case]:
+    """Return what is moved; the sizes of large files are divided by ``scale``.
+
+    ``room`` bytes are free: the largest file takes a sixth of them at most, for it lies there twice, beside others.
+    """
     large = 2048 * MIB // scale
-    size = f"{large // MIB:,} MiB"
+    huge = min(10_000 * MIB // scale, room // 6 // MIB * MIB)
     return [
-        Case("one", f"one file of {size}", (large,)),
+        Case("one", f"one file of {large // MIB:,} MiB", (large,)),
         Case("many", "2,000 files of 256 KiB", (MIB // 4,) * 2000),
-        Case("shards", f"eight shards of {large // 8 // MIB:,} MiB", (large // 8,) * 8),
-        Case("mixed", f"10,000 files of 16 KiB and one of {size}", (*(16 * 1024,) * 10_000, large)),
-    ]
+        Case("shards", f"eight shards of {large // 8 // MIB:,} MiB", (large // 8,) * 8, SOME, 3),
+        Case(
+            "mixed", f"10,000 files of 16 KiB and one of {huge // MIB:,} MiB", (*(16 * 1024,) * 10_000, huge), FEW, 3,
+        ),
+    ]  # fmt: skip
 
 
 def lay_out(folder: Path, case: Case) -> None:
@@ -75,9 +89,13 @@ def settle(folder: Path) -> None:
 
 
 def room(medium: Path) -> int:
-    """Return the bytes that are free there."""
+    """Return the bytes that are free there, of memory no more than the machine has to give."""
     found = os.statvfs(medium)
-    return found.f_bavail * found.f_frsize
+    free = found.f_bavail * found.f_frsize
+    if not is_memory(medium):
+        return free
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return min(free, int(lines["MemAvailable"].split()[0]) * 1024)
 
 
 def is_memory(medium: Path) -> bool:

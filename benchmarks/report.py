@@ -63,15 +63,15 @@ def groups(rows: list[Row]) -> list[list[Row]]:
     return [list(found) for _, found in groupby(rows, key=lambda row: (row.medium, row.case))]
 
 
-def write(rows: list[Row], machine: str, rounds: int, absent: list[str]) -> None:
+def write(rows: list[Row], machine: str, rounds: int, notes: list[str]) -> None:
     """Put the tables between their marks in docs/performance.md, and the plot beside it."""
     page = DOCS / "performance.md"
     before, _, rest = page.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     said = f"`python benchmarks/transfer.py --write`: medians of {rounds}; {machine}.\n"
-    missing = "".join(f"\n{line}.\n" for line in absent)
+    remarks = "".join(f"\n{line}\n" for line in notes)
     tables = "\n".join(_markdown(each) for each in groups(rows))
-    page.write_text(f"{before}{BEGIN}\n{said}{missing}\n{tables}{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n{said}{remarks}\n{tables}{END}{after}")
     (DOCS / "images" / "transfer.svg").write_text(plot(rows))
 
 

@@ -1,6 +1,6 @@
 """How fast files move, beside the programs that people move them with: everything in one run, on this machine.
 
-    python benchmarks/transfer.py [--quick] [--rounds N] [--write]
+    python benchmarks/transfer.py [--quick] [--rounds N] [--write] [--cases one many] [--contenders rsync cp]
 
 Each round runs every contender once, in turn, so that what else the machine does meets all of them; the medians count.
 ``--write`` puts the tables and the plot into docs/. What is not installed is named, with the command that brings it,
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from contenders import CONTENDERS, INSTALL, Contender, Ran, Run
 from material import Case, cases, is_memory, room, settle, workplace
+from parts import measure
 from report import Row, table, write
 
 MEMORY = Path("/dev/shm")  # the tmpfs that every Linux has, by name
@@ -54,10 +55,11 @@ def _once(run: Run, case: Case, folder: Path, *, on_disk: bool) -> Ran:
 
 def _measure(present: list[Contender], case: Case, folder: Path, rounds: int) -> list[Row]:
     on_disk = not is_memory(folder)
-    found: dict[str, list[Ran]] = {contender.name: [] for contender in present}
+    taking_part = [contender for contender in present if contender.moves(case)]
+    found: dict[str, list[Ran]] = {contender.name: [] for contender in taking_part}
     with ExitStack() as stack:
-        runs = [(each.name, stack.enter_context(contextmanager(each.start)(folder / "models"))) for each in present]
-        for turn in range(rounds + 1):
+        runs = [(each.name, stack.enter_context(contextmanager(each.start)(folder / "models"))) for each in taking_part]
+        for turn in range(min(rounds, case.rounds or rounds) + 1):
             for name, run in runs:
                 ran = _once(run, case, folder, on_disk=on_disk and name != "iperf3")
                 # The first round warms what everybody uses: the page cache, and memory that the machine never had.
@@ -76,6 +78,12 @@ def _row(name: str, medium: str, case: Case, ran: list[Ran]) -> Row:
     )  # fmt: skip
 
 
+def _bound(found: list[Row], case: Case, folder: Path) -> str:
+    rates = {row.name: row.rate for row in found}
+    parts = measure(folder / "models" / case.name / case.files[0], folder)
+    return parts.said(found[0].medium, os.cpu_count() or 1, rates.get("iperf3", 0.0), rates.get("rsync", 0.0))
+
+
 def _machine() -> str:
     load = os.getloadavg()[0]
     system = f"Linux {platform.release()}, Python {platform.python_version()}"
@@ -89,6 +97,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=0, help="how often each runs; the median counts [5, quick: 1]")
     parser.add_argument("--scale", type=int, default=0, help="divide every size by this [1, quick: 8]")
     parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="a folder on a disk")
+    parser.add_argument("--cases", nargs="+", default=[], help="only these: one, many, shards, mixed")
+    parser.add_argument("--contenders", nargs="+", default=[], help="only these, by their names in the tables, and us")
     parser.add_argument("--write", action="store_true", help="write docs/performance.md and its plot")
     options = parser.parse_args()
     rounds, scale = options.rounds or (1 if options.quick else 5), options.scale or (8 if options.quick else 1)
@@ -96,10 +106,13 @@ def main() -> int:
     print(machine)
     for line in absent:
         print(f"{line}; get it with: {INSTALL}")
+    names = {"stagecast", *options.contenders}
+    present = [each for each in present if not options.contenders or each.name in names]
     rows: list[Row] = []
+    notes: list[str] = []
     for medium in (MEMORY, options.disk):
-        made = cases(scale)
-        if room(medium) < 2 * sum(case.total for case in made):
+        made = [each for each in cases(scale, room(medium)) if each.name in (options.cases or [each.name])]
+        if room(medium) < sum(case.total for case in made) + max(case.total for case in made):
             print(f"{medium} is left out: too little room there; --scale divides the sizes")
             continue
         with workplace(medium, made) as folder:
@@ -107,8 +120,11 @@ def main() -> int:
                 found = _measure(present, case, folder, rounds)
                 rows += found
                 print(table(found), flush=True)
+                if case.name == "one":
+                    notes.append(_bound(found, case, folder))
+                    print(notes[-1])
                 if options.write:
-                    write(rows, machine, rounds, absent)
+                    write(rows, machine, rounds, [f"{line}." for line in absent] + notes)
     return 0
 
 

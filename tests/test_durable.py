@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stagecast.durable import Lock, opened, sync_files, write_all, write_whole
+from stagecast.durable import Lock, opened, start_writing, sync_files, write_all, write_whole
 from tests.killing import dying_at, in_child
 
 
@@ -113,3 +113,12 @@ def test_every_file_is_synced_and_a_failure_is_told(tmp_path: Path, count: int) 
     if paths:
         with pytest.raises(OSError, match="broken disk"):
             sync_files(paths, refuse)
+
+
+def test_bytes_that_go_to_the_disk_early_are_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"0123456789")
+    start_writing(path, 2, 5)
+    assert path.read_bytes() == b"0123456789"
+    with pytest.raises(FileNotFoundError):
+        start_writing(tmp_path / "gone", 0, 1)

@@ -10,10 +10,11 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final
 
-from stagecast.durable import opened, sync_files, sync_folder, write_all
+from stagecast.durable import opened, start_writing, sync_files, sync_folder, write_all
 from stagecast.manifest import Manifest
 
 _CHUNK: Final = 1024 * 1024
+_WORTH: Final = 1024 * 1024
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -80,6 +81,11 @@ class PartFiles:
     def written(self, number: int) -> None:
         """Note that a file that was prepared has been written to."""
         self._synced.discard(number)
+
+    def start_writing(self, number: int, offset: int, length: int) -> None:
+        """Have the disk take these bytes soon, so that `sync` waits for little; of few it is not worth the call."""
+        if length >= _WORTH:
+            start_writing(self._path(number), offset, length)
 
     def put(self, number: int, make: Callable[[Path], bool]) -> bool:
         """Have ``make`` put a whole file at a path where nothing is; tell whether it has. Raises `OSError`."""

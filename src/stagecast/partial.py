@@ -210,6 +210,7 @@ class Partial:
             if self.written(piece) != piece.length:
                 raise ValueError(f"{piece} cannot be verified: {self.written(piece)} bytes are there")
             is_due = self._count_as_verified([piece])
+        self.files.start_writing(piece.file, piece.offset, piece.length)
         if is_due:
             self._settle()
 
