@@ -178,21 +178,22 @@ async def test_what_a_foreign_publisher_said_last_stays_in_view(tracker: Tracker
     """It may say nothing more for a minute, and then only that it is done: nothing ends by vanishing (laws L3, L8)."""
     for model, done in (("running", False), ("over", False), ("over", True)):
         await say(tracker, bus, model, done=done)
-    seen: list[list[str]] = []
+    seen: list[tuple[str, list[str]]] = []
 
     async def watch() -> None:
         while True:
-            seen.append([row.id for row in rows.listed(tracker.fold)])
+            seen.append((tracker.revision.identity, [row.id for row in rows.listed(tracker.fold)]))
             await tracker.changed(tracker.revision)
 
     watching = asyncio.create_task(watch())
+    await eventually(lambda: seen)
     for _ in range(2):
         bus.log.lose()
-        await eventually(lambda: tracker.revision.identity == bus.log.identity and not tracker.is_degraded)
+        await eventually(lambda: seen[-1][0] == bus.log.identity and not tracker.is_degraded)
     watching.cancel()
     await asyncio.wait([watching])
-    assert len(seen) > 2
-    assert set(map(str, seen)) == {"['staging:running']"}
+    assert len({identity for identity, _ in seen}) == 3
+    assert {tuple(shown) for _, shown in seen} == {("staging:running",)}
     await say(tracker, bus, "running", done=True)
     assert rows.listed(tracker.fold) == []
 

@@ -204,6 +204,13 @@ def test_with_nobody_to_ask_there_is_nothing_to_do() -> None:
     assert work.is_out_of_patience(30.0, 30.0)
 
 
+def test_somebody_whom_nobody_has_asked_yet_is_a_hope() -> None:
+    work = assignments(ONE)
+    assert not work.is_out_of_patience(30.0, 31.0)
+    work.failed(taken(work, 31.0), "refused", 32.0)
+    assert work.is_out_of_patience(30.0, 32.0)
+
+
 def test_patience_ends_only_once_everybody_has_failed_and_bytes_renew_it() -> None:
     work = assignments(ONE, TWO)
     slow, bad = taken(work), taken(work)

@@ -233,13 +233,12 @@ class Assignments:
 
     def is_out_of_patience(self, patience: float, now: float) -> bool:
         """Whether ``patience`` seconds have brought no byte, and everybody failed meanwhile, or there is nobody."""
-        useful = {
-            name
-            for name in self._swarm.holders
-            if self._swarm.holders[name].is_whole or self._standings.of(name).streams
-        }
+        holders = self._swarm.holders.items()
+        useful = {name for name, holder in holders if holder.is_whole or self._standings.of(name).streams}
         have_all_failed = bool(useful) and self._failed_since >= useful
-        return now - self._last_progress >= patience and (have_all_failed or not self._active)
+        # Where somebody is there whom no stream has come to ask yet, there is hope.
+        is_nobody_left = not self._active and (bool(self.causes) or not useful)
+        return now - self._last_progress >= patience and (have_all_failed or is_nobody_left)
 
     def _set(self, pieces: Iterable[Piece]) -> int:
         return sum(1 << self._number[piece] for piece in pieces)
