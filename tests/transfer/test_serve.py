@@ -264,6 +264,7 @@ def test_for_one_more_the_connection_is_given_up_that_was_idle_the_longest(store
         holder = Holder("origin", server.url)
         with Source(holder, "", threading.Event()) as one, Source(holder, "", threading.Event()) as other:
             for source in (one, other, one, other, one):
+                until_idle(server, 2)
                 ask(third, path)
                 until_idle(server, 2)
                 assert source.manifest(manifest.digest) == manifest, "who was given up asks again, and is served"
