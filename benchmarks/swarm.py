@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from stagecast.pieces import Holder, Piece
-from stagecast.transfer.assignments import Assignment, Assignments
+from stagecast.transfer.active import Assignment
+from stagecast.transfer.assignments import Assignments
 from stagecast.transfer.ledger import REFRESH, SHARING, TICK
 from stagecast.transfer.scout import LONGEST, LOOK
 from stagecast.transfer.sends import Declined, Sending, Sends
@@ -269,9 +270,8 @@ class Simulation:
         for flow in holder.out:
             self._moves(flow)
         begin = self._parts.get((worker.name, piece.index), 0.0)
-        wish = "first" if assignment.is_first else "yes" if assignments.is_shared else ""
         try:
-            sending = holder.sends.begin("", piece.offset, piece.offset + piece.length, wish)
+            sending = holder.sends.begin("", piece.offset, piece.offset + piece.length, assignment.wish)
         except Declined as no:
             assignments.busy(assignment, no.message, self._now, is_given=no.code == "given")
             return

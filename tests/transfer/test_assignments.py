@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagecast.pieces import Holder, Piece
-from stagecast.transfer.assignments import GRACE, SHARED, SMALL, STARVING, Assignment, Assignments
+from stagecast.transfer.active import Assignment
+from stagecast.transfer.assignments import GRACE, NEED, SHARED, SMALL, STARVING, Assignments
 from stagecast.transfer.rests import FIRST_REST, LONGEST_REST
 
 PIECES = [Piece(0, index, index * 10, 10) for index in range(4)]
@@ -277,24 +278,24 @@ def test_what_nobody_else_has_or_gets_is_taken_from_the_one_that_has_everything(
     work.learn("one", 0b1111, 0b0001, 0.0)
     work.learn("near", 0b0010, 0, 0.0)
 
-    assert taken(work) == Assignment(PIECES[1], NEAR)
-    assert taken(work) in {Assignment(PIECES[number], ONE, is_first=True) for number in (2, 3)}
+    assert taken(work) == Assignment(PIECES[1], NEAR, wish="yes")
+    assert taken(work) in {Assignment(PIECES[number], ONE, wish="first") for number in (2, 3)}
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_piece_that_was_given_to_somebody_else_makes_way_for_another_at_once(seed: int) -> None:
     work = assignments(ONE, NEAR, seed=seed)
     first = taken(work)
-    assert (first.holder, first.is_first) == (ONE, True)
+    assert (first.holder, first.wish) == (ONE, "first")
 
     work.busy(first, "gave it to somebody else", 0.0, is_given=True)
 
     other = taken(work)
-    assert (other.holder, other.is_first) == (ONE, True)
+    assert (other.holder, other.wish) == (ONE, "first")
     assert other.piece != first.piece
     work.learn("one", 0b1111, 0b1111, 0.0)
     work.done(other, 1.0)
-    assert not taken(work, 1.0).is_first, "and in the end it is asked for all the same"
+    assert taken(work, 1.0).wish == "yes", "and in the end it is asked for all the same"
 
 
 def test_equals_are_chosen_by_the_chance_that_it_is_given() -> None:
@@ -331,6 +332,25 @@ def test_who_waits_for_others_to_be_served_has_not_lost_patience_while_they_are(
     assert not work.is_out_of_patience(30.0, 116.0), "there is one piece more in the world"
     work.learn("near", 0b0001, 0, 116.0)
     assert work.is_out_of_patience(30.0, 118.0), "nothing has changed"
+
+
+def test_who_has_had_nothing_to_do_for_a_while_says_so_to_those_who_receive() -> None:
+    work = assignments(NEAR)
+    work.learn("near", 0b0111, 0, 0.0)
+    first = taken(work, NEED)
+    assert first.wish == "yes"
+    work.busy(first, "has enough to do", NEED)
+
+    again = taken(work, 2 * NEED)
+    assert again.wish == "need"
+    assert taken(work, 2 * NEED).wish == "yes", "now there is something to do"
+    work.done(again, 2 * NEED)
+    assert taken(work, 2 * NEED).wish == "yes"
+
+    work = assignments(ONE, NEAR)
+    work.learn("one", 0b1111, 0b1111, 0.0)
+    whole = taken(work, 2 * NEED)
+    assert (whole.holder, whole.wish) == (ONE, "yes"), "what nobody else has yet goes before that"
 
 
 def test_who_starves_in_a_crowd_turns_to_who_has_everything() -> None:

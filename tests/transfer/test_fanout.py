@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 from benchmarks.swarm import Outcome, Plan, Simulation
 
+from stagecast.pieces import PULLERS
+from stagecast.transfer.serve import CONNECTIONS
+
 PIECES = 128
 
 
@@ -36,6 +39,14 @@ def test_who_joins_or_dies_holds_nobody_back(plan: Plan) -> None:
     assert max(ran(plan).seconds) <= 1.3 * plan.alone
 
 
-def test_one_that_is_ten_times_slower_costs_the_others_no_more_than_half_as_much_again() -> None:
-    plan = Plan(8, PIECES, slow=1)
-    assert max(ran(plan).seconds[1:]) <= 1.5 * plan.alone
+@pytest.mark.parametrize("seed", [1, 2])
+def test_one_that_is_ten_times_slower_holds_nobody_back(seed: int) -> None:
+    plan = Plan(8, PIECES, slow=1, seed=seed)
+    assert max(ran(plan).seconds[1:]) <= 1.35 * plan.alone
+
+
+def test_of_a_crowd_everybody_finds_a_connection() -> None:
+    plan = Plan(60, 40)
+    outcome = ran(plan)
+    assert PULLERS < outcome.connections < CONNECTIONS
+    assert outcome.refused == 0

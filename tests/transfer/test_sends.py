@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagecast.transfer.sends import AT_ONCE, LATELY, SMALL, Declined, Sending, Sends, full_streams
+from stagecast.transfer.sends import AT_ONCE, FOR_NEED, LATELY, SMALL, Declined, Sending, Sends, full_streams
 
 PIECE = 4 * SMALL
 
@@ -69,6 +69,16 @@ def test_the_first_copy_is_given_once_as_long_as_that_was_lately() -> None:
     assert begin(sends, 1) is not None, "who wants it all the same gets it"
     clock.now = LATELY
     assert begin(sends, 1, wish="first") is not None
+
+
+def test_who_has_had_nothing_to_do_is_served_all_the_same_but_not_without_end() -> None:
+    sends = Sends(Clock())
+    while begin(sends) is not None:
+        pass
+    for number in range(int(FOR_NEED)):
+        assert begin(sends, number) is None
+        assert begin(sends, number, wish="need") is not None
+    assert begin(sends, wish="need") is None
 
 
 def test_who_has_enough_to_do_says_that_first() -> None:

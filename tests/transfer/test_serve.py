@@ -231,6 +231,7 @@ def test_too_many_busy_connections_hear_when_to_come_back(store: Store, monkeypa
             for _ in range(2)
         )
         assert ask(first, "/")[0].status == 404
+        until_idle(server, 1)
         first.sock.sendall(b"GET / HTTP/1.1\r\n")
         until_busy(server)
         second.connect()

@@ -1,8 +1,25 @@
-"""What streams get just now. Pure."""
+"""What a stream is to get, and what it gets just now. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from stagecast.pieces import Holder, Piece
+from stagecast.transfer.wanted import Wish
+
+
+class Assignment(NamedTuple):
+    """A piece to get. ``holder`` is None where the bytes are here, and only want checking.
+
+    ``is_alone`` says that all of the piece has to come from this holder, so that it is clear who lied; ``wish`` what to
+    say of others.
+    """
+
+    piece: Piece
+    holder: Holder | None
+    is_alone: bool = False
+    wish: Wish = ""
 
 
 @dataclass

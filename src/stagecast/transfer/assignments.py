@@ -8,13 +8,14 @@ each brings something else into the swarm; and those who still receive are asked
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from stagecast.pieces import Holder, Piece, choose_holder, numbers
-from stagecast.transfer.active import Active, Batch
+from stagecast.transfer.active import Active, Assignment, Batch
 from stagecast.transfer.rests import BUSY_REST, Rests
 from stagecast.transfer.standings import Standings
 from stagecast.transfer.swarm import Swarm
+from stagecast.transfer.wanted import Wish
 
 GRAVE: Final = 4.0
 """What a lie weighs against a holder, in streams; a plain failure weighs 1, and 1 more for each second it cost."""
@@ -31,24 +32,14 @@ Its uplink is for what nobody else has yet, and the fewer pieces it sends at a t
 SLOW: Final = 2.0
 """How many times longer than elsewhere the rest of a piece must take for it to be taken from its holder."""
 
+NEED: Final = 1.0
+"""Seconds without a piece after which one is asked for as somebody who has nothing to do."""
+
 STARVING: Final = 5.0
 """Seconds without any news after which a pull turns to everybody there is, however many do."""
 
 GRACE: Final = 0.5
 """Seconds that a stream is let go on for at least, before its piece can be taken from its holder."""
-
-
-class Assignment(NamedTuple):
-    """A piece to get. ``holder`` is None where the bytes are here, and only want checking.
-
-    ``is_alone`` says that all of the piece has to come from this holder, so that it is clear who lied; ``is_first``
-    that nobody is known to have got it yet, so that the holder need not give it where somebody has.
-    """
-
-    piece: Piece
-    holder: Holder | None
-    is_alone: bool = False
-    is_first: bool = False
 
 
 class Assignments:
@@ -73,7 +64,7 @@ class Assignments:
         self._standings = Standings()
         self._rests = Rests()
         self._doubtful: set[Piece] = set()
-        self._last_progress = now
+        self._last_progress = self._last_done = now
         self._failed_since: set[str] = set()
 
     @property
@@ -132,10 +123,17 @@ class Assignments:
         piece, bit = self._pieces[number], 1 << number
         self._waiting &= ~bit
         self._returned &= ~bit
+        wish = self._wish(number, name, now)
         batch.left += 1
         self._active[piece] = Active(name, now, batch)
-        holder = self._swarm.holders[name]
-        return Assignment(piece, holder, piece in self._doubtful, holder.is_whole and self._swarm.is_new(number))
+        return Assignment(piece, self._swarm.holders[name], piece in self._doubtful, wish)
+
+    def _wish(self, number: int, name: str, now: float) -> Wish:
+        if not self.is_shared:
+            return ""
+        if self._swarm.holders[name].is_whole:
+            return "first" if self._swarm.is_new(number) else "yes"
+        return "need" if not self._active and now - self._last_done > NEED else "yes"
 
     def reached(self, piece: Piece, position: int, now: float) -> None:
         """Note how far a piece is, in bytes."""
@@ -154,6 +152,7 @@ class Assignments:
 
     def done(self, assignment: Assignment, now: float) -> None:
         """Note that the piece is verified."""
+        self._last_done = now
         self._measure(assignment.piece, now)
         self._end(assignment)
         self._doubtful.discard(assignment.piece)

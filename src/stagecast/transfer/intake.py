@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from stagecast.errors import Interrupted
 from stagecast.pieces import Piece
-from stagecast.transfer.assignments import Assignment
+from stagecast.transfer.active import Assignment
 from stagecast.transfer.ledger import TICK, Ledger
 from stagecast.transfer.limit import RateLimit
 from stagecast.transfer.source import Source

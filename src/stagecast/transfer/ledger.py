@@ -14,7 +14,8 @@ from stagecast.manifest import Manifest
 from stagecast.messages import Hindrance
 from stagecast.partial import Partial
 from stagecast.pieces import Holder, Piece, pieces_of
-from stagecast.transfer.assignments import Assignment, Assignments
+from stagecast.transfer.active import Assignment
+from stagecast.transfer.assignments import Assignments
 from stagecast.transfer.news import News
 from stagecast.transfer.pace import LEAST
 from stagecast.transfer.report import Pulled, Told

@@ -16,6 +16,10 @@ from typing import Final, Literal
 AT_ONCE: Final = 4.0
 """Shared pieces that are sent at a time, a slow one counting less: see `full_streams`."""
 
+FOR_NEED: Final = 2.0
+"""How many more are sent to those who have nothing to do: whoever just got a piece asks for the next one in the moment
+when there is room, and without these, somebody who asks now and then would find none until the others have all."""
+
 SMALL: Final = 1024 * 1024
 """Bytes below which a range is not worth a refusal."""
 
@@ -69,12 +73,12 @@ class Sends:
 
     def begin(self, digest: str, start: int, stop: int, wish: str = "") -> Sending:
         """Note that a range of a file is about to be sent, for a request with that `wanted.Wish`. Raises `Declined`."""
-        is_shared = wish in {"yes", "first"}
+        is_shared = wish in {"yes", "first", "need"}
         with self._guard:
             now = self._clock()
             self._forget(now)
             if is_shared and stop - start >= SMALL:
-                if self._is_busy(now):
+                if self._is_busy(now, AT_ONCE + FOR_NEED * (wish == "need")):
                     raise Declined(503, "busy", "others are served just now; ask another holder")
                 if wish == "first" and (digest, start) in self._lately:
                     raise Declined(409, "given", "somebody else just got it; ask for another piece")
@@ -103,12 +107,12 @@ class Sends:
             self._forget(self._clock())
             return [(start, stop) for (file, start), (stop, _) in self._lately.items() if file == digest]
 
-    def _is_busy(self, now: float) -> bool:
+    def _is_busy(self, now: float, most: float) -> bool:
         rates = [sending.rate(now) for sending in self._shared]
         known = [rate for rate in rates if rate is not None]
         # One that has just begun is taken for as fast as the fastest.
         fresh = max(known, default=1.0)
-        return full_streams(fresh if rate is None else rate for rate in rates) > AT_ONCE - 0.5
+        return full_streams(fresh if rate is None else rate for rate in rates) > most - 0.5
 
     def _forget(self, now: float) -> None:
         for key, (_, since) in list(self._lately.items()):

@@ -11,14 +11,14 @@ from typing import Final
 
 from stagecast.errors import HolderBusy, HolderFailed, Interrupted, PieceGiven
 from stagecast.pieces import Holder
-from stagecast.transfer.assignments import Assignment
+from stagecast.transfer.active import Assignment
 from stagecast.transfer.bulk import stand_back
 from stagecast.transfer.head import MEANINGS
 from stagecast.transfer.intake import BUFFER, Arrival, Intake
 from stagecast.transfer.ledger import Ledger
 from stagecast.transfer.limit import RateLimit
 from stagecast.transfer.source import Source
-from stagecast.transfer.wanted import Bundle, Range, Wish
+from stagecast.transfer.wanted import Bundle, Range
 
 AHEAD: Final = 64
 """Requests that are sent ahead of their answers, where small pieces are asked for one by one."""
@@ -126,7 +126,7 @@ class Stream:
 
     def _bundle(self, left: deque[Arrival]) -> Bundle:
         """Return the request for the first pieces, as many as come soon: then the holder says again how it does."""
-        numbers, length, is_shared = list[int](), 0, bool(self._ledger.neighbours())
+        numbers, length, is_shared = list[int](), 0, bool(left[0].assignment.wish)
         for arrival in left:
             if numbers and not is_shared and length + arrival.rest > max(self._stretch, BUFFER):
                 break
@@ -156,7 +156,7 @@ class Stream:
     def _range(self, arrival: Arrival) -> Range:
         piece = arrival.piece
         file = self._ledger.manifest.files[piece.file]
-        wish: Wish = "first" if arrival.assignment.is_first else "yes" if self._ledger.neighbours() else ""
+        wish = arrival.assignment.wish
         # Only one that is alone is larger than a buffer: what follows a part of a piece would not be asked for yet.
         # A holder that let a shared piece begin is not to say in its middle that it has enough to do.
         stop = piece.length if wish else min(piece.length, arrival.position + max(self._stretch, BUFFER))

@@ -11,8 +11,9 @@ SHARED: Final = "Stagecast-Shared"
 """The header of a request whose bytes others may have too: a holder that has enough to do may refuse it with 503, and
 with 409 if it is wanted only as the first copy."""
 
-Wish = Literal["", "yes", "first"]
-"""What a request says in that header: nothing; that others may have the range too; that it is to be the first copy."""
+Wish = Literal["", "yes", "first", "need"]
+"""What a request says in that header: nothing; that others may have the range too; that it is to be the first copy; or
+that others may have it too, but the puller has had nothing to do for a while."""
 
 
 def _field(wish: Wish) -> str:
