@@ -59,11 +59,11 @@ def _measure(present: list[Contender], case: Case, folder: Path, rounds: int) ->
     found: dict[str, list[Ran]] = {contender.name: [] for contender in taking_part}
     with ExitStack() as stack:
         runs = [(each.name, stack.enter_context(contextmanager(each.start)(folder / "models"))) for each in taking_part]
-        for turn in range(min(rounds, case.rounds or rounds) + 1):
+        for turn in range(min(rounds, case.rounds) if case.rounds else rounds + 1):
             for name, run in runs:
                 ran = _once(run, case, folder, on_disk=on_disk and name != "iperf3")
                 # The first round warms what everybody uses: the page cache, and memory that the machine never had.
-                if turn:
+                if turn or case.rounds:
                     found[name].append(ran)
     medium = "disk" if on_disk else "tmpfs"
     return [_row(name, medium, case, ran) for name, ran in found.items()]
