@@ -43,13 +43,12 @@ class Contender:
     name: str
     programs: tuple[str, ...]
     start: Callable[[Path], Iterator[Run]]
-    most_files: int = 0
-    """Files that it can move at a time; 0 for any number."""
+    files: range = range(1, 1 << 30)
+    """How many files it moves at a time."""
 
     def moves(self, case: Case) -> bool:
         """Tell whether it takes part in a case."""
-        fits = not self.most_files or len(case.sizes) <= self.most_files
-        return fits and (not case.contenders or self.name in case.contenders)
+        return len(case.sizes) in self.files and (not case.contenders or self.name in case.contenders)
 
     def missing(self) -> list[str]:
         """Return the programs that are not installed."""
@@ -341,16 +340,18 @@ def _certificate(folder: Path) -> Path:
     return path
 
 
+MANY = range(2, 1 << 30)
+
 CONTENDERS = (
     Contender("stagecast", (), _ours(sealed=False)),
     Contender("stagecast, TLS", ("openssl",), _ours(sealed=True)),
     Contender("nginx + curl", ("nginx", "curl"), _curl()),
-    Contender("nginx + curl -Z", ("nginx", "curl"), _curl("-Z", "--parallel-max", "16", "--parallel-immediate")),
+    Contender("nginx + curl -Z", ("nginx", "curl"), _curl("-Z", "--parallel-max", "16", "--parallel-immediate"), MANY),
     Contender("nginx + aria2c, 4", ("nginx", "aria2c"), _aria2(4)),
     Contender("nginx + aria2c, 16", ("nginx", "aria2c"), _aria2(16)),
     Contender("rsync", ("rsync",), _rsync),
     Contender("nginx + rclone", ("nginx", "rclone"), _rclone),
     Contender("cp", ("cp",), _cp),
     Contender("iperf3", ("iperf3",), _iperf),
-    Contender("iperf3 -F", ("iperf3",), _iperf_files, most_files=1),
+    Contender("iperf3 -F", ("iperf3",), _iperf_files, range(1, 2)),
 )

@@ -18,7 +18,7 @@ from pathlib import Path
 from blake3 import blake3
 
 BUFFER = 1 << 20
-ROUNDS = 5
+ROUNDS = 3
 
 
 @dataclass(frozen=True)

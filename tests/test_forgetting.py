@@ -250,7 +250,7 @@ async def test_a_log_that_came_back_empty_goes_on_in_the_era_of_the_one_before(
     await one.tracker.say(subjects.HORIZON, msgspec.json.encode(Horizon(number=7)), expected=0)
     wish = Placement(model="m", nodes=("w1",))
     await one.tracker.say(subjects.placement("m"), msgspec.json.encode(wish))
-    await eventually(lambda: one.tracker.fold.horizon.number == 7)
+    await eventually(lambda: one.tracker.fold.horizon.number == 7 and one.tracker.fold.placements == {"m": wish})
     before = one.tracker.identity
     nats_server.stop(kill=True)
     nats_server.empty()
