@@ -23,18 +23,23 @@ from stagecast.ownership import RETRY_INTERVAL, horizon_in, standing_record
 
 
 class Restatement:
-    """The words that a new log lacks. ``folds``: what was known, also what was heard but not shown yet."""
+    """The words that a new log lacks. ``folds``: what was known, also what was heard but not shown yet.
 
-    def __init__(self, log: Log, folds: Iterable[Fold] = (), missing: Iterable[Record] = ()) -> None:
+    ``before``: one for a log that was lost as well, maybe before all that is not waited for stood there.
+    """
+
+    def __init__(
+        self, log: Log, folds: Iterable[Fold] = (), missing: Iterable[Record] = (), before: Restatement | None = None
+    ) -> None:
         self._log = log
         self.is_over = False
         """Set where the log that it is for was lost as well."""
         self._missing: dict[str, Record] = {}
-        self._placements: dict[str, Placement] = {}
-        self._nodes: dict[str, NodeRecord] = {}
+        self._placements = dict(before._placements) if before else {}
+        self._nodes = dict(before._nodes) if before else {}
         self._mirrors: dict[str, Mirror] = {}
-        self._era = 0
-        self._limits = Limits()
+        self._era = before._era if before else 0
+        self._limits = before._limits if before else Limits()
         for record in missing:
             self._know(record)
         for fold in folds:
