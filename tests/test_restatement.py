@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from stagecast import broadcast, operations, rows, subjects
+from stagecast.errors import BusUnavailable
 from stagecast.fold import Fold, Slot
 from stagecast.messages import Limits, NodeRecord, Placement, Record, StagingEvent, StagingStatus
 from stagecast.ownership import standing_record
@@ -218,6 +219,25 @@ async def test_a_log_that_is_lost_twice_loses_nothing(tracker: Tracker, bus: Los
     bus.log.lose()
     await eventually(lambda: tracker.revision.identity == bus.log.identity)
     assert tracker.fold.slots.keys() == {LATE.id, other.id}
+
+
+async def test_a_wish_outlives_a_log_that_is_lost_before_it_stands_there(tracker: Tracker, bus: LosingBus) -> None:
+    """Nobody waits for it before the new log is shown, so the picture at hand does not have it."""
+    wish = Placement(model="m", nodes=("w",), generation=3)
+    await tracker.say(subjects.placement("m"), msgspec.json.encode(wish))
+    await eventually(lambda: tracker.fold.placements == {"m": wish})
+    append = bus.log.append
+
+    async def refusing(*_arguments: object, **_options: object) -> int:
+        raise BusUnavailable("not now")
+
+    bus.log.append = refusing  # type: ignore[method-assign]
+    bus.log.lose()
+    await eventually(lambda: tracker.revision.identity == bus.log.identity)
+    assert tracker.fold.placements == {}
+    bus.log.lose()
+    bus.log.append = append  # type: ignore[method-assign]
+    await eventually(lambda: tracker.fold.placements == {"m": wish})
 
 
 async def test_a_revision_waits_for_the_log_that_it_is_of(tracker: Tracker, bus: LosingBus) -> None:

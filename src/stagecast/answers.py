@@ -161,6 +161,7 @@ class FreedNode(msgspec.Struct, kw_only=True):
 
     node: str
     bytes: int = 0
+    missing: int = 0
     disk_free: int = 0
     disk_reserved: int = 0
     evicted: list[HeldCopy] = []

@@ -40,7 +40,13 @@ def collected(found: answers.Collected, *, is_plan: bool) -> RenderableType:
             what = f"{left.kind} of {left.model}" if left.model else left.kind
             table.add_row(node.node, what, format_size(left.bytes), "", gone)
     freed = sum(node.bytes for node in found.nodes)
-    return Group(table, Text(f"{format_size(freed)} ({freed:,} bytes) {'would be freed' if is_plan else 'freed'}"))
+    lines = [Text(f"{format_size(freed)} ({freed:,} bytes) {'would be freed' if is_plan else 'freed'}")]
+    lines += [
+        Text(f"{node.node}: {format_size(node.missing)} more are wanted, and nothing else may go", style="yellow")
+        for node in found.nodes
+        if node.missing
+    ]
+    return Group(table, *lines)
 
 
 def pins(found: Mapping[str, Sequence[str]]) -> RenderableType:

@@ -109,7 +109,7 @@ def why_kept(
     model: str, *, pinned: bool, loaded: bool, used_at: float, now: float, records: Sequence[Record],
     elsewhere: Collection[str],
 ) -> str:  # fmt: skip
-    """Return why a model may not be evicted, or nothing. ``elsewhere``: living nodes with a copy on another disk.
+    """Return why a model may not be evicted, or nothing. ``elsewhere``: other folders with a copy.
 
     ``records`` are those of all nodes. Of two nodes that want their copies to go at once, the one whose deletion stands
     later on the log sees the other's, or that the copy there is gone: never do both.

@@ -78,6 +78,8 @@ class Fold:
     mirrors: dict[str, Mirror] = field(default_factory=dict)
     nodes: dict[str, NodeRecord] = field(default_factory=dict)
     holdings: dict[tuple[str, str], Holding] = field(default_factory=dict)
+    held_at: dict[tuple[str, str], int] = field(default_factory=dict)
+    """The sequences at which the holdings stand."""
     placements: dict[str, Placement] = field(default_factory=dict)
     instances: dict[tuple[str, str], Instance] = field(default_factory=dict)
     horizon: Horizon = field(default_factory=Horizon)
@@ -215,6 +217,7 @@ class Fold:
         if noun == "holding":
             holding = _decode(entry, Holding)
             self.holdings[holding.node, holding.model] = holding
+            self.held_at[holding.node, holding.model] = entry.sequence
             return Change("holding", holding.model)
         if noun == "placement":
             placement = _decode(entry, Placement)

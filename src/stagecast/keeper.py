@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from stagecast import operations
-from stagecast.collection import begin, collection
+from stagecast.collection import KEPT, begin, collection, elsewhere
 from stagecast.commands import Question
 from stagecast.errors import BusError
 from stagecast.eviction import LEFTOVERS, Budget, Copy, Inventory, Leftover, orphans, why_kept, why_left
@@ -119,7 +119,6 @@ class Keeper:
     def _judged(self, copy: Copy, seen: Found, beside: str = "") -> Copy:
         """Return a copy with the reason why it may not go. ``beside``: the operation that wants it to."""
         fold, here = self._tracker.fold, self._neighbours()
-        own = fold.holdings.get((self._node.name, copy.model))
         placement = fold.placements.get(copy.model)
         instances = [instance for node in here if (instance := fold.instance(node, copy.model)) is not None]
         keep = why_kept(
@@ -127,17 +126,9 @@ class Keeper:
             loaded=any(each.state not in {"gone", "failed"} for each in instances)
             or (placement is not None and not here.isdisjoint(placement.nodes)),
             records=[record for record in fold.live() if record.id != beside],
-            elsewhere=[
-                holding.node
-                for holding in fold.holders(copy.model)
-                if own is not None and holding.digest == own.digest and self._is_elsewhere(holding.node)
-            ],
+            elsewhere=elsewhere(fold, self._node.name, copy.model, self._presence.is_node_alive),
         )  # fmt: skip
         return msgspec.structs.replace(copy, keep=keep)
-
-    def _is_elsewhere(self, name: str) -> bool:
-        volume = self._tracker.fold.nodes[name].volume
-        return volume not in {"", self._node.volume} and self._presence.is_node_alive(name)
 
     def _why_left(self, leftover: Leftover) -> str:
         here = self._neighbours() | {""}
@@ -155,7 +146,7 @@ class Keeper:
             (self._judged(copy, seen, ownership.record.id).keep for copy in seen.copies if copy.model == model), ""
         )
         if keep:
-            await ownership.end("succeeded", note=f"kept: {keep}")
+            await ownership.end("succeeded", note=f"{KEPT}{keep}")
         return bool(keep)
 
     async def _remove(self, ownership: Ownership, lone: list[Leftover]) -> None:

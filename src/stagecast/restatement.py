@@ -17,40 +17,45 @@ from stagecast import broadcast, operations, subjects
 from stagecast.bus import Log
 from stagecast.errors import AppendConflict, BusUnavailable
 from stagecast.fold import Fold
-from stagecast.messages import Entry, Horizon, Limits, NodeRecord, Placement, Record
+from stagecast.messages import Entry, Horizon, Limits, Placement, Record
 from stagecast.mirror import Mirror
 from stagecast.ownership import RETRY_INTERVAL, horizon_in, standing_record
 
 
 class Restatement:
-    """The words that a new log lacks. ``folds``: what was known, also what was heard but not shown yet."""
+    """The words that a new log lacks. ``folds``: what was known, also what was heard but not shown yet.
 
-    def __init__(self, log: Log, folds: Iterable[Fold] = (), missing: Iterable[Record] = ()) -> None:
+    ``before``: one for a log that was lost as well, maybe before all that is not waited for stood there.
+    """
+
+    def __init__(
+        self, log: Log, folds: Iterable[Fold] = (), missing: Iterable[Record] = (), before: Restatement | None = None
+    ) -> None:
         self._log = log
         self.is_over = False
         """Set where the log that it is for was lost as well."""
         self._missing: dict[str, Record] = {}
-        self._placements: dict[str, Placement] = {}
-        self._nodes: dict[str, NodeRecord] = {}
+        self.placements: dict[str, Placement] = dict(before.placements) if before else {}
+        self.nodes: dict[str, NodeRecord] = dict(before.nodes) if before else {}
         self._mirrors: dict[str, Mirror] = {}
-        self._era = 0
-        self._limits = Limits()
+        self.era: int = before.era if before else 0
+        self.limits: Limits = before.limits if before else Limits()
         for record in missing:
             self._know(record)
         for fold in folds:
             for slot in fold.slots.values():
                 self._know(slot.record)
             self._know_mirrors(fold)
-            self._placements |= fold.placements
-            self._nodes |= fold.nodes
-            self._era = max(self._era, fold.horizon.number)
-            self._limits = max(self._limits, fold.limits, key=lambda limits: limits.generation)
+            self.placements |= fold.placements
+            self.nodes |= fold.nodes
+            self.era = max(self.era, fold.horizon.number)
+            self.limits = max(self.limits, fold.limits, key=lambda limits: limits.generation)
 
     @property
     def is_needed(self) -> bool:
         """Tell whether there is anything to write."""
         return bool(
-            self._missing or self._mirrors or self._placements or self._nodes or self._era or self._limits.generation
+            self._missing or self._mirrors or self.placements or self.nodes or self.era or self.limits.generation
         )
 
     @property
@@ -81,16 +86,16 @@ class Restatement:
             if mirror.id in self._mirrors:
                 subject = subjects.mirror(mirror.subject.partition(".")[0], mirror.id)
                 await self._put_back(subject, mirror.payload, lambda _: False)
-        for name, node in self._nodes.items():
+        for name, node in self.nodes.items():
             await self._put_back(subjects.node(name), msgspec.json.encode(node), lambda _: False)
-        for model, placement in self._placements.items():
+        for model, placement in self.placements.items():
             await self._put_back(subjects.placement(model), msgspec.json.encode(placement), _newer_than(placement))
-        if self._era:
+        if self.era:
             # Of the horizon only its number is true of another log: no era may come twice.
-            horizon = msgspec.json.encode(Horizon(number=self._era))
-            await self._put_back(subjects.HORIZON, horizon, lambda entry: horizon_in(entry).number < self._era)
-        if self._limits.generation:
-            await self._put_back(subjects.LIMITS, msgspec.json.encode(self._limits), _newer_than(self._limits))
+            horizon = msgspec.json.encode(Horizon(number=self.era))
+            await self._put_back(subjects.HORIZON, horizon, lambda entry: horizon_in(entry).number < self.era)
+        if self.limits.generation:
+            await self._put_back(subjects.LIMITS, msgspec.json.encode(self.limits), _newer_than(self.limits))
 
     def _know(self, record: Record) -> None:
         self._missing[record.id] = operations.merge(self._missing.get(record.id), record)

@@ -298,7 +298,7 @@ class Tracker:
         self.server_clock.forget()
         self._restatement.is_over = True
         words = [*self._restatement.missing(), *self._unheard]
-        self._restatement = Restatement(self.bus.log, (self.fold, earlier), words)
+        self._restatement = Restatement(self.bus.log, (self.fold, earlier), words, self._restatement)
         self._is_heard, self.is_degraded = False, True
         self._changes.tell("identity")
         if self._restatement.is_needed or self.owned:

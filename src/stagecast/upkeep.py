@@ -18,17 +18,22 @@ Nodes = Annotated[tuple[str, ...], Parameter(name="--node", help="Only there; ma
 async def gc(
     *,
     dry_run: Annotated[bool, Parameter(help="Only say what would go.")] = False,
-    free: Annotated[Size, Parameter(help="Evict the models used longest ago until so much is free on each disk.")] = 0,
+    free: Annotated[
+        Size, Parameter(help="Evict models, the longest unused first, until so much is free on each disk.")
+    ] = 0,
     nodes: Nodes = (),
     reach: Reach = Reach(),  # noqa: B008  # frozen
 ) -> int:
-    """Free what work has left behind that nobody goes on with, and models where a budget or --free wants that."""
+    """Free what work has left behind that nobody goes on with, and models where a budget or --free wants that.
+
+    The last copy of a model never goes, and from a replica's folder no model, unless --node names it.
+    """
     async with connected(reach) as client:
         found = await client.collect(nodes, free=free, dry_run=dry_run)
     display.console().print(disk_tables.collected(found, is_plan=dry_run))
     for node, why in found.failed.items():
         print(f"error: {node}: {why}", file=sys.stderr)
-    return 1 if found.failed else 0
+    return 1 if found.failed or any(node.missing for node in found.nodes) else 0
 
 
 async def pin(

@@ -78,6 +78,23 @@ async def test_a_model_goes_where_room_is_wanted_and_another_disk_has_it(
     assert not (here.folder / "models" / "hen").exists()
 
 
+async def test_from_a_replicas_own_folder_a_model_goes_only_where_it_is_named(
+    here: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eviction, "JUST_USED", 0.0)
+    await copied(here, "owl", here.peer.fold.holdings["here", "owl"].digest)
+    await here.worker("frontend", kind="replica", volume=here.peer.fold.nodes["here"].volume)
+    answer = (await here.post("/api/gc", {"free": 10**18, "dry_run": True})).json
+    [node] = [node for node in answer["nodes"] if node["node"] == "here"]
+    assert {copy["model"]: copy["keep"] for copy in node["kept"]}["owl"] == "in a replica's own folder: name its node"
+    assert (node["evicted"], node["missing"]) == (
+        [],
+        10**18 - node["disk_free"] + node["disk_reserved"] - node["bytes"],
+    )
+    [node] = (await here.post("/api/gc", {"nodes": ["here"], "free": 1})).json["nodes"]
+    assert node["missing"] == 0
+
+
 async def test_a_pin_is_shown_and_holds_until_it_is_taken_away(here: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eviction, "JUST_USED", 0.0)
     await copied(here, "owl", here.peer.fold.holdings["here", "owl"].digest)

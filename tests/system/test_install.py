@@ -20,19 +20,27 @@ from tests.upstream_server import UpstreamServer
 
 pytestmark = [pytest.mark.system, pytest.mark.asyncio(loop_scope="module")]
 
+
 # Small files, since what a killed owner had of an unfinished piece (16 MiB, or a whole smaller file) moves again.
-CONTENTS = {f"sub/part-{number:02}.bin": os.urandom(2 * MB) for number in range(12)} | {"config.json": os.urandom(300)}
-SIZE = sum(map(len, CONTENTS.values()))
+def contents() -> dict[str, bytes]:
+    """Return files that no other model has: those would not be fetched."""
+    parts = {f"sub/part-{number:02}.bin": os.urandom(2 * MB) for number in range(12)}
+    return parts | {"config.json": os.urandom(300)}
+
+
+MODELS = {name: contents() for name in ("seen", "unwanted", "inherited")}
+SIZE = sum(map(len, MODELS["seen"].values()))
 WRONG = "0" * 64
 
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[UpstreamServer]:
-    server = UpstreamServer({f"/files/{path}": content for path, content in CONTENTS.items()})
+    files = {f"/files/{name}/{path}": content for name, model in MODELS.items() for path, content in model.items()}
+    server = UpstreamServer(files)
     server.rate = 6 * MB
-    names = ("seen", "unwanted", "inherited")
-    index = [entry(server, name, CONTENTS) for name in names]
-    index.append(entry(server, "forged", {"config.json": CONTENTS["config.json"]}, sha256=WRONG))
+    index = [entry(server, name, model) for name, model in MODELS.items()]
+    forged = entry(server, "seen", {"config.json": MODELS["seen"]["config.json"]}, sha256=WRONG)
+    index.append(forged | {"name": "forged"})
     server.contents["/index.yaml"] = yaml.safe_dump(index).encode()
     with server.running():
         yield server
@@ -44,7 +52,7 @@ def entry(server: UpstreamServer, name: str, contents: dict[str, bytes], sha256:
         {
             "filename": path,
             "sha256": sha256 or hashlib.sha256(content).hexdigest(),
-            "uri": f"{server.url}/files/{path}",
+            "uri": f"{server.url}/files/{name}/{path}",
         }
         for path, content in contents.items()
     ]
@@ -69,7 +77,7 @@ async def test_its_progress_shows_on_another_replica(
         monkeypatch.setattr(upstream, "rate", 0)
         [ended] = await until_ended(watching, row)
     assert (ended.state, ended.current_bytes) == ("succeeded", SIZE)
-    assert contents_of(running.data / "models" / "seen") == CONTENTS
+    assert contents_of(running.data / "models" / "seen") == MODELS["seen"]
 
 
 async def test_another_replica_cancels_it_within_two_seconds(running: Cluster) -> None:
@@ -103,7 +111,7 @@ async def test_another_replica_goes_on_when_the_owner_is_killed(
     assert (ended.state, ended.attempt, ended.job_id) == ("succeeded", row.attempt + 1 + len(lost), row.job_id)
     assert len(lost) <= 1
     assert ended.owner.partition("/")[0] not in {"", owner}
-    assert contents_of(running.data / "models" / "inherited") == CONTENTS
+    assert contents_of(running.data / "models" / "inherited") == MODELS["inherited"]
     assert upstream.sent.total() - before <= 1.1 * SIZE
     await running.restart(owner)
 
@@ -112,6 +120,6 @@ async def test_a_file_that_is_not_the_published_one_fails_with_both_digests(runn
     [failed] = await until_ended(client, await client.install("forged"))
     assert failed.state == "failed"
     assert isinstance(failed.error, str)
-    assert hashlib.sha256(CONTENTS["config.json"]).hexdigest() in failed.error
+    assert hashlib.sha256(MODELS["seen"]["config.json"]).hexdigest() in failed.error
     assert WRONG in failed.error
     assert not (running.data / "models" / "forged").exists()

@@ -63,8 +63,13 @@ def until_busy(server: FileServer) -> None:
 
 
 def until_idle(server: FileServer, count: int) -> None:
-    """Wait until so many connections are open, and each waits for its next request."""
-    while [served.exchange.idle_since < inf for served in list(server._open.values())] != [True] * count:
+    """Wait until so many connections are open that were not given up, and each waits for its next request."""
+
+    def are_idle() -> list[bool]:
+        staying = [served for served in list(server._open.values()) if not served.is_leaving]
+        return [served.exchange.idle_since < inf for served in staying]
+
+    while are_idle() != [True] * count:
         time.sleep(0.001)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Final, Literal
 
 import msgspec
@@ -10,19 +11,22 @@ from litestar import Controller, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
-from stagecast.collection import Collection, begin, collection
+from stagecast.collection import Collection, begin, elsewhere, goals, shared_out, waves
 from stagecast.errors import BadInput, BusError, NodeRefused, Unknown
-from stagecast.eviction import Copy, Inventory, Leftover, free_missing
+from stagecast.eviction import Copy, Inventory, Leftover
 from stagecast.frontend.replica import Replica
 from stagecast.keeper import Named
-from stagecast.messages import NodeVerb
+from stagecast.messages import NodeVerb, Record
 
 SURVEY_TIMEOUT: Final = 30.0
 """Seconds that a node may take to look at all that lies on its disk."""
 
 
 class GcRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Where to free what. ``free``: bytes that are to be free on each disk then, 0 for what the node's budget says."""
+    """Where to free what. ``free``: bytes that are to be free on each disk then, 0 for what the node's budget says.
+
+    A replica's folder is somebody's own: for ``free``, models go from there only where the replica is named.
+    """
 
     nodes: list[str] | Literal["all"] = "all"
     free: int = 0
@@ -32,11 +36,13 @@ class GcRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Freed(msgspec.Struct, kw_only=True):
     """What goes from one node's disk, or has gone: ``bytes`` in all. Nodes that share one folder are one.
 
-    ``kept`` are models and leftovers that were not to go, each with its reason.
+    ``kept`` are models and leftovers that were not to go, each with its reason. ``missing``: bytes that should
+    have gone from this disk beside all that may.
     """
 
     node: str
     bytes: int
+    missing: int
     disk_free: int
     disk_reserved: int
     evicted: list[Copy]
@@ -78,11 +84,17 @@ class DiskApi(Controller):
         if data.free < 0:
             raise BadInput("free cannot be negative")
         inventories, failed = await _inventories(replica, _living(replica, data.nodes))
-        wanted = [collection(each, _excess(each, data.free)) for each in inventories]
-        if not data.dry_run:
-            wanted, refused = await _collected(replica, wanted)
-            failed |= refused
-        nodes = [_freed(inventory, gone) for inventory, gone in zip(inventories, wanted, strict=True)]
+        if data.nodes == "all" and data.free:
+            inventories = [_guarded(replica, each) for each in inventories]
+        nodes = []
+        for goal in goals(inventories, data.free):
+            wanted = shared_out(goal, partial(_elsewhere, replica))
+            if not data.dry_run:
+                wanted, refused = await _collected(replica, wanted)
+                failed |= refused
+            missing = max(0, goal.excess - sum(each.bytes for each in wanted))
+            nodes += [_freed(seen, gone, missing) for seen, gone in zip(goal.inventories, wanted, strict=True)]
+        nodes.sort(key=lambda node: node.node)
         return Collected(nodes=nodes, failed=failed, revision=str(replica.tracker.revision))
 
     @post("/models/{name:str}/pin", status_code=200, summary="Let a model stay where it is, whatever room is wanted")
@@ -128,26 +140,39 @@ async def _inventories(replica: Replica, names: list[str]) -> tuple[list[Invento
     return list(found.values()), failed
 
 
-def _excess(inventory: Inventory, free: int) -> int:
-    """Return how many bytes are to go: what the node's own budget says, or what is missing of the free room."""
-    return free_missing(inventory.disk_free - inventory.disk_reserved, free) if free else inventory.excess
+def _guarded(replica: Replica, inventory: Inventory) -> Inventory:
+    """Keep the models in a folder that is a replica's, too."""
+    if not any(node.kind == "replica" and node.volume == inventory.volume for node in replica.fold.nodes.values()):
+        return inventory
+    copies = [
+        msgspec.structs.replace(copy, keep=copy.keep or "in a replica's own folder: name its node")
+        for copy in inventory.copies
+    ]
+    return msgspec.structs.replace(inventory, copies=copies)
+
+
+def _elsewhere(replica: Replica, node: str, model: str) -> frozenset[str]:
+    return elsewhere(replica.fold, node, model, replica.presence.is_node_alive)
 
 
 async def _collected(replica: Replica, wanted: list[Collection]) -> tuple[list[Collection], dict[str, str]]:
     """Carry out collections; return what has really gone, and what failed. A model that is wanted by now stays."""
-    begun = await asyncio.gather(*(begin(replica.tracker, each) for each in wanted))
-    ended = await replica.until_ended([record for records in begun for record in records])
-    freed = {(record.node, record.model): record.bytes_done for record in ended}
+    ended: list[Record] = []
+    for part in waves(wanted):
+        begun = await asyncio.gather(*(begin(replica.tracker, each) for each in part))
+        ended += await replica.until_ended([record for records in begun for record in records])
     failed = {record.node: f"{record.id}: {record.error}" for record in ended if record.state == "failed"}
-    return [each.told(freed) for each in wanted], failed
+    ends = {(record.node, record.model): record for record in ended}
+    return [each.told(ends) for each in wanted], failed
 
 
-def _freed(inventory: Inventory, gone: Collection) -> Freed:
+def _freed(inventory: Inventory, gone: Collection, missing: int) -> Freed:
+    stayed = {copy.model: copy for copy in gone.kept}
     names, folders = {copy.model for copy in gone.copies}, {left.folder for left in gone.leftovers}
     return Freed(
-        node=inventory.node, bytes=gone.bytes, disk_free=inventory.disk_free, disk_reserved=inventory.disk_reserved,
-        evicted=list(gone.copies), leftovers=list(gone.leftovers),
-        kept=[copy for copy in inventory.copies if copy.model not in names],
+        node=inventory.node, bytes=gone.bytes, missing=missing, disk_free=inventory.disk_free,
+        disk_reserved=inventory.disk_reserved, evicted=list(gone.copies), leftovers=list(gone.leftovers),
+        kept=[stayed.get(copy.model, copy) for copy in inventory.copies if copy.model not in names],
         kept_leftovers=[left for left in inventory.leftovers if left.folder not in folders],
     )  # fmt: skip
 
