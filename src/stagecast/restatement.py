@@ -35,8 +35,8 @@ class Restatement:
         self.is_over = False
         """Set where the log that it is for was lost as well."""
         self._missing: dict[str, Record] = {}
-        self.placements: dict[str, Placement] = dict(before.placements) if before else {}
-        self.nodes: dict[str, NodeRecord] = dict(before.nodes) if before else {}
+        self.placements: dict[str, Placement] = before.placements.copy() if before else {}
+        self.nodes: dict[str, NodeRecord] = before.nodes.copy() if before else {}
         self._mirrors: dict[str, Mirror] = {}
         self.era: int = before.era if before else 0
         self.limits: Limits = before.limits if before else Limits()
