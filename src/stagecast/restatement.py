@@ -17,7 +17,7 @@ from stagecast import broadcast, operations, subjects
 from stagecast.bus import Log
 from stagecast.errors import AppendConflict, BusUnavailable
 from stagecast.fold import Fold
-from stagecast.messages import Entry, Horizon, Limits, Placement, Record
+from stagecast.messages import Entry, Horizon, Limits, NodeRecord, Placement, Record
 from stagecast.mirror import Mirror
 from stagecast.ownership import RETRY_INTERVAL, horizon_in, standing_record
 
