@@ -19,6 +19,9 @@ import pytest
 
 from stagecast.demo_model import ModelNotFetched, fetch
 
+# The example's model is small: more threads spin for longer than they compute. It is read when numpy is imported first.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 
 def free_port() -> int:
     """Return a port of loopback that nobody listens on at this moment."""

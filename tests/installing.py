@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Mapping
 
 from stagecast.gallery import Source, SourceFile
 from stagecast.installation import install, staged_bytes
 from stagecast.manifest import PIECE_SIZE, Manifest, check
+from stagecast.messages import Bottleneck
 from stagecast.publication import WORKSHOP
 from stagecast.store import Store
 from stagecast.transfer.limit import RateLimit
@@ -30,6 +32,7 @@ class Work:
         self.moved = 0
         self.entered: list[int] = []
         self.completed: list[int] = []
+        self.spent: list[Mapping[Bottleneck, float]] = []
         self.stop = threading.Event()
         self.on_advance = lambda: None
 
@@ -45,6 +48,7 @@ class Work:
             advance=self.advance,
             entered=self.entered.append,
             completed=self.completed.append,
+            spent=self.spent.append,
             stop=self.stop,
             limit=limit,
             patience=patience,

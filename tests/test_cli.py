@@ -437,6 +437,12 @@ def test_the_nodes_own_name_is_not_what_a_model_is_called(
     assert replica.bodies == [{"ref": "http://host/m.gguf"}, {"ref": "http://host/m.gguf", "name": "mine"}]
 
 
+def test_an_installation_can_wait_for_room(replica: ReplicaStandIn) -> None:
+    replica.routes["POST /api/models/install"] = answering(STARTED, 202)
+    assert main(["install", "http://host/m.gguf", "--wait"]) == 0
+    assert replica.bodies == [{"ref": "http://host/m.gguf", "wait_for_space": True}]
+
+
 def test_what_a_command_acts_on_is_never_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAGECAST_MODEL", "m")
     assert main(["rm"]) == 2

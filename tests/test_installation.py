@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,37 @@ def test_a_limit_is_kept(server: UpstreamServer, store: Store) -> None:
     since = time.monotonic()
     Work(source_of(server), store).run(limit=RateLimit(100_000_000))
     assert time.monotonic() - since > 0.8 * len(WEIGHTS) / 100_000_000
+
+
+@pytest.mark.parametrize(("is_near", "source_word"), [(True, "source"), (False, "source or network")])
+def test_it_says_on_what_its_time_went(
+    server: UpstreamServer, store: Store, tmp_path: Path, is_near: bool, source_word: str
+) -> None:
+    source = source_of(server)
+    if is_near:
+        near = tmp_path / "near"
+        lay_out(near, CONTENTS)
+        source = replace(source, files=tuple(replace(file, uri=(near / file.path).as_uri()) for file in source.files))
+    work = Work(source, store)
+    since = time.monotonic()
+    work.run(limit=RateLimit(200_000_000))
+    passed = time.monotonic() - since
+    assert work.spent[-1].keys() == {source_word, "hash", "target disk", "limit"}
+    for before, after in pairwise(work.spent):
+        assert all(after[on] >= seconds for on, seconds in before.items()), "what is spent stays spent"
+    assert sum(work.spent[-1].values()) <= passed, "one stream is at one thing at a time"
+    # Of the least time that the limit leaves, so much is the limit's as nothing else took.
+    others = sum(work.spent[-1].values()) - work.spent[-1]["limit"]
+    assert work.spent[-1]["limit"] > 0.8 * len(WEIGHTS) / 200_000_000 - others
+
+
+def test_a_slow_source_is_what_its_time_goes_on(server: UpstreamServer, store: Store) -> None:
+    server.rate = 100_000_000
+    work = Work(source_of(server), store)
+    work.run()
+    others = sum(seconds for on, seconds in work.spent[-1].items() if on != "source or network")
+    assert work.spent[-1]["source or network"] > 0.8 * len(WEIGHTS) / server.rate - others
+    assert "limit" not in work.spent[-1]
 
 
 def test_one_installation_at_a_time(server: UpstreamServer, store: Store) -> None:

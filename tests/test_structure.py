@@ -62,7 +62,7 @@ LADDER: Final = (
             ),
         },
     ),
-    ("verbs", {"FILES": "gallery installed installation", "CONTROL": "router proxy"}),
+    ("verbs", {"FILES": "gallery installed spending installation", "CONTROL": "router proxy"}),
     (
         "hosts",
         {

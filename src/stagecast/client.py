@@ -96,10 +96,13 @@ class Client(Session):
         answer = await self.request("POST", f"/api/models/{_part(model)}/stage", body=body, is_idempotent=True)
         return _read(answer, answers.Planned).plan
 
-    async def install(self, ref: str, *, gallery: str = "", name: str = "", sha256: str = "") -> Row:
-        """Begin to install a gallery's entry, a URL or a path; return the operation."""
+    async def install(
+        self, ref: str, *, gallery: str = "", name: str = "", sha256: str = "", wait_for_space: bool = False
+    ) -> Row:
+        """Begin to install a gallery's entry, a URL or a path; return the operation. ``wait_for_space``: as `stage`."""
         given = {"ref": ref, "gallery": gallery, "name": name, "sha256": sha256}
-        body = {key: value for key, value in given.items() if value}
+        body: dict[str, object] = {key: value for key, value in given.items() if value}
+        body |= {"wait_for_space": True} if wait_for_space else {}
         answer = await self.request("POST", "/api/models/install", body=body, is_idempotent=True)
         return _read(answer, answers.Operations).operations[0]
 

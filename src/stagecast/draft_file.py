@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,9 @@ class DraftFile:
 
     def __init__(self, folder: Path, record: FileRecord, save: Callable[[], None]) -> None:
         self.position = record.position
+        self.hashing = 0.0
+        self.writing = 0.0
+        """Seconds that `write` and `finish` have spent on either."""
         self._record = record
         self._save = save
         self._journal = folder / "journal"
@@ -100,8 +104,12 @@ class DraftFile:
         view = memoryview(chunk)
         while view:
             part = view[: PIECE_SIZE - self.position % PIECE_SIZE]
+            began = time.monotonic()
             write_all(self._descriptor, part, self.position)
+            written = time.monotonic()
             self._hash(part)
+            self.writing += written - began
+            self.hashing += time.monotonic() - written
             if self.position % PIECE_SIZE == 0:
                 self._note(PieceCame(self._record.path, self._go_on()))
             view = view[len(part) :]
@@ -133,6 +141,11 @@ class DraftFile:
         )
 
     def _note(self, event: PieceCame | WholeCame) -> None:
+        began = time.monotonic()
+        self._append(event)
+        self.writing += time.monotonic() - began
+
+    def _append(self, event: PieceCame | WholeCame) -> None:
         os.fdatasync(self._descriptor)
         self._record.apply(event)
         with opened(self._journal, os.O_WRONLY | os.O_APPEND) as journal:

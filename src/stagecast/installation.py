@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -24,8 +24,9 @@ from stagecast.gallery import Source, SourceFile
 from stagecast.gathering import gather_published
 from stagecast.installed import installed
 from stagecast.manifest import Manifest, ManifestFile
-from stagecast.messages import Hindrance
+from stagecast.messages import Bottleneck, Hindrance
 from stagecast.reservation import Reservation
+from stagecast.spending import Spending
 from stagecast.store import Store
 from stagecast.stream import STALL, Stream, probe
 from stagecast.transfer.limit import RateLimit
@@ -86,6 +87,7 @@ def install(
     found: Callable[[int], None] | None = None,
     whole: Callable[[], None] = lambda: None,
     waiting: Callable[[Hindrance], None] = lambda _: None,
+    spent: Callable[[Mapping[Bottleneck, float]], None] = lambda _: None,
     stop: threading.Event,
     limit: RateLimit | None = None,
     patience: float = PATIENCE,
@@ -101,7 +103,9 @@ def install(
 
     ``checked`` gets bytes that are here and were hashed again. ``whole`` is called once all of it is here, before it is
     published; what it raises leaves the draft as it is. ``waiting`` is told what it waits for while no byte comes:
-    ``network``, ``source`` or ``target disk``, and nothing where one came that was here before.
+    ``network``, ``source`` or ``target disk``, and nothing where one came that was here before. ``spent`` is told with
+    each chunk for how many seconds this call has been at what; which of source and network made it wait, a source that
+    is not on this machine does not say.
 
     Raises:
         Busy: another process or thread installs this model.
@@ -118,7 +122,7 @@ def install(
         return manifest
     with Draft(store.models, source.model) as draft:
         draft.keep([file.path for file in source.files])
-        arrival = _Arrival(draft, advance, checked, waiting, stop, limit, patience, stall)
+        arrival = _Arrival(draft, advance, checked, waiting, Spending(spent), stop, limit, patience, stall)
         near = [gather_published(store, draft, file.path, file.uri, file.sha256) for file in source.files]
         if any(near):
             (found or advance)(sum(near))
@@ -157,6 +161,7 @@ class _Arrival(NamedTuple):
     advance: Callable[[int], None]
     checked: Callable[[int], None]
     waiting: Callable[[Hindrance], None]
+    spending: Spending
     stop: threading.Event
     limit: RateLimit | None
     patience: float
@@ -171,6 +176,7 @@ class _Arrival(NamedTuple):
                 file.catch_up(self.stop, self.checked)
                 self._persist(source, file, mark)
                 file.finish()
+                self.spending.tell(file)
             return file.manifest_file()
 
     def _is_as_before(self, source: SourceFile, file: DraftFile) -> bool:
@@ -209,6 +215,7 @@ class _Arrival(NamedTuple):
         offset = file.position if file.can_go_on else 0
         if offset and offset == file.size:
             return
+        asked = time.monotonic()
         with Stream(
             source.uri, offset, file.validator, stop=self.stop, stall=self.stall, waiting=self.waiting
         ) as stream:
@@ -219,12 +226,17 @@ class _Arrival(NamedTuple):
                 file.begin("", None)
                 raise HolderFailed(shown(source.uri), f"{source.path} has changed there")
             for chunk in stream:
+                self.spending.came(source.uri, time.monotonic() - asked)
                 self.waiting("target disk")
                 file.write(chunk)
                 self.waiting("")
                 mark.landed()
                 if self.limit is not None:
+                    written = time.monotonic()
                     self.limit.take(len(chunk), self.stop)
+                    self.spending.was_held_back(time.monotonic() - written)
+                asked = time.monotonic()
+                self.spending.tell(file)
 
 
 def _is_other(head: Head, file: DraftFile) -> bool:

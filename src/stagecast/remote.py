@@ -166,12 +166,15 @@ async def install(
         str, Parameter(help="What to call the model. [default: what it is called there]", show_env_var=False)
     ] = "",
     sha256: Annotated[str, Parameter(help="What the file's SHA-256 must be, where REF is one file.")] = "",
+    wait: Annotated[bool, Parameter(help="Where the disk has no room now, wait for it, instead of failing.")] = False,
     follow: Follow = False,
     reach: Reach = Reach(),  # noqa: B008  # frozen
 ) -> int:
     """Install a model from upstream onto the replicas."""
     async with connected(reach) as client:
-        row = await client.install(_absolute(ref), gallery=_absolute(gallery), name=name, sha256=sha256)
+        row = await client.install(
+            _absolute(ref), gallery=_absolute(gallery), name=name, sha256=sha256, wait_for_space=wait
+        )
         return await _begun(client, [row], follow=follow)
 
 

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from stagecast import operations, ownership
+from stagecast import operations, ownership, room
 from stagecast.disk import Disk, Space
 from stagecast.draft import Draft, draft_bytes
 from stagecast.errors import BusUnavailable, Interrupted
@@ -290,3 +290,52 @@ async def test_room_that_a_budget_allows_is_made_for_an_installation_once(
         end = await here.ended(answer.json["operations"][0]["id"])
         assert (end["state"], f"{len(WEIGHTS):,} more are needed" in end["error"]) == ("failed", True)
         assert len(asked) == 2, "nothing could be freed"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "PATIENCE", 0.2)
+    monkeypatch.setattr(room, "POLL", 0.02)
+
+
+async def test_who_waits_for_room_begins_once_it_is_there(
+    stocked: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    space = Space(0, 10**12)
+    monkeypatch.setattr(Disk, "space", lambda _: space)
+    (tmp_path / "patient").write_bytes(WEIGHTS)
+    answer = await stocked.post("/api/models/install", {"ref": str(tmp_path / "patient"), "wait_for_space": True})
+    identifier = answer.json["operations"][0]["id"]
+    await eventually(lambda: (held := stocked.peer.fold.record(identifier)) and held.state == "stalled")
+    row = await stocked.row(identifier)
+    assert (row["stalledOn"], row["currentBytes"]) == ("room", 0)
+    assert f"it begins once {len(WEIGHTS):,} bytes are free and promised to nobody; 0 are free" in row["message"]
+    space = Space(10**12, 10**12)
+    end = await stocked.ended(identifier)
+    assert (end["state"], end["attempt"], end["currentBytes"]) == ("succeeded", 1, len(WEIGHTS))
+    assert set(end["timeSpent"]) <= {"source", "hash", "target disk", "limit"}
+    assert 0.99 < sum(end["timeSpent"].values()) < 1.01
+    [kept] = (await stocked.get("/api/operations/history", params={"model": "patient"})).json["operations"]
+    assert kept["timeSpent"] == end["timeSpent"]
+
+
+async def test_a_wait_for_room_can_be_cancelled_and_leaves_nothing(
+    stocked: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    monkeypatch.setattr(Disk, "space", lambda _: Space(0, 10**12))
+    (tmp_path / "given-up").write_bytes(WEIGHTS)
+    answer = await stocked.post("/api/models/install", {"ref": str(tmp_path / "given-up"), "wait_for_space": True})
+    identifier = answer.json["operations"][0]["id"]
+    await eventually(lambda: (held := stocked.peer.fold.record(identifier)) and held.waits_on == "room")
+    assert (await commanded(stocked, identifier, "cancel"))["state"] == "cancelled"
+    assert not (stocked.folder / "models" / ".stagecast" / "draft-given-up").exists()
+
+
+async def test_nobody_waits_for_room_that_the_disk_never_had(
+    stocked: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    monkeypatch.setattr(Disk, "space", lambda _: Space(0, len(WEIGHTS) - 1))
+    (tmp_path / "hopeless").write_bytes(WEIGHTS)
+    answer = await stocked.post("/api/models/install", {"ref": str(tmp_path / "hopeless"), "wait_for_space": True})
+    end = await stocked.ended(answer.json["operations"][0]["id"])
+    assert (end["state"], f"{len(WEIGHTS):,} more are needed" in end["error"]) == ("failed", True)

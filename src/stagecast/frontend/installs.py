@@ -17,10 +17,13 @@ from stagecast.errors import BadInput, DigestMismatch, Interrupted, NotEnoughSpa
 from stagecast.frontend.replica import Replica
 from stagecast.gallery import Source
 from stagecast.installation import PATIENCE
+from stagecast.manifest import Manifest
 from stagecast.messages import Hindrance, Record
 from stagecast.ownership import Ownership
+from stagecast.plan import WAIT_FOR_SPACE
 from stagecast.remains import Remains
 from stagecast.revision import Revision
+from stagecast.room import WaitForRoom
 from stagecast.stream import STALL
 from stagecast.throttle import Throttle
 from stagecast.work import in_thread
@@ -43,14 +46,19 @@ class Installs:
         self._remains = Remains(partial(draft_bytes, store.models), partial(installation.discard, store))
         self._duty = Duty(replica.tracker, "installation", self._install, clear=self._remains.clear)
 
-    async def start(self, reference: str, index: str, name: str, sha256: str) -> tuple[Record, Revision]:
+    async def start(
+        self, reference: str, index: str, name: str, sha256: str, *, wait_for_space: bool = False
+    ) -> tuple[Record, Revision]:
         """Resolve what is meant and begin to install it; return the operation as it stands.
+
+        ``wait_for_space``: where the disk has no room now, it is waited for, instead of failing.
 
         Raises:
             BadInput: the reference, the index or an entry of it cannot be used.
             Unknown: the index has no such entry.
         """
         parameters = {"reference": reference, "gallery": index, "name": name, "sha256": sha256}
+        parameters |= {WAIT_FOR_SPACE: "yes"} if wait_for_space else {}
         source = await asyncio.to_thread(self._resolve, parameters, threading.Event(), stall=_PATIENCE)
         record, revision = await self._tracker.open(
             "installation", source.model, cause="api", parameters=parameters, claim=True
@@ -88,21 +96,26 @@ class Installs:
         install = partial(
             installation.install, source, store,
             advance=ownership.advance, found=ownership.find, checked=partial(ownership.check, total=0),
-            waiting=waiting, stop=ownership.stop, limit=self._limit,
+            waiting=waiting, spent=ownership.spend, stop=ownership.stop, limit=self._limit,
             entered=lambda index: ownership.enter(index + 1, source.files[index].path),
             completed=lambda index: ownership.complete(index + 1, source.files[index].path),
             whole=lambda: until_decided(ownership, loop),
         )  # fmt: skip
-        try:
-            manifest = await in_thread(ownership.stop, install)
-        except NotEnoughSpace as error:
-            if not await self._replica.node.make_room(error.needed):
-                raise
-            manifest = await in_thread(ownership.stop, install)
+        manifest = await self._with_room(ownership, install)
         await ownership.change(phase="publishing", bytes_total=manifest.size, bytes_done=manifest.size)
         ownership.settle()
         await self._replica.node.announce(manifest.model)
         await self._replica.node.settled()
+
+    async def _with_room(self, ownership: Ownership, install: Callable[[], Manifest]) -> Manifest:
+        """Return what ``install`` returns, once there is room for it."""
+        room = WaitForRoom(ownership, self._replica.node)
+        while True:
+            try:
+                return await in_thread(ownership.stop, install)
+            except NotEnoughSpace as error:
+                refusal = error
+            await room.until_there_is_some(refusal)
 
     def _resolve(
         self, parameters: dict[str, str], stop: threading.Event, waiting: Callable[[Hindrance], None] = lambda _: None,

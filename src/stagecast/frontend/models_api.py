@@ -107,13 +107,14 @@ class Started(msgspec.Struct, kw_only=True):
 
 
 class InstallRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to install: ``ref`` or ``url``, or ``gallery`` with ``name``."""
+    """What to install: ``ref`` or ``url``, or ``gallery`` with ``name``. ``wait_for_space`` is that of a staging."""
 
     ref: str = ""
     url: str = ""
     gallery: str = ""
     name: str = ""
     sha256: str = ""
+    wait_for_space: bool = False
 
 
 class LoadRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -203,7 +204,9 @@ class ModelsApi(Controller):
         if not reference:
             raise BadInput('say what to install: "ref" or "url", or "gallery" with "name"')
         name = data.name if reference is not data.name else ""
-        record, revision = await installs.start(reference, data.gallery, name, data.sha256)
+        record, revision = await installs.start(
+            reference, data.gallery, name, data.sha256, wait_for_space=data.wait_for_space
+        )
         started = Started(operations=[rows.row(record)], revision=str(revision))
         return Response(started, headers=written(replica.tracker, revision))
 
