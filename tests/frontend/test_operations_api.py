@@ -12,7 +12,7 @@ from stagecast.client import Client
 from stagecast.event_stream import EventParser
 from stagecast.frontend import gate, operations_api
 from stagecast.messages import GalleryCancel, GalleryEvent, GalleryStatus, StagingEvent, StagingStatus
-from tests.alone import Alone
+from tests.alone import Alone, find_again, lose
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -48,6 +48,17 @@ async def test_a_wait_without_a_change_ends_too(here: Alone) -> None:
     before = (await here.get(LIST)).json["revision"]
     answer = await here.get(LIST, params={"after": before, "wait": "0.02"})
     assert (answer.status, answer.json["revision"]) == (200, before)
+
+
+async def test_a_wait_ends_when_the_replica_loses_the_log_and_when_it_hears_it_again(here: Alone) -> None:
+    before = (await here.get(LIST)).json["revision"]
+    for let, is_degraded in ((lose, True), (find_again, False)):
+        waiting = asyncio.create_task(here.get(LIST, params={"after": before, "wait": "30"}))
+        await here.get(LIST)  # it has come after the other one
+        let(here.bus)
+        async with asyncio.timeout(10):
+            answer = await waiting
+        assert (answer.json["degraded"], answer.json["revision"]) == (is_degraded, before)
 
 
 async def test_a_revision_of_the_future_is_waited_for_and_never_answered_with_an_older_one(

@@ -66,7 +66,11 @@ class OperationsApi(Controller):
         known = revision.parse(after)
         if known is not None:
             await catch_up(participant.tracker, known)
-            await participant.tracker.until(lambda: _is_later(participant, known), max(0.0, min(wait, LONGEST_WAIT)))
+            was = participant.tracker.is_degraded
+            await participant.tracker.until(
+                lambda: _is_later(participant, known) or participant.tracker.is_degraded is not was,
+                max(0.0, min(wait, LONGEST_WAIT)),
+            )
         etag = participant.view.etag
         headers = [(b"etag", etag.encode()), (b"cache-control", b"no-cache")]
         if is_known(etag, _if_none_match(request)):
