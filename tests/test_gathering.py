@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from stagecast import copying
+from stagecast import copying, gathering
 from stagecast.errors import Interrupted
 from stagecast.gathering import gather_files, gather_pieces
 from stagecast.manifest import Manifest
@@ -228,6 +228,22 @@ def test_a_linked_file_is_never_written_to(store: Store) -> None:
         partial.publish()
     assert contents_of(store.models / "one") == {"weights": BIG}
     assert not one_inode(store.models / "one" / "weights", store.models / "two" / "weights")
+
+
+def test_a_file_that_is_changed_while_its_blocks_are_shared_is_not_taken_for_good(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(store, "one", {"weights": BIG})
+    two = Gatherer(store, "two", {"weights": BIG})
+
+    def clone(source: Path, target: Path) -> bool:
+        source.write_bytes(OTHER)
+        target.write_bytes(OTHER)
+        return True
+
+    monkeypatch.setattr(gathering, "_clone", clone)
+    two.stage()
+    assert two.files == 0
 
 
 def test_a_shared_volume_is_known_by_what_lies_there_not_by_who_says_so(tmp_path: Path) -> None:
