@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from stagecast import copying
+from stagecast import copying, gathering
 from stagecast.errors import Interrupted
 from stagecast.gathering import gather_files, gather_pieces
 from stagecast.manifest import Manifest
@@ -91,7 +91,7 @@ def _shares_blocks(store: Store) -> bool:
     lay_out(store.data, {"probe": b"x" * 4096})
     try:
         with (store.data / "probe").open("rb") as origin, (store.data / "copy").open("wb") as copy:
-            fcntl.ioctl(copy, 0x40049409, origin)
+            fcntl.ioctl(copy.fileno(), 0x40049409, origin.fileno())
     except OSError:
         return False
     return True
@@ -211,8 +211,11 @@ def test_a_linked_file_is_never_written_to(store: Store) -> None:
         first = linked[0]
         with pytest.raises(ValueError, match="cannot be written"):
             partial.write(first, 0, b"x")
+        is_linked = one_inode(store.models / "one" / "weights", partial.folder / "files" / "weights")
+        assert is_linked is not _shares_blocks(store)
         partial.forget(first)
-        assert not any(map(partial.written, linked))
+        # A second name is let go as a whole; of a copy that shares blocks the rest stays.
+        assert list(map(partial.written, linked)) == [0] + [0 if is_linked else each.length for each in linked[1:]]
         partial.write(first, 0, b"x" * 10)
     assert contents_of(store.models / "one") == {"weights": BIG}
     # The same after a crash between the link and its mark: what is not known to be whole is made anew.
@@ -225,6 +228,22 @@ def test_a_linked_file_is_never_written_to(store: Store) -> None:
         partial.publish()
     assert contents_of(store.models / "one") == {"weights": BIG}
     assert not one_inode(store.models / "one" / "weights", store.models / "two" / "weights")
+
+
+def test_a_file_that_is_changed_while_its_blocks_are_shared_is_not_taken_for_good(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(store, "one", {"weights": BIG})
+    two = Gatherer(store, "two", {"weights": BIG})
+
+    def clone(source: Path, target: Path) -> bool:
+        source.write_bytes(OTHER)
+        target.write_bytes(OTHER)
+        return True
+
+    monkeypatch.setattr(gathering, "_clone", clone)
+    two.stage()
+    assert two.files == 0
 
 
 def test_a_shared_volume_is_known_by_what_lies_there_not_by_who_says_so(tmp_path: Path) -> None:

@@ -100,6 +100,24 @@ async def test_a_disk_within_its_budget_stays_so_and_the_longest_unused_go_first
         assert other.node.store.names() == ["ant", "bee", "cat"], "who was given no budget evicts nothing"
 
 
+async def test_a_file_that_two_models_have_counts_once(nodes: Nodes) -> None:
+    async with nodes.node("other", ZOO) as other, nodes.node("w", ZOO) as member:
+        (member.models / "cat" / "a.bin").unlink()
+        os.link(member.models / "ant" / "a.bin", member.models / "cat" / "a.bin")
+        await member.node.adopt()
+        await other.until_held("ant", "bee", "cat")
+        await member.until_held("ant", "bee", "cat")
+        used_in_order(member, "cat", "bee", "ant")
+        async with kept(other), kept(member, Budget(limit=2 * SIZE)) as keeping:
+            seen = await keeping.inventory()
+            assert {copy.model: copy.bytes for copy in seen.copies} == {"ant": SIZE, "bee": SIZE, "cat": 0}
+            assert seen.excess == 0, "nothing goes for bytes that lie there once"
+            member.node.store.marks.pin("cat")
+            # The file goes with the last of the two, and that is the one that stays.
+            counts = {copy.model: copy.bytes for copy in (await keeping.inventory()).copies}
+            assert counts == {"ant": 0, "bee": SIZE, "cat": SIZE}
+
+
 async def test_a_loaded_a_pinned_and_the_last_copy_are_never_evicted(nodes: Nodes) -> None:
     there = {path: content for path, content in ZOO.items() if not path.startswith("cat")}
     zoo = ZOO | {"dog/a.bin": b"d" * SIZE}

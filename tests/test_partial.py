@@ -395,8 +395,10 @@ def test_a_truly_full_disk(tmp_path: Path) -> None:
         path = folder_of(tmp_path) / "files" / "a"
         path.rename(path.with_name("kept"))
         path.symlink_to("/dev/full")
-        with pytest.raises(NotEnoughSpace):
+        with pytest.raises(NotEnoughSpace) as caught:
             partial.write(PIECES[1], 0, content_of(PIECES[1]))
+        # What a retry goes on from is there, verified or not.
+        assert (caught.value.needed, caught.value.present) == (MANIFEST.size - 8, 8)
         path.unlink()
         path.with_name("kept").rename(path)
         fill(partial, CONTENTS)

@@ -10,6 +10,7 @@ from stagecast import operations
 from stagecast.duty import Duty
 from stagecast.manifest import Manifest
 from stagecast.messages import Record
+from stagecast.reservation import Reservation
 from stagecast.store import Store
 from stagecast.verifier import VERIFY, Verifier
 from stagecast.worker import holders
@@ -82,6 +83,25 @@ async def test_only_the_bad_pieces_move_and_it_is_said_which(pair: tuple[Member,
     assert (end.bytes_done, end.bytes_present) == (MANIFEST.size, MANIFEST.size - 2024)
     assert contents_of(member.models / "owl") == FILES
     assert holder.tracker.fold.holdings["w", "owl"].digest == MANIFEST.digest
+
+
+async def test_what_of_a_repair_has_landed_is_not_promised_any_more(
+    pair: tuple[Member, Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, member = pair
+    left: list[int] = []
+    landed = Reservation.landed
+
+    def look(reservation: Reservation, count: int) -> None:
+        landed(reservation, count)
+        left.append(sum(promise.left for promise in member.node.store.promises()))
+
+    monkeypatch.setattr(Reservation, "landed", look)
+    damage(member, "a.bin", 1500)
+    assert (await verified(holder, "w")).state == "succeeded"
+    assert max(left) < len(FILES["a.bin"]), "the file that is put together beside the damaged one"
+    assert left[-1] == 0
+    assert member.node.store.promises() == []
 
 
 async def test_also_where_the_damage_was_read_in_as_another_revision(pair: tuple[Member, Member]) -> None:

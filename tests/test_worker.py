@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from stagecast import operations, subjects, worker
+from stagecast import operations, ownership, subjects, worker
 from stagecast.commands import Commands
 from stagecast.errors import TransferFailed
 from stagecast.messages import Limits, NodeLimits, Record
@@ -100,6 +100,36 @@ async def test_equal_files_on_one_holder_are_two_models_there_and_on_the_worker(
         assert [end.state for end in ends] == ["succeeded", "succeeded"]
         await member.until_held("owl", "twin")
         assert contents_of(member.models / "twin") == contents_of(member.models / "owl") == FILES
+
+
+async def test_two_workers_on_one_folder_bring_a_model_once_and_both_have_it(nodes: Nodes) -> None:
+    (nodes.folder / "one" / "models").mkdir(parents=True)
+    (nodes.folder / "two").mkdir()
+    (nodes.folder / "two" / "models").symlink_to(nodes.folder / "one" / "models")
+    async with (
+        nodes.node("holder", OWL, kind="replica") as holder, nodes.worker("one") as one, nodes.worker("two") as two
+    ):  # fmt: skip
+        await holder.until_held("owl")
+        ends = await asyncio.gather(*(staged(holder, "owl", node) for node in ("one", "two")))
+        assert [(end.state, end.bytes_done) for end in ends] == [("succeeded", 5002)] * 2
+        await one.until_held("owl")
+        await two.until_held("owl")
+        assert holder.node.bytes_sent == 5002
+
+
+async def test_a_staging_waits_for_whoever_brings_the_same_into_its_folder(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "PATIENCE", 0.3)
+    async with nodes.node("holder", OWL, kind="replica") as holder, nodes.worker("w") as member:
+        await holder.until_held("owl")
+        manifest = holder.node.store.recorded("owl")
+        assert manifest is not None
+        with Store(member.models, nodes.folder / "of-another-process", "w").partial(manifest):
+            record, _ = await member.tracker.open("staging", "owl", "w", cause="test")
+            await eventually(lambda: (now := member.tracker.fold.record(record.id)) and now.waits_on == "target disk")
+            assert holder.node.bytes_sent == 0
+        assert (await ended(member, record)).state == "succeeded"
 
 
 async def test_one_plain_file_stays_one(nodes: Nodes) -> None:

@@ -49,10 +49,11 @@ class Changes:
             self._is_telling = True
             asyncio.get_running_loop().call_soon(self._tell_any)
 
-    def tell(self, topic: Topic) -> None:
-        """Call whoever listens to a topic."""
-        for hear in list(self._listeners[topic]):
-            hear()
+    def tell(self, *topics: Topic) -> None:
+        """Call whoever listens to these topics."""
+        for topic in topics:
+            for hear in list(self._listeners[topic]):
+                hear()
 
     def _tell_any(self) -> None:
         self._is_telling = False

@@ -89,7 +89,13 @@ def _digest_of(arriving: Partial, piece: Piece) -> str:
 
 
 def _share(store: Store, digest: str, source: Path, target: Path) -> bool:
-    return _clone(source, target) or store.files.link(digest, target)
+    if not _clone(source, target):
+        return store.files.link(digest, target)
+    # Nothing of it is read: whoever wrote to the source until now may have changed what was shared.
+    if store.files.locate(digest) != source:
+        target.unlink()
+        return False
+    return True
 
 
 def _clone(source: Path, target: Path) -> bool:

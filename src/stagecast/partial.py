@@ -234,7 +234,7 @@ class Partial:
 
     def discard(self) -> int:
         """Delete all that has arrived; return how many bytes that was. Leave the ``with`` afterwards."""
-        count = sum(self.written(piece) for piece in self._tally.pieces) if (self.folder / "files").exists() else 0
+        count = self._tally.written_bytes if (self.folder / "files").exists() else 0
         with self._guard:
             self._unsettled.clear()
             self.files.clear()
@@ -295,6 +295,6 @@ class Partial:
 
     def _clear_errors(self) -> AbstractContextManager[None]:
         def count() -> tuple[int, int]:
-            return self.manifest.size - self.verified_bytes, self.verified_bytes
+            return self.manifest.size - self._tally.written_bytes, self._tally.written_bytes
 
         return naming_full_disk(self._models, self._node, count)

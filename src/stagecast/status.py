@@ -58,6 +58,11 @@ class Tally:
         """Return whether a piece was verified."""
         return self.marks[self.number[piece]] == VERIFIED
 
+    @property
+    def written_bytes(self) -> int:
+        """Bytes on the disk, verified or not."""
+        return sum(map(self.written, self.pieces))
+
     def missing(self) -> list[Piece]:
         """Return the pieces that are not verified, in order."""
         return [piece for piece, mark in zip(self.pieces, self.marks, strict=True) if mark != VERIFIED]

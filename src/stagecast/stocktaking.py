@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
 
+from stagecast.adoption import survey
 from stagecast.disk import Space
-from stagecast.errors import Unknown
+from stagecast.errors import InvalidManifest, Unknown
 from stagecast.eviction import Copy, Leftover
 from stagecast.plan import Stock
 from stagecast.store import Store
@@ -43,28 +45,47 @@ def stock(store: Store, wanted: Wanted) -> Stock:
 
 
 def found(store: Store, now: float) -> Found:
-    """Return all models and leftovers, with what each takes."""
+    """Return all models and leftovers, with what each takes; a file of several models counts for one: see `counted`."""
     reserved, space, pinned = _reserved(store), store.space(), set(store.marks.pinned())
     copies = [
         Copy(
-            model=name, bytes=_size(store, name), came_at=_came_at(store, name), used_at=store.marks.used_at(name),
+            model=name, bytes=0, came_at=_came_at(store, name), used_at=store.marks.used_at(name),
             pinned=name in pinned,
         )
         for name in store.names()
     ]  # fmt: skip
+    copies = counted(copies, {copy.model: _files(store, copy.model) for copy in copies})
     return Found(now, space, reserved, copies, leftovers(store.models, now))
+
+
+def counted(copies: Sequence[Copy], files: Mapping[str, Mapping[int, int]]) -> list[Copy]:
+    """Return the copies with their bytes, of which ``files`` has those of each model by what tells files apart.
+
+    What several models have is freed only with the last of them. So it counts for the one that goes last: a pinned one,
+    or else the one that was used last. Of all copies together every file counts once.
+    """
+    found, known = {}, set[int]()
+    order = sorted(copies, key=lambda each: (each.pinned, max(each.used_at, each.came_at), each.model), reverse=True)
+    for copy in order:
+        own = files[copy.model]
+        found[copy.model] = msgspec.structs.replace(copy, bytes=sum(own[key] for key in own.keys() - known))
+        known |= own.keys()
+    return [found[copy.model] for copy in copies]
 
 
 def _reserved(store: Store, besides: str = "") -> int:
     return sum(promise.left for promise in store.promises() if promise.purpose != besides)
 
 
-def _size(store: Store, name: str) -> int:
-    held = store.recorded(name)
+def _files(store: Store, name: str) -> dict[int, int]:
+    """Return the bytes of a model's files by their inode; what is not known yet is one file that no other model has."""
     try:
-        return held.size if held is not None else bytes_of(store.path(name))
-    except Unknown:
-        return 0
+        path = store.path(name)
+        if store.recorded(name) is None:
+            return {-path.lstat().st_ino: bytes_of(path)}
+        return {identity.inode: identity.size for identity in survey(name, path).values()}
+    except (Unknown, InvalidManifest, OSError):
+        return {}
 
 
 def _came_at(store: Store, name: str) -> float:

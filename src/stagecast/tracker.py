@@ -45,8 +45,7 @@ class Tracker:
         self.bus = bus
         self.process = process
         self.fold = Fold()
-        self.is_degraded = True
-        self.is_closing = False
+        self.is_degraded, self.is_closing = True, False
         self.malformed = 0
         self.owned: dict[str, Ownership] = {}
         self.caught_up = asyncio.Event()
@@ -60,6 +59,7 @@ class Tracker:
         self._chance = chance or random.SystemRandom()
         self._mender = Mender(bus.log, process, mends=mends, chance=self._chance)
         self._incoming = self._settled = self.fold
+        self.placed = self.revision  # where the latest of what this process wrote stands: maybe beyond its fold
         self._changes = Changes()
         self._is_heard, self._warned = False, float("-inf")
         self._restatement = Restatement(bus.log)
@@ -131,7 +131,9 @@ class Tracker:
         """
         if not await self.until(lambda: is_one_stream(sequence, self._incoming.revision.sequence), PLACE_TIMEOUT):
             raise BusUnavailable("it went into a log that cannot be heard yet")
-        return Revision(self._incoming.revision.identity, sequence)
+        at = Revision(self.identity, sequence)
+        self.placed = at.later(self.placed)
+        return at
 
     async def write(self, record: Record, expected: int) -> Revision:
         """Append an operation's record where its last word stands at ``expected``. Raises like `say`."""
@@ -335,9 +337,7 @@ class Tracker:
             self.caught_up.set()
             for identifier in list(self.owned):
                 self._tell_owner(identifier)
-            self._changes.tell("holding")
-            self._changes.tell("placement")
-            self._changes.tell("limits")
+            self._changes.tell("holding", "placement", "limits")
             self._changes.notify()
 
     def _apply(self, entry: Entry) -> None:

@@ -71,22 +71,32 @@ class Verifier:
             repair = await in_thread(ownership.stop, stack.enter_context, Repair(store, findings))
             written = sum(repair.written(piece) for piece in repair.missing())
             present = repair.verified_bytes + written
-            await promised(stack, ownership, self._node, copy, present)
+            bad = sum(piece.length for piece in findings.pieces)
+            here = written + bad - sum(piece.length for piece in repair.missing())
+            room = await promised(stack, ownership, self._node, copy - here, present)
+
+            def advance(count: int) -> None:
+                ownership.advance(count)
+                room.landed(count)
+
+            def check_copy(count: int) -> None:
+                ownership.check(count, total=copy)
+                room.landed(count)
+
             await ownership.change(
                 phase="transferring", bytes_total=manifest.size, bytes_done=present, bytes_present=present,
                 total_files=len(manifest.files),
             )  # fmt: skip
             await in_thread(
                 ownership.stop, pull, manifest, repair, lambda: self._holders(manifest.model, manifest.digest),
-                token=self._token, tls=self._node.tls, limit=self._limit, advance=ownership.advance,
+                token=self._token, tls=self._node.tls, limit=self._limit, advance=advance,
                 checked=partial(ownership.check, total=written), waiting=partial(ownership.wait, then=_THEN),
                 entered=lambda index: ownership.enter(index + 1, manifest.files[index].path),
                 completed=lambda index: ownership.complete(index + 1, manifest.files[index].path),
                 stop=ownership.stop,
             )  # fmt: skip
             await ownership.change(phase="verifying")
-            check = partial(ownership.check, total=copy)
-            await in_thread(ownership.stop, repair.mend, ownership.stop, check)
+            await in_thread(ownership.stop, repair.mend, ownership.stop, check_copy)
 
 
 def is_asked(record: Record) -> bool:

@@ -18,7 +18,7 @@ import msgspec
 
 from stagecast import operations
 from stagecast.duty import Duty
-from stagecast.errors import AppendConflict, Fenced, StagecastError, TransferFailed
+from stagecast.errors import AppendConflict, Busy, Fenced, StagecastError, TransferFailed
 from stagecast.gathering import gather_files, gather_pieces
 from stagecast.manifest import Manifest
 from stagecast.messages import Record
@@ -39,6 +39,8 @@ from stagecast.transfer.pull import PATIENCE
 from stagecast.verifier import Verifier, is_asked
 from stagecast.work import in_thread
 
+LOOK_AGAIN: Final = 0.5
+"""Seconds between two looks at a folder into which another process brings the same."""
 HOLDER_PATIENCE: Final = 15.0
 """Seconds without any living holder after which a staging fails."""
 _UNLESS_A_BYTE_COMES: Final = f"it fails after {PATIENCE:.0f} s without one from any holder"
@@ -131,18 +133,34 @@ class Worker:
 
     async def _bring(self, ownership: Ownership) -> None:
         await ownership.change(phase="planning")
-        held = await self._held(ownership)
-        if held is not None:
-            await self._node.conclude(ownership, held)
-            return
-        manifest = await self._manifest(ownership)
         with ExitStack() as stack:
-            arriving = await in_thread(ownership.stop, stack.enter_context, self._node.store.partial(manifest))
-            await self._pull(ownership, manifest, arriving)
-            await ownership.change(phase="publishing")
-            ownership.settle()
-            await in_thread(threading.Event(), arriving.publish)
+            manifest, arriving = await self._begun(ownership, stack)
+            if arriving is not None:
+                await self._pull(ownership, manifest, arriving)
+                await ownership.change(phase="publishing")
+                ownership.settle()
+                await in_thread(threading.Event(), arriving.publish)
         await self._node.conclude(ownership, manifest)
+
+    async def _begun(self, ownership: Ownership, stack: ExitStack) -> tuple[Manifest, Partial | None]:
+        """Return the revision that is wanted with what has arrived of it, which ``stack`` keeps, or None if it is here.
+
+        While another process brings it into the same folder it waits for that, and then finds it here.
+        """
+        wanted: Manifest | None = None
+        while True:
+            try:
+                held = await self._held(ownership)
+                if held is not None:
+                    return held, None
+                wanted = wanted or await self._manifest(ownership)
+                arriving = await in_thread(ownership.stop, stack.enter_context, self._node.store.partial(wanted))
+            except Busy:
+                ownership.wait("target disk", "another process brings it into this folder; then it is here, too")
+                await asyncio.sleep(LOOK_AGAIN)
+            else:
+                ownership.wait("")
+                return wanted, arriving
 
     async def _held(self, ownership: Ownership) -> Manifest | None:
         """Return the manifest of the model that lies here, if it is the revision that is wanted; hashed if need be."""

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from stagecast import broadcast, operations, subjects
+from stagecast import broadcast, operations, revision, subjects
+from stagecast.frontend import limits_api
 from stagecast.messages import Limits
-from tests.alone import Alone
+from tests.alone import Alone, alone
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -24,6 +26,23 @@ async def test_nothing_is_limited_until_somebody_says_so(here: Alone) -> None:
     assert answer.json == {"rate": 0, "nodes": [], "generation": 0, "revision": answer.headers["Stagecast-Revision"]}
 
 
+async def test_an_answer_says_where_the_change_stands_also_where_this_replica_has_yet_to_hear_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the next poll, on a replica that is behind as well, would show the limits before (law L5)."""
+    monkeypatch.setattr(limits_api, "_SEEN_WITHIN", 0.01)
+    async with alone(tmp_path) as deaf:
+        await deaf.get("/api/limits")
+        monkeypatch.setattr(deaf.bus.log, "_followers", set())
+        changed = await deaf.ask("PUT", "/api/limits", json={"rate": 5})
+        shown = await deaf.get("/api/limits")
+    told, folded = (revision.parse(answer.headers["Stagecast-Revision"]) for answer in (changed, shown))
+    assert told is not None
+    assert folded is not None
+    assert told.sequence > folded.sequence
+    assert shown.json["rate"] == 0, "what a reader is shown is never dated later than it is"
+
+
 async def test_what_is_named_changes_and_the_rest_stays(here: Alone) -> None:
     await here.worker("w")
     first = await put(here, {"rate": "20MB/s", "nodes": {"w": {"rate": 5_000_000}}})
@@ -33,8 +52,8 @@ async def test_what_is_named_changes_and_the_rest_stays(here: Alone) -> None:
     assert second["nodes"] == [{"node": "w", "rate": 5_000_000, "stagings_at_once": 2}]
     assert second["generation"] == first["generation"] + 1  # type: ignore[operator]
     assert await put(here, {"nodes": {"w": {"stagings_at_once": 2}}}) == second, "said twice is said once"
-    revision = (await here.get("/api/limits")).json["revision"]
-    await here.peer.until(lambda: str(here.peer.revision) == revision, 5)
+    shown = (await here.get("/api/limits")).json["revision"]
+    await here.peer.until(lambda: str(here.peer.revision) == shown, 5)
     assert here.peer.fold.limits.rate == 20_000_000, "any process knows it"
     last = await put(here, {"rate": 0, "nodes": {"w": {"rate": "0", "stagings_at_once": 0}}})
     assert (last["rate"], last["nodes"]) == (0, [])

@@ -82,12 +82,16 @@ async def test_a_staging_is_seen_whole_while_the_replica_behind_the_page_is_kill
     await page.press("[data-model=owl] button[value=stage]")
     await page.until("window.seen.at(-1).place === 'operations'")
     await page.until("window.seen.at(-1).progress > 20")
+    message = "document.querySelector('#operations [data-slot=message]').textContent"
+    await page.until(f"{message} === 'limited by the rate limit'")
     assert page.complaints == []
     killed = await page.evaluate("document.querySelector('#replica').textContent")
     await running.kill(killed)
     await page.until(f"window.seen.at(-1).replica !== '{killed}' && window.seen.at(-1).connection === 'live'")
     assert await page.evaluate("window.seen.at(-1).place") == "operations", "it ended before the page was back"
     await page.until("window.seen.at(-1).place === 'recent, succeeded'", timeout=15)
+    title = "document.querySelector('#recent [data-slot=mean]').title"
+    await page.until(f"{title}.startsWith('Mean rate; most of the time: limit ')")
     seen = await page.evaluate("window.seen")
 
     assert runs(each["place"] for each in seen) == ["nowhere", "operations", "recent, succeeded"]

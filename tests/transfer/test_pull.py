@@ -17,7 +17,7 @@ from stagecast.errors import Fenced, HoldersFailed, Interrupted, NotEnoughSpace,
 from stagecast.manifest import Manifest, encode
 from stagecast.part_files import PartFiles
 from stagecast.partial import Partial
-from stagecast.pieces import Piece
+from stagecast.pieces import Piece, pieces_of
 from stagecast.store import Store
 from stagecast.transfer import FileServer, Holder, Pulled, RateLimit, pull
 from stagecast.transfer.exchange import Exchange
@@ -349,6 +349,20 @@ def test_a_stop_is_heeded_while_the_limit_holds_all_back(store: Store, good: Fil
             caller.pull(holder(good), limit=RateLimit(1000), advance=advance)
 
         assert time.monotonic() - stopped[0] < 1
+
+
+def test_of_a_pull_that_is_stopped_every_byte_on_the_disk_was_told(store: Store, good: FileServer) -> None:
+    with store.partial(MANIFEST) as partial:
+        caller = Caller(partial)
+
+        def received(_: int) -> None:
+            caller.stop.set()
+
+        with pytest.raises(Interrupted):
+            caller.pull(holder(good), limit=RateLimit(200_000), received=received)
+
+        pieces = [piece for piece in pieces_of(MANIFEST) if not partial.is_verified(piece)]
+        assert caller.done == partial.verified_bytes + sum(map(partial.written, pieces)) > 0
 
 
 def test_what_a_callback_raises_ends_the_pull(store: Store, good: FileServer) -> None:

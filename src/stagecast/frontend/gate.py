@@ -44,7 +44,7 @@ class Gate:
             if message["type"] == "http.response.start" and message["status"] != Unauthorized.status:
                 headers = [*message.get("headers", ()), (b"Stagecast-Replica", self._name)]
                 if path.startswith(("/api", "/v1")) and all(name != _REVISION for name, _ in headers):
-                    headers.append((b"Stagecast-Revision", str(self._tracker.revision).encode()))
+                    headers.append((b"Stagecast-Revision", str(self._reached(method)).encode()))
                 message["headers"] = headers
             await send(message)
 
@@ -56,6 +56,11 @@ class Gate:
             await refuse(error, path, signed)
             return
         await self._app(scope, receive, signed)  # type: ignore[operator]  # an ASGI application
+
+    def _reached(self, method: str) -> Revision:
+        """Return what an answer shows, or of one that tells of a write, where the log has that (law L5)."""
+        folded = self._tracker.revision
+        return folded if method == "GET" else self._tracker.placed.later(folded)
 
     def _admit(self, scope: Scope, path: str) -> None:
         """Raise `Unauthorized` unless the key is right, `NotReady` before the log was read once.

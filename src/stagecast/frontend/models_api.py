@@ -12,7 +12,6 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 
 from stagecast import rows
 from stagecast.errors import BadInput
-from stagecast.frontend.gate import written
 from stagecast.frontend.installs import Installs
 from stagecast.frontend.replica import Replica
 from stagecast.messages import Placement
@@ -184,21 +183,18 @@ class ModelsApi(Controller):
             name, nodes, "api", wait_for_space=data.wait_for_space, priority=data.priority
         )
         started = Started(operations=[rows.row_of(replica.fold, record) for record in records], revision=str(revision))
-        return Response(started, headers=written(replica.tracker, revision))
+        return Response(started)
 
     @post("/{name:str}/verify", status_code=202, summary="Read a model's copies anew and repair what is damaged")
     async def verify(
         self, replica: NamedDependency[Replica], name: FromPath[str], data: JSONBody[VerifyRequest | None] = None
-    ) -> Response[Started]:
+    ) -> Started:
         """Return the operations; each node reads what it has, and gets damaged pieces from the others."""
         records, revision = await replica.verify(name, data.nodes if data else "all", "api")
-        started = Started(operations=[rows.row_of(replica.fold, record) for record in records], revision=str(revision))
-        return Response(started, headers=written(replica.tracker, revision))
+        return Started(operations=[rows.row_of(replica.fold, record) for record in records], revision=str(revision))
 
     @post("/install", status_code=202, summary="Install a model from a gallery, a URL or a path")
-    async def install(
-        self, replica: NamedDependency[Replica], installs: NamedDependency[Installs], data: JSONBody[InstallRequest]
-    ) -> Response[Started]:
+    async def install(self, installs: NamedDependency[Installs], data: JSONBody[InstallRequest]) -> Started:
         """Return the operation; a replica pulls and verifies the files."""
         reference = data.ref or data.url or (data.name if data.gallery else "")
         if not reference:
@@ -207,8 +203,7 @@ class ModelsApi(Controller):
         record, revision = await installs.start(
             reference, data.gallery, name, data.sha256, wait_for_space=data.wait_for_space
         )
-        started = Started(operations=[rows.row(record)], revision=str(revision))
-        return Response(started, headers=written(replica.tracker, revision))
+        return Started(operations=[rows.row(record)], revision=str(revision))
 
     @post("/{name:str}/load", status_code=202, summary="Ask for a model to be loaded")
     async def load(

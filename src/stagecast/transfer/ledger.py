@@ -51,8 +51,6 @@ class Ledger:
         pieces = list(pieces_of(manifest))
         self.digest = partial.digest
         self.number = {piece: number for number, piece in enumerate(pieces)}
-        self.count = len(pieces)
-        """Pieces in all."""
         missing = partial.missing()
         whole = {piece for piece in missing if partial.written(piece) == piece.length}
         self._assignments = Assignments(pieces, missing, whole, time.monotonic(), random.random)
@@ -62,11 +60,10 @@ class Ledger:
         self._error: BaseException | None = None
         self._news = News(missing)
         self._reached: dict[Piece, int] = {}
-        self._gained = 0
         self._whereabouts = Whereabouts()
         self._entered = -1
         self._received: Counter[str] = Counter()
-        self._verified = 0
+        self._verified = self._gained = 0
         self._pieces_left = len(missing)
         self._streams = self._wanted = 0
         self._leaving: set[int] = set()
@@ -165,7 +162,6 @@ class Ledger:
             self._assignments.reached(piece, position, now)
             # A byte now and then is no progress: nobody waits a year for a model.
             if self._gained >= LEAST * self._patience:
-                self._gained = 0
                 self._assignments.progressed(now, holder)
         self._news.reached(piece, position, is_here=holder is None)
 
@@ -264,6 +260,10 @@ class Ledger:
         """Return what was done, once all streams have ended."""
         received = dict(self._received)
         return Pulled(sum(received.values()), self._verified, received, seconds, self._whereabouts.waits)
+
+    def rest(self) -> int:
+        """Return the bytes that have come since the last report, once all streams have ended."""
+        return self._news.take(is_complete=True).came
 
     def _report(self, tell: Told) -> None:
         with self._lock:

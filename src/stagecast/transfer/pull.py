@@ -82,8 +82,12 @@ def pull(
     def run() -> None:
         Stream(ledger, token, streams or SHARES, limit, stall, tls).run()
 
-    with Crew(ledger, run, ramp) as crew, Scout(ledger, token, tls):
-        ledger.supervise(holders, tell, stop, crew.tend)
+    try:
+        with Crew(ledger, run, ramp) as crew, Scout(ledger, token, tls):
+            ledger.supervise(holders, tell, stop, crew.tend)
+    finally:
+        if rest := ledger.rest():
+            advance(rest)  # so that what is told of a pull that was cut off is what lies on the disk
     pulled = ledger.result(time.monotonic() - began)
     spent(pulled.waits.seconds())
     return pulled

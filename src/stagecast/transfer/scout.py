@@ -83,7 +83,7 @@ class Scout:
 
     def _look(self, holder: Holder, source: Source) -> None:
         try:
-            self._ledger.learn(holder.name, *source.pieces(self._digest, self._ledger.count))
+            self._ledger.learn(holder.name, *source.pieces(self._digest, len(self._ledger.number)))
         except HolderFailed:
             _, length = self._rests.get(holder, (0.0, LOOK / 2))
             length = min(LONGEST, 2 * length)

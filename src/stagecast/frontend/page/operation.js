@@ -85,6 +85,7 @@ export function filePlace(row) {
 export function remark(row) {
   const message = row.message ?? "";
   if (!row.owner && row.state === "running") return message;
+  if (row.limitedBy) return /, (limited by .+)$/.exec(message)?.[1] ?? "";
   const [, standing, note] = /: (\w+) \((.+)\)$/.exec(message) ?? [];
   return (standing === row.phase || standing === row.state) && note !== row.state ? note : "";
 }
@@ -153,6 +154,12 @@ export function meanRate(row) {
   if (row.attempts) return row.meanBytesPerSecond ?? null; // the server knows what lay there before
   const elapsed = seconds(row);
   return movesBytes(row) && elapsed > 0 && row.currentBytes > 0 ? row.currentBytes / elapsed : null;
+}
+
+/** On what most of the time of an ended operation went: "network 80 %". */
+export function slowedBy(row) {
+  const [most] = Object.entries(row.timeSpent ?? {}).sort(([, a], [, b]) => b - a);
+  return most ? `${most[0]} ${format.percent(100 * most[1])}` : "";
 }
 
 function movesBytes(row) {
