@@ -380,8 +380,9 @@ def test_data_that_a_sync_could_not_save_is_never_called_verified(
     partial = open_partial(tmp_path).__enter__()
     fill(partial, CONTENTS)
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(NotEnoughSpace):
+    with pytest.raises(NotEnoughSpace) as caught:
         partial.__exit__(None, None, None)
+    assert (caught.value.needed, caught.value.present) == (MANIFEST.size, 0), "what was forgotten has to come again"
     monkeypatch.undo()
     with open_partial(tmp_path) as partial:
         assert partial.missing() == PIECES

@@ -277,15 +277,15 @@ class Partial:
     def _settle(self) -> None:
         with self._guard:
             batch, self._unsettled, self._unsettled_bytes = self._unsettled, [], 0
-        try:
-            with self._clear_errors():
+        with self._clear_errors():
+            try:
                 self.files.sync({piece.file for piece in batch})
-        except BaseException:
-            # After a failed sync the kernel may have dropped the data: only moving it again is sure.
-            with self._guard:
-                for piece in batch:
-                    self._mark(piece, 0)
-            raise
+            except BaseException:
+                # After a failed sync the kernel may have dropped the data: only moving it again is sure.
+                with self._guard:
+                    for piece in batch:
+                        self._mark(piece, 0)
+                raise
         if batch:
             with self._guard:
                 numbers = sorted(self._tally.number[piece] for piece in batch if self.is_verified(piece))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -120,6 +121,26 @@ async def test_what_has_arrived_is_counted_by_the_plan_and_not_promised_again(cl
     assert plan.fits
     [ended] = await until_ended(client, *await client.stage("one", ["worker-1"]))
     assert ended.state == "succeeded"
+    await client.remove("one", "worker-1")
+
+
+async def test_a_disk_that_fills_meanwhile_tells_what_there_was_then_and_the_retry_moves_the_rest(
+    client: Client, disk: Path, contents: dict[str, dict[str, bytes]]
+) -> None:
+    rows = await client.stage("one", ["worker-1"])
+    await until_percent(client, 20, *rows)
+    fill(disk / ".ballast")
+    [failed] = await until_ended(client, *rows)
+    numbers = re.search(r"but ([\d,]+) more are needed \(([\d,]+) are there already\)", error_of(failed))
+    assert numbers is not None, failed
+    needed, there = (int(number.replace(",", "")) for number in numbers.groups())
+    assert SIZE * 0.2 <= failed.current_bytes <= there < SIZE
+    assert needed == SIZE - there
+    (disk / ".ballast").unlink()
+    await until_ended(client, await client.command(failed.id, "retry"))
+    [ended] = await client.history(model="one", node="worker-1", kind="staging", limit=1)
+    assert (ended.state, ended.bytes_moved) == ("succeeded", needed)
+    assert contents_of(disk / "one") == contents["one"]
     await client.remove("one", "worker-1")
 
 

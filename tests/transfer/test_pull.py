@@ -172,7 +172,7 @@ def test_several_holders_share_the_work(store: Store, good: FileServer, tmp_path
 def test_the_token_is_shown(store: Store, good: FileServer) -> None:
     with FileServer(good.store, "127.0.0.1", token="secret") as server, store.partial(MANIFEST) as partial:
         caller = Caller(partial)
-        with pytest.raises(HoldersFailed, match="good: refused the cluster's token"):
+        with pytest.raises(HoldersFailed, match="good: refused the cluster's token; STAGECAST_TOKEN must be the same"):
             caller.pull(holder(server))
 
         caller.pull(holder(server), token="secret")

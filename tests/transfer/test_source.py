@@ -95,7 +95,7 @@ def test_a_manifest_that_is_not_there(server: FileServer) -> None:
 
 
 def test_a_token_that_is_refused(server: FileServer) -> None:
-    with pytest.raises(HolderFailed, match="refused the cluster's token"):
+    with pytest.raises(HolderFailed, match="refused the cluster's token; STAGECAST_TOKEN must be the same on both"):
         fetch_manifest(Holder("one", server.url), MANIFEST.digest, "wrong")
 
 

@@ -17,6 +17,8 @@ from tests.transfer.test_pull import CONTENTS, MANIFEST, SIZE, Caller, assert_wh
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes certificates, is missing")
 
+HINT = "; give its authority with --files-authority"
+
 
 class Pair(NamedTuple):
     certificate: Path
@@ -76,7 +78,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
 ) -> None:
     other = client_tls(made(tmp_path, "IP:127.0.0.1").certificate) if authority else client_tls(None)
     with store.partial(MANIFEST) as partial:
-        with pytest.raises(HoldersFailed, match=r"good: .*(self-signed|unable to get local issuer|signature)"):
+        with pytest.raises(HoldersFailed, match=rf"good: .*(self-signed|unable to get local issuer|signature).*{HINT}"):
             Caller(partial).pull(holder(server), token="secret", tls=other, patience=0.2)
         assert partial.verified_bytes == 0
 
@@ -86,9 +88,10 @@ def test_a_certificate_for_another_host_is_refused(store: Store, tmp_path: Path)
     with (
         FileServer(store, "127.0.0.1", tls=server_tls(*other)) as server,
         store.partial(MANIFEST) as partial,
-        pytest.raises(HoldersFailed, match="good: IP address mismatch"),
+        pytest.raises(HoldersFailed, match="good: IP address mismatch") as caught,
     ):
         Caller(partial).pull(holder(server), tls=client_tls(other.certificate), patience=0.2)
+    assert HINT not in caught.value.message, "another authority would not help"
 
 
 def test_who_speaks_no_tls_gets_nothing(store: Store, server: FileServer) -> None:

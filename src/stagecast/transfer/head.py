@@ -10,7 +10,7 @@ from stagecast.pieces import parse_content_range
 
 MEANINGS: Final = {
     200: "ignores ranges, and would send the whole file",
-    401: "refused the cluster's token",
+    401: "refused the cluster's token; STAGECAST_TOKEN must be the same on both",
     404: "does not have it",
     409: "gave it to somebody else just now",
     503: "serves too many others just now",

@@ -17,6 +17,7 @@ from stagecast.messages import Hindrance
 from stagecast.pieces import Holder, decode_set
 from stagecast.transfer.connection import Connection, parse_address
 from stagecast.transfer.head import MEANINGS, Head, length_of
+from stagecast.transfer.tls import refusal
 from stagecast.transfer.waits import FIELD, Sent, parse_sent
 from stagecast.transfer.wanted import Range, Wanted
 
@@ -180,8 +181,9 @@ class Source:
             yield
         except (OSError, UnicodeError) as error:
             self.close()
-            why = getattr(error, "verify_message", "") or getattr(error, "strerror", None) or str(error)
-            raise HolderFailed(self.holder.name, why) from error
+            if isinstance(error, ssl.SSLCertVerificationError):
+                raise HolderFailed(self.holder.name, refusal(error)) from error
+            raise HolderFailed(self.holder.name, getattr(error, "strerror", None) or str(error)) from error
         except BaseException:
             self.close()
             raise

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Final
 
 from stagecast.errors import BadInput
+
+_NOBODY_VOUCHES: Final = frozenset({7, 18, 19, 20, 21})
+"""OpenSSL's codes (X509_V_ERR_*) for a certificate that no authority signed which is believed here."""
 
 
 def server_tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
@@ -44,6 +48,12 @@ def client_tls(authority: Path | None) -> ssl.SSLContext | None:
     except (OSError, ValueError) as error:
         raise BadInput(f"--files-authority {authority} cannot be used: {_why(error)}") from None
     return context
+
+
+def refusal(error: ssl.SSLCertVerificationError) -> str:
+    """Return why a holder's certificate is not believed, and what to do where that can be said."""
+    hint = "; give its authority with --files-authority" if error.verify_code in _NOBODY_VOUCHES else ""
+    return f"{error.verify_message}{hint}"
 
 
 def _why(error: Exception) -> str:
