@@ -84,6 +84,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def neighbourhood(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what is promised here apart from what others promise of this machine's disks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STAGECAST_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_model() -> Path:
     """Return the folder of the demo's model, fetched once for every process that tests."""

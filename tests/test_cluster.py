@@ -96,10 +96,12 @@ async def test_what_the_person_set_for_this_process_does_not_reach_the_children(
     tmp_path: Path, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAGECAST_RATE_LIMIT", "1")
+    monkeypatch.setenv("STAGECAST_RUNTIME_DIR", str(tmp_path))
     async with cluster(settings(tmp_path, replicas=1, workers=0, api_key="key")) as running:
         environment = (await fetch(http, running.replicas[0].url))["environment"]
     assert "STAGECAST_RATE_LIMIT" not in environment  # type: ignore[operator]
     assert environment["STAGECAST_API_KEY"] == "key"  # type: ignore[index]
+    assert environment["STAGECAST_RUNTIME_DIR"] == str(tmp_path), "where the folders of one disk meet"  # type: ignore[index]
 
 
 async def test_jetstream_is_there(running: Cluster) -> None:

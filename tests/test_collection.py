@@ -100,11 +100,26 @@ def test_no_model_loses_its_last_copy_and_every_byte_that_is_wanted_goes_if_it_m
 
 
 def test_folders_on_one_disk_free_it_together() -> None:
-    one = inventory("one", free=10 * MB, disk_reserved=MB)
-    two = inventory("two", free=10 * MB, disk_reserved=2 * MB)
+    one = inventory("one", free=10 * MB, disk_reserved=MB, reserved_here=MB)
+    two = inventory("two", free=10 * MB, disk_reserved=2 * MB, reserved_here=2 * MB)
     far = inventory("far", free=40 * MB, disk="boot:2")
     found = {tuple(each.node for each in goal.inventories): goal.excess for goal in goals([one, far, two], 20 * MB)}
     assert found == {("one", "two"): 13 * MB, ("far",): 0}
+
+
+@pytest.mark.parametrize(
+    ("volume", "seen", "promised"),
+    [("", (5, 5), 5), ("", (3, 2), 5), ("boot:1:same", (5, 5), 5), ("boot:1:same", (3, 3), 3)],
+    ids=["each sees all", "neither sees the other's", "one folder", "one folder with a promise"],
+)
+def test_a_promise_on_a_disk_counts_once_whoever_sees_it(volume: str, seen: tuple[int, int], promised: int) -> None:
+    here = (3, 2) if not volume else seen
+    nodes = [
+        inventory(name, free=10, disk_reserved=all_of_it, reserved_here=own, **({"volume": volume} if volume else {}))
+        for name, all_of_it, own in zip(("one", "two"), seen, here, strict=True)
+    ]
+    [goal] = goals(nodes, 20)
+    assert goal.excess == 20 - (10 - promised)
 
 
 def test_without_a_wish_each_nodes_budget_says_what_is_too_much() -> None:

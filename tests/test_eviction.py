@@ -55,6 +55,11 @@ def test_how_much_has_to_go(budget: Budget, used: int, free: int, more: int, exc
     assert bool(budget) == (budget != Budget())
 
 
+def test_what_comes_to_another_folder_of_the_disk_takes_its_room_and_none_of_a_models_limit() -> None:
+    assert Budget(limit=100).excess(90, 60, 5, 50) == 0
+    assert Budget(keep_free=50).excess(90, 60, 5, 50) == 45
+
+
 def test_room_that_is_there_is_not_missing() -> None:
     assert (free_missing(100, 60), free_missing(60, 100)) == (0, 40)
 

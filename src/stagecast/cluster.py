@@ -22,6 +22,7 @@ from stagecast.balancer import ADMIN_SOCKET, caddyfile
 from stagecast.child import PATIENCE, Child, ChildFailed, Probe, Program, Say
 from stagecast.errors import Busy, StagecastError, Unknown
 from stagecast.loopback import HOST, accepts, free_port, is_free, is_ready
+from stagecast.neighbours import PLACE
 
 _logger = logging.getLogger(__name__)
 
@@ -283,8 +284,9 @@ def _binary(program: str, wheel: str) -> str:
 
 
 def _environment(token: str, api_key: str) -> dict[str, str]:
-    # What the person set for this process was meant for it alone: the children are told by arguments.
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("STAGECAST_")}
+    # What the person set for this process was meant for it alone: the children are told by arguments. But all processes
+    # of a machine have to meet at one place.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("STAGECAST_") or name == PLACE}
     return kept | {"STAGECAST_TOKEN": token} | ({"STAGECAST_API_KEY": api_key} if api_key else {})
 
 

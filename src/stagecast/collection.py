@@ -103,9 +103,18 @@ def goals(inventories: Sequence[Inventory], free: int) -> list[Goal]:
     found = []
     for _, group in groupby(sorted(inventories, key=_disk_of), key=_disk_of):
         on_it = list(group)
-        room = min(each.disk_free for each in on_it) - sum(each.disk_reserved for each in on_it)
+        room = min(each.disk_free for each in on_it) - _reserved(on_it)
         found.append(Goal(on_it, max(0, free - room)))
     return found
+
+
+def _reserved(on_it: Sequence[Inventory]) -> int:
+    """Return what was promised of one disk: what one node sees of it, or what is in all its folders, each once.
+
+    Nodes of one machine see each other's promises; those of several, on one remote disk, do not.
+    """
+    in_folders = {each.volume: each.reserved_here for each in on_it}
+    return max(sum(in_folders.values()), *(each.disk_reserved for each in on_it))
 
 
 def _disk_of(inventory: Inventory) -> str:

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from stagecast import reservation
 from stagecast.errors import Busy, NotEnoughSpace
+from stagecast.neighbours import Neighbours
 from stagecast.publication import WORKSHOP
 from stagecast.reservation import Promise, Reservation
 
@@ -49,25 +50,30 @@ def naming_full_disk(path: Path, node: str, count: Callable[[], tuple[int, int]]
 class Disk:
     """The disk under ``path``; ``node`` names its machine in errors.
 
-    Promises are kept in the workshop there (`stagecast.reservation`), and hold for every process that shares ``path``.
+    Promises are kept in the workshop there (`stagecast.reservation`). They hold for every process that shares ``path``,
+    and for those of this machine and user with another models folder on its file system (`stagecast.neighbours`).
     """
 
     def __init__(self, path: Path, node: str = "") -> None:
         self._path = path
         self._node = node
+        self._neighbours = Neighbours(path)
 
     def space(self) -> Space:
         """Return what is free and what there is, now."""
         return space_of(self._path)
 
     def promises(self) -> list[Promise]:
-        """Return what living processes have promised of the free room."""
-        return reservation.standing(self._path / WORKSHOP)
+        """Return what living processes have promised of the free room, from this folder and from others beside it."""
+        found = reservation.standing(self._path / WORKSHOP)
+        for folder in self._neighbours.folders():
+            found += reservation.standing_beside(folder / WORKSHOP)
+        return found
 
     def tidy(self) -> None:
         """Clear away the promises of dead processes; whoever makes one does that, too."""
-        with suppress(Busy, OSError), reservation.deciding(self._path / WORKSHOP):
-            reservation.clear(self._path / WORKSHOP)
+        with suppress(Busy, OSError), self._deciding():
+            pass
 
     @contextmanager
     def reserve(self, needed: int, present: int = 0, purpose: str = "") -> Iterator[Reservation]:
@@ -86,9 +92,7 @@ class Disk:
             yield made
 
     def _promise(self, stack: ExitStack, needed: int, present: int, purpose: str) -> Reservation:
-        workshop = self._path / WORKSHOP
-        with reservation.deciding(workshop):
-            reservation.clear(workshop)
+        with self._deciding():
             # Promises first: what lands in between is then counted twice, never not at all.
             promised = sum(promise.left for promise in self.promises())
             space = self.space()
@@ -96,4 +100,17 @@ class Disk:
                 raise NotEnoughSpace(
                     self._node, str(self._path), needed, space.free, present, promised, total=space.total
                 )
-            return stack.enter_context(reservation.promised(workshop, needed, purpose))
+            return stack.enter_context(reservation.promised(self._path / WORKSHOP, needed, purpose))
+
+    @contextmanager
+    def _deciding(self) -> Iterator[None]:
+        """Be the only one on this file system who makes a promise, with what the dead have left cleared away."""
+        with ExitStack() as stack:
+            shared = self._neighbours.register()
+            if shared is not None:
+                with suppress(OSError):  # where that is full, the folder's own lock has to do
+                    stack.enter_context(reservation.deciding(shared))
+            stack.enter_context(reservation.deciding(self._path / WORKSHOP))
+            self._neighbours.clear()
+            reservation.clear(self._path / WORKSHOP)
+            yield

@@ -52,13 +52,17 @@ class Leftover(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
-    """All that lies on a node's disk. ``excess``: how many bytes more than its budget allows."""
+    """All that lies on a node's disk. ``excess``: how many bytes more than its budget allows.
+
+    ``disk_reserved`` is what was promised of the disk as far as the node can see, ``reserved_here`` that of its folder.
+    """
 
     node: str
     volume: str
     disk_free: int
     disk_total: int
     disk_reserved: int
+    reserved_here: int = 0
     excess: int = 0
     copies: list[Copy] = []
     leftovers: list[Leftover] = []
@@ -70,10 +74,13 @@ class Budget(NamedTuple):
     limit: int = 0
     keep_free: int = 0
 
-    def excess(self, used: int, free: int, more: int = 0) -> int:
-        """Return how many bytes have to go so that ``more`` fit in. Without any bound, none ever has to."""
+    def excess(self, used: int, free: int, more: int = 0, beside: int = 0) -> int:
+        """Return how many bytes have to go so that ``more`` fit in. Without any bound, none ever has to.
+
+        ``beside`` come to the disk as well, but not to these models.
+        """
         over_limit = used + more - self.limit if self.limit else 0
-        return max(0, over_limit, free_missing(free, self.keep_free + more) if self else 0)
+        return max(0, over_limit, free_missing(free, self.keep_free + more + beside) if self else 0)
 
     def __bool__(self) -> bool:
         """Tell whether there is any bound."""

@@ -84,8 +84,10 @@ class Keeper:
         used = sum(copy.bytes for copy in copies) + sum(left.bytes for left in lefts)
         return Inventory(
             node=self._node.name, volume=self._node.volume, disk_free=seen.space.free, disk_total=seen.space.total,
-            disk_reserved=seen.reserved, copies=copies, leftovers=lefts,
-            excess=self._budget.excess(used, seen.space.free, seen.reserved + more),
+            disk_reserved=seen.reserved, reserved_here=seen.reserved_here, copies=copies, leftovers=lefts,
+            excess=self._budget.excess(
+                used, seen.space.free, seen.reserved_here + more, seen.reserved - seen.reserved_here
+            ),
         )  # fmt: skip
 
     async def _stock(self, question: msgspec.Raw) -> Stock:

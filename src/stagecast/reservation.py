@@ -3,6 +3,7 @@
 Lies in ``<models>/.stagecast/reserved-<id>``: the bytes that are still to land, and who they are for. Its holder keeps
 the file locked, so a promise dies with its process, and whoever looks next clears it away. Promises are made one at a
 time, under ``reserving``, which is there for that moment only: two that each fit, but not both, are never both made.
+Who decides has that of the file system (`stagecast.neighbours`) and that of his folder, which other machines see, too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -30,10 +31,11 @@ _POLL: Final = 0.002
 
 
 class Promise(NamedTuple):
-    """Bytes that are still to land, and the work they are for."""
+    """Bytes that are still to land, and the work they are for; ``is_here``: in the folder of whoever looks."""
 
     left: int
     purpose: str
+    is_here: bool = True
 
 
 class Reservation:
@@ -91,21 +93,40 @@ def promised(workshop: Path, count: int, purpose: str) -> Iterator[Reservation]:
 
 
 def standing(workshop: Path) -> list[Promise]:
-    """Return the promises of living processes, in no order."""
-    found = (_read(path) for path in _files(workshop))
-    return [promise for promise in found if promise is not None]
+    """Return the promises of living processes, in no order. What another user lets nobody read is none."""
+    return _promises(_files(workshop), PermissionError)
+
+
+def standing_beside(workshop: Path) -> list[Promise]:
+    """Return those in the workshop of another folder on the same file system; what cannot be read there is none."""
+    with suppress(OSError):
+        return [promise._replace(is_here=False) for promise in _promises(_files(workshop), OSError)]
+    return []
 
 
 def clear(workshop: Path) -> None:
     """Remove the promises of dead processes; for use within `deciding`, so that none is met while it is being made."""
     for path in _files(workshop):
-        if _read(path) is None:
-            path.unlink(missing_ok=True)
+        with suppress(PermissionError):
+            if _read(path) is None:
+                path.unlink(missing_ok=True)
 
 
 def _files(workshop: Path) -> Iterator[Path]:
     with suppress(FileNotFoundError):
-        yield from (path for path in workshop.iterdir() if path.name.startswith(_PREFIX))
+        for path in workshop.iterdir():
+            if path.name.startswith(_PREFIX) and path.is_file() and not path.is_symlink():
+                yield path
+
+
+def _promises(paths: Iterable[Path], passed_over: type[OSError]) -> list[Promise]:
+    found = []
+    for path in paths:
+        with suppress(passed_over):
+            promise = _read(path)
+            if promise is not None:
+                found.append(promise)
+    return found
 
 
 def _read(path: Path) -> Promise | None:
@@ -117,7 +138,7 @@ def _read(path: Path) -> Promise | None:
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 left, _, purpose = os.pread(descriptor, 4096, 0).decode(errors="replace").strip().partition(" ")
-                return Promise(int(left) if left.isdigit() else 0, purpose)
+                return Promise(int(left) if left.isdecimal() else 0, purpose)
     except FileNotFoundError:
         pass
     return None

@@ -26,11 +26,15 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Found(NamedTuple):
-    """What was found at ``now``, in seconds since 1970. ``reserved`` bytes of the space are promised."""
+    """What was found at ``now``, in seconds since 1970.
+
+    ``reserved`` bytes of the space are promised, ``reserved_here`` of them to what is to land in this folder.
+    """
 
     now: float
     space: Space
     reserved: int
+    reserved_here: int
     copies: list[Copy]
     leftovers: list[Leftover]
 
@@ -40,13 +44,15 @@ def stock(store: Store, wanted: Wanted) -> Stock:
 
     What was promised to this model's own staging, which may be under way, is there for it.
     """
-    reserved, space = _reserved(store, besides=f"staging:{wanted.model}@{store.node}"), store.space()
+    own, promises, space = f"staging:{wanted.model}@{store.node}", store.promises(), store.space()
+    reserved = sum(each.left for each in promises if not (each.is_here and each.purpose == own))
     return Stock(present=_present(store, wanted), disk_free=space.free, disk_reserved=reserved, disk_total=space.total)
 
 
 def found(store: Store, now: float) -> Found:
     """Return all models and leftovers, with what each takes; a file of several models counts for one: see `counted`."""
-    reserved, space, pinned = _reserved(store), store.space(), set(store.marks.pinned())
+    promises, space, pinned = store.promises(), store.space(), set(store.marks.pinned())
+    reserved, here = sum(each.left for each in promises), sum(each.left for each in promises if each.is_here)
     copies = [
         Copy(
             model=name, bytes=0, came_at=_came_at(store, name), used_at=store.marks.used_at(name),
@@ -55,7 +61,7 @@ def found(store: Store, now: float) -> Found:
         for name in store.names()
     ]  # fmt: skip
     copies = counted(copies, {copy.model: _files(store, copy.model) for copy in copies})
-    return Found(now, space, reserved, copies, leftovers(store.models, now))
+    return Found(now, space, reserved, here, copies, leftovers(store.models, now))
 
 
 def counted(copies: Sequence[Copy], files: Mapping[str, Mapping[int, int]]) -> list[Copy]:
@@ -71,10 +77,6 @@ def counted(copies: Sequence[Copy], files: Mapping[str, Mapping[int, int]]) -> l
         found[copy.model] = msgspec.structs.replace(copy, bytes=sum(own[key] for key in own.keys() - known))
         known |= own.keys()
     return [found[copy.model] for copy in copies]
-
-
-def _reserved(store: Store, besides: str = "") -> int:
-    return sum(promise.left for promise in store.promises() if promise.purpose != besides)
 
 
 def _files(store: Store, name: str) -> dict[int, int]:

@@ -227,7 +227,7 @@ class Store:
         return self._disk.reserve(needed, present, purpose)
 
     def promises(self) -> list[Promise]:
-        """Return what living processes, of all that share the models folder, have promised of the free bytes."""
+        """Return what living processes, of all that share the models folder or its disk, promised of the free bytes."""
         return self._disk.promises()
 
     def _put(self, record: Record) -> None:
