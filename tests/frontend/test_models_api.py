@@ -6,6 +6,7 @@ import hashlib
 import pytest
 
 from stagecast.messages import Holding
+from stagecast.store import Store
 from stagecast.subjects import holding
 from tests.alone import OWL, WEIGHTS, Alone
 from tests.sample import lay_out
@@ -82,6 +83,17 @@ async def test_a_manifest_that_no_holder_gives_is_told(here: Alone) -> None:
         409, "wrong_state", "cannot delete secret on mute: it is out of reach; name the other nodes one by one",
     )  # fmt: skip
     await here.worker("mute", left=True)
+
+
+async def test_a_manifest_is_looked_for_once_and_then_known(here: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read touches no network and no disk (law L14): a digest's manifest never changes."""
+    first = (await here.get("/api/models/owl")).json
+
+    def reads(*_: object) -> None:
+        raise AssertionError("the disk was read")
+
+    monkeypatch.setattr(Store, "recorded", reads)
+    assert (await here.get("/api/models/owl")).json == first
 
 
 async def test_staging_is_queued_for_each_node_and_not_twice(here: Alone) -> None:

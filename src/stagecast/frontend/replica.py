@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import msgspec
@@ -37,6 +37,8 @@ from stagecast.tracker import Tracker
 from stagecast.transfer import Holder, fetch_manifest
 from stagecast.verifier import VERIFY, is_asked
 
+REMEMBERED: Final = 64
+"""Manifests that are kept in memory."""
 DELETION_TIMEOUT: Final = 30.0
 """Seconds without any deletion ending for which a request waits for the files to be gone."""
 
@@ -51,6 +53,7 @@ class Replica:
     token: str
     galleries: tuple[str, ...]
     wait_budget: float
+    _manifests: dict[str, Manifest] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -233,14 +236,25 @@ class Replica:
         return ended
 
     def manifest(self, model: str) -> Manifest:
-        """Return a model's manifest, from this disk or from a holder. Blocking. Raises `Unknown`, `TransferFailed`."""
-        holdings = self.holdings(model)
-        digest = newest_digest(holdings)
+        """Return a model's manifest: from this disk or from a holder the first time, later from memory. Blocking.
+
+        A digest's manifest never changes. Raises `Unknown`, `TransferFailed`.
+        """
+        digest = newest_digest(self.holdings(model))
+        found = self._manifests.get(digest)
+        if found is None:
+            found = self._fetched(model, digest)
+            self._manifests[digest] = found
+            for old in list(self._manifests)[:-REMEMBERED]:
+                self._manifests.pop(old, None)
+        return found
+
+    def _fetched(self, model: str, digest: str) -> Manifest:
         own = self.node.store.recorded(model)
         if own is not None and own.digest == digest:
             return own
         causes = []
-        for holding in holdings:
+        for holding in self.holdings(model):
             if holding.digest == digest and self.presence.is_node_alive(holding.node):
                 try:
                     return fetch_manifest(
