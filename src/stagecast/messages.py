@@ -73,7 +73,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``begun_by`` is the command that began this attempt anew. ``bytes_present`` were on the disk when the attempt
     began, so ``bytes_done - bytes_present`` have moved in it. A cancel says by ``keep_partial`` whether it leaves what
     has arrived, and by ``bytes_kept`` how much that is. While it is stalled, ``waits_on`` says for what, and
-    ``waits_since`` since when. ``earlier`` are the attempts of the same job before this one, the latest 20.
+    ``waits_since`` since when. ``queued_at`` is when it would have been asked for, had it done nothing since
+    but wait for its turn. ``earlier`` are the attempts of the same job before this one, the latest 20.
     ``spent`` are the seconds of its streams so far, by what they went on, and ``limited_by`` is most of the latest.
     """
 
@@ -104,6 +105,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     beside: tuple[str, ...] = ()
     begun_by: Literal["", "resume", "retry"] = ""
     claimed_at: float = 0.0
+    queued_at: float = 0.0
     bytes_present: int = 0
     keep_partial: bool = False
     bytes_kept: int = 0

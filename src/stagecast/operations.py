@@ -104,6 +104,7 @@ def opened(
         total_files=total_files,
         cause=cause,
         started_at=now,
+        queued_at=now,
         updated_at=now,
         parameters=parameters or {},
         call=call,
@@ -119,10 +120,11 @@ def claimed(held: Record, owner: str, now: float) -> Record:
     a model's way; other work has but the one in which it moves, and what an earlier attempt of it did is done.
     """
     following = anew(held, now) if held.owner else msgspec.structs.replace(held, seq=held.seq + 1)
+    queued_at = held.queued_at if held.state == "queued" else following.queued_at
     phase = held.phase if held.kind in MODEL_KINDS else "transferring"
     return msgspec.structs.replace(
         following, owner=owner, state="running", phase=phase, note="", rate=None, updated_at=now, claimed_at=now,
-        bytes_present=held.bytes_done, waits_on="", waits_since=0.0,
+        queued_at=queued_at, bytes_present=held.bytes_done, waits_on="", waits_since=0.0,
     )  # fmt: skip
 
 
@@ -130,8 +132,14 @@ def anew(held: Record, now: float, why: str = "") -> Record:
     """Return the record of a next attempt, which fences the one that is held and tells of it; ``why``, where known."""
     return msgspec.structs.replace(
         held, attempt=held.attempt + 1, seq=0, earlier=told(held, why), claimed_at=now, bytes_present=held.bytes_done,
-        limited_by="", spent={},
+        queued_at=now - waited(held), limited_by="", spent={},
     )  # fmt: skip
+
+
+def waited(record: Record) -> float:
+    """Return for how many seconds an operation waited for its turn, in all, before it was taken up last."""
+    # Who asked for it may have another clock than who took it.
+    return max(0.0, record.claimed_at - (record.queued_at or record.started_at)) if record.claimed_at else 0.0
 
 
 def told(held: Record, why: str = "") -> tuple[Attempt, ...]:
@@ -178,7 +186,7 @@ def ended(held: Record, state: Outcome, now: float, error: str = "", note: str =
 
 def put_back(held: Record, now: float, note: str) -> Record:
     """Return the record by which an owner lets an operation wait for its turn again. It stays named until a claim."""
-    return succeeding(held, now, state="queued", phase="planning", note=note, rate=None)
+    return succeeding(held, now, state="queued", phase="planning", note=note, rate=None, queued_at=now - waited(held))
 
 
 def stalled(held: Record, reason: str, now: float, on: Hindrance = "owner", since: float | None = None) -> Record:
@@ -208,8 +216,8 @@ def commanded(held: Record, verb: Verb, now: float, *, keep_partial: bool = Fals
         return succeeding(held, now, state="paused", note="paused", rate=None)
     there = _still_there(held)
     return msgspec.structs.replace(
-        anew(held, now), owner="", claimed_at=0.0, state="queued", phase="planning", begun_by=verb, error="",
-        bytes_done=there, bytes_present=there, note="", rate=None, dismissed=False, updated_at=now,
+        anew(held, now), owner="", claimed_at=0.0, queued_at=now, state="queued", phase="planning", begun_by=verb,
+        error="", bytes_done=there, bytes_present=there, note="", rate=None, dismissed=False, updated_at=now,
         keep_partial=False, bytes_kept=0, waits_on="", waits_since=0.0,
     )  # fmt: skip
 

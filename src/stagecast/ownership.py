@@ -280,7 +280,7 @@ class Ownership(Meter):
             self._bytes_present += present - wanted.bytes_present
         return msgspec.structs.replace(
             wanted, attempt=following.attempt, seq=0, earlier=following.earlier, claimed_at=following.claimed_at,
-            bytes_present=present,
+            queued_at=following.queued_at, bytes_present=present,
         )  # fmt: skip
 
     async def _standing(self, subject: str) -> Entry | None:
