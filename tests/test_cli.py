@@ -369,6 +369,13 @@ def test_the_history_tells_a_verification_from_a_staging_and_what_it_moved(
     assert "/s" not in line
 
 
+def test_the_page_of_another_server_is_no_list(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    replica.script.append(answering("welcome"))
+    assert main(["ops"]) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err.startswith("error: the answer is not a replica's")) == ("", True)
+
+
 def test_nobody_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stagecast.remote._PATIENCE", 0.1)
     assert main(["ops", "--url", f"http://127.0.0.1:{free_port()}"]) == 1
