@@ -337,6 +337,45 @@ def test_what_is_followed_into_a_pipe_says_why_it_does_not_move(
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({}, "succeeded"),
+        ({"verification": "undamaged"}, "verified, undamaged"),
+        ({"verification": "1 piece repaired (16.8 MB) in a"}, "verified, 1 piece repaired (16.8 MB) in a"),
+    ],
+)
+def test_a_success_is_one_word_and_a_verification_says_what_it_found(
+    replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str], found: dict[str, str], said: str
+) -> None:
+    replica.routes["POST /api/models/m/verify"] = answering(STARTED, 202)
+    ended = row(state="succeeded", phase="publishing", progress=100, **found)
+    replica.streams.put_nowait(streaming(event("snapshot", STARTED), event("operation", ended), ends=False))
+    assert main(["verify", "m", "--follow"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"staging:m@worker-1: {said}"
+
+
+def test_the_history_tells_a_verification_from_a_staging_and_what_it_moved(
+    replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"state": "succeeded", "bytesMoved": 100, "meanBytesPerSecond": 50.0, "verification": "undamaged"}
+    replica.routes["GET /api/operations/history"] = answering({"operations": [row(**found)]})
+    assert main(["history"]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert "verification m" in line
+    assert "verified, undamaged" in line
+    assert "100 B" in line
+    assert "1.0 kB" not in line
+    assert "/s" not in line
+
+
+def test_the_page_of_another_server_is_no_list(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    replica.script.append(answering("welcome"))
+    assert main(["ops"]) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err.startswith("error: the answer is not a replica's")) == ("", True)
+
+
 def test_nobody_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stagecast.remote._PATIENCE", 0.1)
     assert main(["ops", "--url", f"http://127.0.0.1:{free_port()}"]) == 1

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
+from aiohttp import web
 
 from stagecast import session as session_module
 from stagecast.client import Client
@@ -141,6 +142,26 @@ async def test_an_answer_that_is_not_a_replicas_is_said_plainly(replica: Replica
     replica.script.append(answering({"operations": [{"id": 3}]}))
     with pytest.raises(ApiError, match="the answer is not a replica's"):
         await client.operations()
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (404, "that is no Stagecast replica: it answered 404"),
+        (502, "no Stagecast replica answers there: it answered 502"),
+    ],
+)
+async def test_another_server_is_said_to_be_one_and_its_page_is_not_shown(
+    replica: ReplicaStandIn, status: int, said: str
+) -> None:
+    async def page(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, text="<!DOCTYPE html><p>nothing", content_type="text/html")
+
+    replica.routes["GET /api/operations"] = page
+    async with Client(replica.url, patience=0) as client:
+        with pytest.raises(ApiError) as refused:
+            await client.operations()
+    assert refused.value.message == said
 
 
 async def test_names_are_quoted(replica: ReplicaStandIn, client: Client) -> None:

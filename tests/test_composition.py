@@ -119,3 +119,17 @@ async def test_alone_one_process_is_replica_and_worker_and_says_goodbye(tmp_path
     entry = await bus.log.last(subjects.node("here"))
     assert entry is not None
     assert msgspec.json.decode(entry.payload, type=NodeRecord).left
+
+
+@pytest.mark.parametrize(("names", "stock"), [((), "0 models"), (("a",), "1 model"), (("a", "b", "c"), "3 models")])
+async def test_a_start_says_how_many_models_there_are_and_where_and_the_page_s_address(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: tuple[str, ...], stock: str
+) -> None:
+    models = tmp_path / "srv" / "models"
+    for name in names:
+        (models / name).mkdir(parents=True)
+        (models / name / "a.bin").write_bytes(b"weights")
+    caplog.set_level("INFO", "stagecast.composition")
+    async with replica(tmp_path / "data", models=models) as url:
+        assert models.is_dir(), "what is not there is made"
+    assert f"replica n answers at {url}, its page is {url}/; {stock} in {models}" in caplog.messages

@@ -37,15 +37,26 @@ def test_every_row_has_the_fields_of_the_wire(record: Record) -> None:
     row = as_json(record)
     optional = {
         "error", "dismissed", "bytesPerSecond", "etaSeconds", "stalledSince", "stalledOn", "keptBytes", "callID",
-        "nodes", "priority", "limitedBy",
+        "nodes", "priority", "limitedBy", "verification",
     }  # fmt: skip
     assert WIRE_FIELDS <= row.keys() <= WIRE_FIELDS | optional
     assert ("error" in row) == (record.state == "failed")
     assert ("priority" in row) == (record.kind == "staging")
+    assert ("verification" in row) == operations.is_verification(record)
     assert ("limitedBy" in row) == bool(operations.bottleneck(record))
     assert ("stalledOn" in row) == ("stalledSince" in row) == (record.state == "stalled")
     assert 0 <= row["progress"] <= 100  # type: ignore[operator]
     assert isinstance(row["progress"], int)
+
+
+def test_a_verification_is_told_apart_and_says_what_it_found_once_it_has_succeeded() -> None:
+    running = a_record(kind="staging", state="running", parameters={operations.VERIFY: "all"})
+    assert as_json(running)["verification"] == ""
+    ended = msgspec.structs.replace(running, state="succeeded", note="undamaged")
+    assert as_json(ended)["verification"] == "undamaged"
+    assert as_json(ended)["message"].startswith("Verifying ")  # type: ignore[attr-defined]
+    cancelled = msgspec.structs.replace(running, state="cancelled", note="once w is back")
+    assert as_json(cancelled)["verification"] == ""
 
 
 @given(records())

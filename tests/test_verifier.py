@@ -12,7 +12,7 @@ from stagecast.manifest import Manifest
 from stagecast.messages import Record
 from stagecast.reservation import Reservation
 from stagecast.store import Store
-from stagecast.verifier import VERIFY, Verifier
+from stagecast.verifier import Verifier
 from stagecast.worker import holders
 from tests.nodes import Member, Nodes
 from tests.sample import contents_of, fill, manifest_of
@@ -42,7 +42,7 @@ def damage(member: Member, path: str, at: int) -> None:
 async def verified(member: Member, node: str, **parameters: str) -> Record:
     """Queue a verification and return its end."""
     record, _ = await member.tracker.open(
-        "staging", "owl", node, cause="test", parameters={VERIFY: "all", **parameters}
+        "staging", "owl", node, cause="test", parameters={operations.VERIFY: "all", **parameters}
     )
 
     def ended() -> bool:
@@ -68,7 +68,9 @@ async def pair(nodes: Nodes) -> AsyncIterator[tuple[Member, Member]]:
 async def test_a_good_copy_is_read_and_nothing_moves(pair: tuple[Member, Member]) -> None:
     holder, _ = pair
     end = await verified(holder, "w")
-    assert (end.state, end.bytes_done, end.bytes_present, end.note) == ("succeeded", MANIFEST.size, MANIFEST.size, "")
+    assert (end.state, end.bytes_done, end.bytes_present, end.note) == (
+        "succeeded", MANIFEST.size, MANIFEST.size, "undamaged",
+    )  # fmt: skip
     assert holder.node.bytes_sent == 0
 
 
@@ -78,7 +80,7 @@ async def test_only_the_bad_pieces_move_and_it_is_said_which(pair: tuple[Member,
     damage(member, "sub/b.bin", 3)
     end = await verified(holder, "w")
     assert (end.state, end.error) == ("succeeded", "")
-    assert end.note == "2 damaged pieces repaired in a.bin, sub/b.bin"
+    assert end.note == "2 pieces repaired (2.0 kB) in a.bin, sub/b.bin"
     assert holder.node.bytes_sent == 1024 + 1000
     assert (end.bytes_done, end.bytes_present) == (MANIFEST.size, MANIFEST.size - 2024)
     assert contents_of(member.models / "owl") == FILES
@@ -109,7 +111,7 @@ async def test_also_where_the_damage_was_read_in_as_another_revision(pair: tuple
     damage(member, "a.bin", 0)
     await member.node.adopt()
     await member.tracker.until(lambda: member.tracker.fold.holdings["w", "owl"].digest != MANIFEST.digest)
-    assert (await verified(holder, "w")).note == "1 damaged piece repaired in a.bin"
+    assert (await verified(holder, "w")).note == "1 piece repaired (1.0 kB) in a.bin"
     assert contents_of(member.models / "owl") == FILES
 
 
@@ -122,7 +124,7 @@ async def test_a_replica_verifies_what_it_has_but_is_staged_nothing(pair: tuple[
     verifier = Verifier(holder.node, others, token="token")  # type: ignore[arg-type]
     damage(holder, "a.bin", 2000)
     async with Duty(holder.tracker, "staging", verifier.perform, node="holder").running():
-        assert (await verified(member, "holder")).note == "1 damaged piece repaired in a.bin"
+        assert (await verified(member, "holder")).note == "1 piece repaired (1.0 kB) in a.bin"
         record, _ = await member.tracker.open("staging", "owl", "holder", cause="test")
         await member.tracker.until(
             lambda: (held := member.tracker.fold.record(record.id)) is not None and held.state == "failed"

@@ -17,7 +17,7 @@ from stagecast.messages import (
     StagingEvent,
     StagingStatus,
 )
-from stagecast.operations import bottleneck, is_cancellable, is_ended
+from stagecast.operations import bottleneck, is_cancellable, is_ended, is_verification
 from stagecast.quantities import format_size, format_time
 
 Event = StagingEvent | GalleryEvent | OperationEvent
@@ -82,7 +82,7 @@ def percentage(record: Record) -> float:
 
 def sentence(record: Record) -> str:
     """Return one line for people that says where the operation stands."""
-    what = _WHAT.get(record.kind, record.kind.capitalize())
+    what = "Verifying" if is_verification(record) else _WHAT.get(record.kind, record.kind.capitalize())
     subject = f"{what} {record.model}" + (f" on {record.node}" if record.node else "")
     if record.state == "failed":
         return f"{subject} failed: {record.error}"

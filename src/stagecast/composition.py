@@ -91,7 +91,7 @@ async def replica(settings: ReplicaSettings) -> AsyncGenerator[str, None]:
         installs = await stack.enter_async_context(Installs(parts, throttle).running())
         await stack.enter_async_context(serving(build(parts, installs, session, settings.api_key), listening))
         stack.callback(control.tracker.close)
-        _logger.info("replica %s answers at %s", settings.name, url)
+        _logger.info("replica %s answers at %s, its page is %s/; %s", settings.name, url, url, _stock(store))
         yield url
 
 
@@ -110,7 +110,7 @@ async def worker(settings: WorkerSettings) -> AsyncGenerator[str, None]:
         labels = dict(settings.labels)
         await stack.enter_async_context(_working_node(settings, control, store, throttle, listening, labels))
         url = _base_url(settings, endpoint, listening)
-        _logger.info("worker %s answers at %s", settings.name, url)
+        _logger.info("worker %s answers at %s; %s", settings.name, url, _stock(store))
         yield url
 
 
@@ -191,6 +191,12 @@ async def _session(*, keeps_connections: bool) -> AsyncGenerator[aiohttp.ClientS
         trust_env=False,
     ) as session:
         yield session
+
+
+def _stock(store: Store) -> str:
+    """Say how many models lie where: a folder that was misspelt is an empty one."""
+    count = len(store.names())
+    return f"{count} model{'' if count == 1 else 's'} in {store.models}"
 
 
 def _base_url(settings: NodeSettings, endpoint: Endpoint, listening: socket.socket) -> str:

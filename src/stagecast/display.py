@@ -110,7 +110,8 @@ def history(rows: Sequence[Row], width: int = _PIPE_WIDTH) -> RenderableType:
 
 def _cells(row: Row) -> tuple[str, ...]:
     """Return what `_HISTORY` heads."""
-    what = f"{row.task_type} {row.name}"
+    is_verification = isinstance(row.verification, str)
+    what = f"{'verification' if is_verification else row.task_type} {row.name}"
     cause = row.begun_by if isinstance(row.begun_by, str) else row.cause
     return (
         _when(row), what, row.node_name or "-", _outcome(row), _took(row), _moved(row), _mean(row),
@@ -234,7 +235,7 @@ async def follow(words: AsyncIterable[Row], start: Iterable[Row]) -> list[Row]:
         async for row in words:
             if _step(row) != _step(held.get(row.job_id)):
                 why = f"; {row.message}" if row.state == "stalled" else ""
-                screen.print(f"{row.id}: {row.state} ({row.phase}), {row.progress} %{why}")
+                screen.print(f"{row.id}: {_word(row)}{why}")
             held[row.job_id] = row
         return list(held.values())
     with Live(bars(held.values()), console=screen, refresh_per_second=10) as live:
@@ -242,6 +243,13 @@ async def follow(words: AsyncIterable[Row], start: Iterable[Row]) -> list[Row]:
             held[row.job_id] = row
             live.update(bars(held.values()))
     return list(held.values())
+
+
+def _word(row: Row) -> str:
+    """Return where an operation stands; of a success there is no more to say, but what a verification found."""
+    if row.state != "succeeded":
+        return f"{row.state} ({row.phase}), {row.progress} %"
+    return f"verified, {row.verification}" if isinstance(row.verification, str) and row.verification else row.state
 
 
 def _step(row: Row | None) -> tuple[str, str] | None:
@@ -262,7 +270,9 @@ def _rate(row: Row) -> str:
 
 
 def _standing(row: Row) -> str:
-    """Return the phase of what runs; other programs' work has none to speak of."""
+    """Return the phase of what runs, and of what has ended its end; other programs' work has no phase to speak of."""
+    if row.state == "succeeded":
+        return _word(row)
     return row.phase if row.state == "running" and row.task_type in MODEL_KINDS else row.state
 
 
@@ -283,7 +293,8 @@ def date_of(epoch: float) -> str:
 
 def _outcome(row: Row) -> str:
     attempts = row.attempts if isinstance(row.attempts, list) else []
-    return row.state + (f" (attempt {len(attempts)})" if len(attempts) > 1 else "")
+    state = _word(row) if row.state == "succeeded" else row.state
+    return state + (f" (attempt {len(attempts)})" if len(attempts) > 1 else "")
 
 
 def _took(row: Row) -> str:
@@ -295,13 +306,13 @@ def _took(row: Row) -> str:
 def _moved(row: Row) -> str:
     if not isinstance(row.bytes_moved, int):
         return ""
-    whole = row.bytes_moved >= row.total_bytes
+    whole = row.bytes_moved >= row.total_bytes or isinstance(row.verification, str)
     return _count(row, row.bytes_moved) + ("" if whole else f" of {_count(row, row.total_bytes)}")
 
 
 def _mean(row: Row) -> str:
     mean, spent = row.mean_bytes_per_second, row.time_spent
-    if not isinstance(mean, float):
+    if not isinstance(mean, float) or isinstance(row.verification, str):
         return ""
     most = max(spent, key=lambda on: spent[on]) if isinstance(spent, dict) and spent else ""
     why = f" ({most} {spent[most]:.0%})" if isinstance(spent, dict) and most else ""

@@ -275,8 +275,8 @@ class BusError(StagecastError):
 class BusUnavailable(BusError):
     """No connection to NATS at the moment."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(f"the bus cannot be reached ({why}); what runs goes on, try again when NATS is back")
+    def __init__(self, why: str, what: str = "what runs goes on, try again when NATS is back") -> None:
+        super().__init__(f"the bus cannot be reached ({why}); {what}")
         self.why = why
 
 

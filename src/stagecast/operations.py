@@ -28,6 +28,8 @@ PRIORITIES: Final[tuple[Priority, ...]] = get_args(Priority)
 
 BLOCK: Final = "program"
 """The cause of what a block of a program's own does."""
+VERIFY: Final = "verify"
+"""The parameter of a staging that is to read what lies there."""
 EARLIER_KEPT: Final = 20
 """How many attempts a record tells of: it must stay small, however often its owner dies."""
 
@@ -265,6 +267,11 @@ def priority(record: Record) -> Priority:
     """Return what a staging goes before; all other work is as urgent as any."""
     said = record.parameters.get("priority", "") if record.kind == "staging" else ""
     return next((each for each in PRIORITIES if each == said), "normal")
+
+
+def is_verification(record: Record) -> bool:
+    """Tell whether a staging is to read what lies there."""
+    return record.kind == "staging" and VERIFY in record.parameters
 
 
 def is_bound(record: Record) -> bool:

@@ -8,14 +8,13 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-import msgspec
 from cyclopts import Parameter
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from stagecast import answers, disk_tables, display, seen
-from stagecast.client import Client
+from stagecast.client import Client, read
 from stagecast.following import follow as follow_operations
 from stagecast.messages import Outcome, Verb
 from stagecast.options import Follow, Id, ModelName, NodeName, Reach, argument, rate_option
@@ -319,7 +318,7 @@ async def _change(client: Client, answer: Answer) -> Answer:
 
 
 def _listed(answer: Answer) -> answers.Operations:
-    return msgspec.json.decode(answer.body, type=answers.Operations)
+    return read(answer, answers.Operations)
 
 
 def _absolute(place: str) -> str:

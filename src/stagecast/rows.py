@@ -77,7 +77,8 @@ class Row(msgspec.Struct, kw_only=True, rename=_CAMEL):
     ``bytesMoved`` of this attempt, ``meanBytesPerSecond`` over all of it; ``attempts``, the job's, this one the last.
 
     Of a staging ``priority``, and while it moves bytes ``limitedBy``: on what most of its time went just now. By its
-    name, and in the history, ``timeSpent``: the parts of the time of all its streams, together 1.
+    name, and in the history, ``timeSpent``: the parts of the time of all its streams, together 1. ``verification`` is
+    there where it only reads a copy anew: what it found, empty until it has succeeded.
     """
 
     id: str
@@ -121,6 +122,7 @@ class Row(msgspec.Struct, kw_only=True, rename=_CAMEL):
     priority: Priority | msgspec.UnsetType = msgspec.UNSET
     limited_by: Bottleneck | msgspec.UnsetType = msgspec.UNSET
     time_spent: dict[Bottleneck, float] | msgspec.UnsetType = msgspec.UNSET
+    verification: str | msgspec.UnsetType = msgspec.UNSET
     nodes: list[NodeShare] | msgspec.UnsetType = msgspec.UNSET
 
     def __iter__(self) -> Iterator[tuple[str, object]]:
@@ -168,7 +170,12 @@ def row(record: Record, nodes: list[NodeShare] | None = None) -> Row:
         nodes=nodes or msgspec.UNSET,
         priority=operations.priority(record) if record.kind == "staging" else msgspec.UNSET,
         limited_by=operations.bottleneck(record) or msgspec.UNSET,
+        verification=_found(record) if operations.is_verification(record) else msgspec.UNSET,
     )
+
+
+def _found(record: Record) -> str:
+    return record.note if record.state == "succeeded" else ""
 
 
 def detailed(record: Record, nodes: list[NodeShare] | None = None) -> Row:

@@ -246,7 +246,9 @@ def _refusal(answer: Answer) -> ApiError:
     try:
         fault = msgspec.json.decode(answer.body, type=answers.Refusal).error
     except msgspec.DecodeError:
-        fault = answers.Fault(message=f"the answer was {answer.status} {answer.body[:200].decode(errors='replace')}")
+        # A balancer may stand before replicas that are all away.
+        who = "no Stagecast replica answers there" if answer.status in _GATEWAY else "that is no Stagecast replica"
+        return ApiError(answer.status, "", f"{who}: it answered {answer.status}")
     # The server says nothing else to whom it does not know; here it can be said what is missing.
     message = fault.message + _NO_KEY if answer.status == 401 else fault.message
     return ApiError(answer.status, fault.code or "", message)

@@ -12,9 +12,10 @@ from functools import partial
 from typing import Final
 
 from stagecast.errors import BadInput
-from stagecast.messages import Record
 from stagecast.node import Node
+from stagecast.operations import is_verification
 from stagecast.ownership import Ownership
+from stagecast.quantities import format_size
 from stagecast.remains import Remains
 from stagecast.repair import Repair
 from stagecast.room import promised
@@ -22,9 +23,6 @@ from stagecast.transfer import Holder, RateLimit, pull
 from stagecast.transfer.pull import PATIENCE
 from stagecast.verification import Findings, inspect
 from stagecast.work import in_thread
-
-VERIFY: Final = "verify"
-"""The parameter of a staging that is to read what lies there."""
 
 _THEN: Final = f"it fails after {PATIENCE:.0f} s without a byte from any holder"
 
@@ -44,7 +42,7 @@ class Verifier:
 
     async def perform(self, ownership: Ownership) -> None:
         """Do what a replica without a worker's duties can do of a staging: verify."""
-        if not is_asked(ownership.record):
+        if not is_verification(ownership.record):
             raise BadInput(f"{self._node.name} is no worker: it verifies what it has, and nothing is staged to it")
         async with self.remains.of(ownership):
             await self.verify(ownership)
@@ -60,8 +58,7 @@ class Verifier:
         if findings.files:
             await self._repair(ownership, findings)
         await self._node.conclude(ownership, findings.manifest)
-        if findings.files:
-            await ownership.end("succeeded", note=_sentence(findings))
+        await ownership.end("succeeded", note=_sentence(findings) if expected else "read in as it is")
 
     async def _repair(self, ownership: Ownership, findings: Findings) -> None:
         """Get the damaged pieces, and put each damaged file together beside the old one before it takes its place."""
@@ -99,13 +96,10 @@ class Verifier:
             await in_thread(ownership.stop, repair.mend, ownership.stop, check_copy)
 
 
-def is_asked(record: Record) -> bool:
-    """Tell whether a staging is to read what lies there."""
-    return VERIFY in record.parameters
-
-
 def _sentence(findings: Findings) -> str:
+    if not findings.files:
+        return "undamaged"
     paths = [findings.manifest.files[number].path for number in findings.files]
     files = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more files" if len(paths) > 3 else "")
-    count = len(findings.pieces)
-    return f"{count} damaged piece{'' if count == 1 else 's'} repaired in {files}"
+    count, size = len(findings.pieces), format_size(sum(piece.length for piece in findings.pieces))
+    return f"{count} piece{'' if count == 1 else 's'} repaired ({size}) in {files}"

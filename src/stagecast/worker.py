@@ -36,7 +36,7 @@ from stagecast.throttle import Throttle
 from stagecast.tracker import Tracker
 from stagecast.transfer import Holder, fetch_manifest, pull
 from stagecast.transfer.pull import PATIENCE
-from stagecast.verifier import Verifier, is_asked
+from stagecast.verifier import Verifier
 from stagecast.work import in_thread
 
 LOOK_AGAIN: Final = 0.5
@@ -122,14 +122,14 @@ class Worker:
 
     async def _is_here(self, record: Record) -> bool:
         """Tell whether a staging has nothing to move, so that it need not wait for those that have."""
-        if is_asked(record):
+        if operations.is_verification(record):
             return False
         held = await asyncio.to_thread(self._node.store.recorded, record.model)
         return held is not None and record.parameters.get("digest", held.digest) == held.digest
 
     async def _stage(self, ownership: Ownership) -> None:
         async with self._remains.of(ownership):
-            await (self._verifier.verify if is_asked(ownership.record) else self._bring)(ownership)
+            await (self._verifier.verify if operations.is_verification(ownership.record) else self._bring)(ownership)
 
     async def _bring(self, ownership: Ownership) -> None:
         await ownership.change(phase="planning")

@@ -13,6 +13,7 @@ from typing import Any, Final
 import nats
 import pytest
 
+from stagecast.client import Client
 from stagecast.cluster import Cluster, ClusterSettings, cluster
 from stagecast.partial import PREFIX
 from stagecast.publication import WORKSHOP
@@ -158,6 +159,21 @@ async def test_without_a_key_the_page_says_that_one_is_needed_and_nothing_that_i
         await page.press("#key button")
         await page.until(f"{visible}.some((each) => each.textContent.startsWith('No model is here yet'))")
         await page.until(f"{visible}.every((each) => each.textContent !== '{needed}')")
+
+
+async def test_a_verification_is_told_apart_from_a_staging_and_shows_no_bytes_that_it_only_read(tmp_path: Path) -> None:
+    (tmp_path / "data" / "models" / "owl").mkdir(parents=True)
+    (tmp_path / "data" / "models" / "owl" / "a.bin").write_bytes(os.urandom(1_000_000))
+    settings = ClusterSettings(data=tmp_path / "data", replicas=1, workers=0)
+    async with cluster(settings) as running, browsing(tmp_path / "profile") as page, Client(running.url) as client:
+        await page.open(f"{running.url}/")
+        await page.until("document.querySelector('#connection').dataset.state === 'live'")
+        await page.until("document.querySelector('[data-model=owl]') !== null")
+        await client.verify("owl")
+        told = "document.querySelector('#recent > [data-state=succeeded] [data-slot={}]')?.textContent"
+        assert await page.until(told.format("task")) == "Verification on replica-1 · undamaged"
+        assert [await page.evaluate(told.format(slot)) for slot in ("bytes", "mean")] == ["", ""]
+        assert page.complaints == []
 
 
 async def test_a_foreign_installation_that_failed_leaves_the_list_and_its_end_is_told(tmp_path: Path) -> None:

@@ -314,7 +314,8 @@ async def _dial(url: str, patience: float, **options: object) -> Connection:
     except _Gone as error:
         with contextlib.suppress(*_Gone):
             await client.close()
-        raise BusUnavailable(f"no NATS server at {url}: {_describe(client.last_error or error)}") from error
+        why = f"no NATS server at {url}: {_describe(client.last_error or error)}"
+        raise BusUnavailable(why, "check the address (--nats), or start a server there") from error
     return client
 
 

@@ -35,7 +35,6 @@ from stagecast.router import Router
 from stagecast.stocktaking import Wanted
 from stagecast.tracker import Tracker
 from stagecast.transfer import Holder, fetch_manifest
-from stagecast.verifier import VERIFY, is_asked
 
 REMEMBERED: Final = 64
 """Manifests that are kept in memory."""
@@ -170,12 +169,12 @@ class Replica:
         call = self.tracker.new_id()
         opened = [
             await self.tracker.open(
-                "staging", model, name, cause=cause, parameters={VERIFY: "all"}, bytes_total=size, total_files=files,
-                call=call,
+                "staging", model, name, cause=cause, parameters={operations.VERIFY: "all"}, bytes_total=size,
+                total_files=files, call=call,
             )
             for name in chosen
         ]  # fmt: skip
-        busy = [record for record, _ in opened if not is_asked(record)]
+        busy = [record for record, _ in opened if not operations.is_verification(record)]
         if busy:
             raise WrongState(f"{model} on {', '.join(record.node for record in busy)}", "being staged", "verify")
         revision = max((revision for _, revision in opened), key=lambda revision: revision.sequence)

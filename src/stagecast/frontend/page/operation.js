@@ -28,9 +28,17 @@ export function stateOf(row) {
   return STATES[row.state] ?? { word: row.state, icon: "queued" };
 }
 
+// Reading a copy anew is a staging that trusts nothing: the same operation, but not the same to people.
+function kind(row) {
+  if (isVerification(row)) return { noun: "Verification", link: "on" };
+  return TASKS[row.taskType] ?? { noun: row.taskType, link: "on" };
+}
+
+const isVerification = (row) => row.verification !== undefined;
+
 /** "Staging to worker-1". */
 export function task(row) {
-  const { noun, link } = TASKS[row.taskType] ?? { noun: row.taskType, link: "on" };
+  const { noun, link } = kind(row);
   return row.nodeName ? `${noun} ${link} ${row.nodeName}` : noun;
 }
 
@@ -44,7 +52,7 @@ export function circumstances(row) {
   const parts = [];
   const phase = row.taskType in TASKS ? row.phase : "";
   if (phase && row.state === "failed") parts.push(`failed while ${phase}`);
-  else if (phase && row.state !== "queued") parts.push(phase);
+  else if (phase && row.state !== "queued" && row.state !== "succeeded") parts.push(phase);
   if (row.attempt > 1) parts.push(`attempt ${row.attempt}`);
   return parts.join(" · ");
 }
@@ -90,8 +98,9 @@ export function remark(row) {
   return (standing === row.phase || standing === row.state) && note !== row.state ? note : "";
 }
 
-/** What became of the bytes of a cancelled operation: "12 MB kept". */
+/** What became of the bytes of a cancelled operation: "12 MB kept"; what a verification found: "undamaged". */
 export function leavings(row) {
+  if (row.verification) return row.verification;
   return /: cancelled; (.+)$/.exec(row.message ?? "")?.[1] ?? "";
 }
 
@@ -137,7 +146,7 @@ function cancelling(row) {
 
 /** "Staging of minilm to worker-1 failed: disk full." */
 export function announcement(row) {
-  const { noun, link } = TASKS[row.taskType] ?? { noun: row.taskType, link: "on" };
+  const { noun, link } = kind(row);
   const where = row.nodeName ? ` ${link} ${row.nodeName}` : "";
   const cause = row.state === "failed" && row.error ? `: ${row.error}` : "";
   return `${noun} of ${row.name}${where} ${stateOf(row).word.toLowerCase()}${cause}.`;
@@ -149,8 +158,15 @@ export function seconds(row) {
   return Number.isFinite(elapsed) && elapsed >= 0 ? elapsed : null;
 }
 
+/** Bytes that moved, as far as is known yet: a verification moves only what it repairs. */
+export function moved(row) {
+  const bytes = isVerification(row) ? (row.bytesMoved ?? 0) : row.currentBytes;
+  return bytes > 0 ? count(row, bytes) : "";
+}
+
 /** Over the whole time, for what moves bytes between machines; null elsewhere. */
 export function meanRate(row) {
+  if (isVerification(row)) return null; // most of what it did was to read
   if (row.attempts) return row.meanBytesPerSecond ?? null; // the server knows what lay there before
   const elapsed = seconds(row);
   return movesBytes(row) && elapsed > 0 && row.currentBytes > 0 ? row.currentBytes / elapsed : null;

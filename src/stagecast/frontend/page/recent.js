@@ -73,7 +73,7 @@ function fill(slots, row, element) {
   setText(slots.name, row.name);
   setText(slots.task, [operation.task(row), operation.leavings(row)].filter(Boolean).join(" · "));
   setText(slots.duration, elapsed === null ? "" : format.duration(elapsed, { fine: true }));
-  setText(slots.bytes, row.currentBytes > 0 ? operation.count(row, row.currentBytes) : "");
+  setText(slots.bytes, operation.moved(row));
   setText(slots.mean, mean === null ? "" : format.rate(mean));
   slots.mean.title = ["Mean rate", mean !== null && operation.slowedBy(row)].filter(Boolean).join("; most of the time: ");
   setText(slots.time, format.clock(new Date(row.updatedAt)));
