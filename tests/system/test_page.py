@@ -14,7 +14,7 @@ import nats
 import pytest
 
 from stagecast.cluster import Cluster, ClusterSettings, cluster
-from stagecast.partial import PREFIX
+from stagecast.part_files import PREFIX
 from stagecast.publication import WORKSHOP
 from tests.conftest import eventually
 from tests.system.chromium import BROWSER, Complaint, Page, browsing
