@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from chaos.load import FILE, SIZE
-from stagecast.partial import PREFIX, VERIFIED
+from stagecast.part_files import PREFIX
 from stagecast.publication import WORKSHOP
+from stagecast.status import VERIFIED
 
 _SHARE: Final = 0.05
 _NOISE: Final = 512 * 1024

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from stagecast import copying, gathering
 from stagecast.errors import Interrupted
-from stagecast.gathering import gather_files, gather_pieces
+from stagecast.gathering import gather_files, gather_pieces, to_gather
 from stagecast.manifest import Manifest
 from stagecast.partial import Partial
 from stagecast.pieces import pieces_of
@@ -52,6 +52,9 @@ class Gatherer:
         self.manifest = manifest_of(name, contents, piece_size=STEP)
         self.files = 0
         self.pieces = 0
+        self.as_planned = False
+        self.is_deceived = False
+        """Whether what lies on the disk is not what it looks like, so that a plan may err."""
 
     def gather(self, partial: Partial, stop: threading.Event | None = None) -> None:
         def found_file(count: int) -> None:
@@ -60,13 +63,18 @@ class Gatherer:
         def found_piece(count: int) -> None:
             self.pieces += count
 
+        planned = to_gather(self.store, self.manifest, partial.written)
+        before = partial.verified_bytes
         gather_files(self.store, partial, found_file)
         gather_pieces(self.store, partial, found_piece, stop or threading.Event())
-        assert partial.verified_bytes == self.files + self.pieces
+        assert partial.verified_bytes - before == self.files + self.pieces
+        # A file that is changed meanwhile, or rots, is what no plan can know.
+        self.as_planned = planned == (self.files, self.pieces)
 
     def stage(self) -> None:
         with self.store.partial(self.manifest) as partial:
             self.gather(partial)
+            assert self.as_planned or self.is_deceived
             fill(partial, self.contents)
             partial.publish()
         assert contents_of(self.store.path(self.manifest.model)) == self.contents
@@ -160,6 +168,7 @@ def test_pieces_of_an_older_revision_are_copied_and_only_the_others_have_to_come
         new.gather(partial)
         assert [piece.index for piece in partial.missing() if piece.file == 1] == [1]
         assert new.pieces == len(BIG) - STEP, "nothing of what does not begin where a piece does"
+        assert new.as_planned
         fill(partial, new.contents)
         partial.publish()
     assert contents_of(store.path("m")) == new.contents
@@ -242,6 +251,7 @@ def test_a_file_that_is_changed_while_its_blocks_are_shared_is_not_taken_for_goo
         return True
 
     monkeypatch.setattr(gathering, "_clone", clone)
+    two.is_deceived = True
     two.stage()
     assert two.files == 0
 

@@ -37,8 +37,8 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nodes:
 
 
 @asynccontextmanager
-async def kept(member: Member, budget: Budget | None = None) -> AsyncGenerator[Keeper, None]:
-    async with Keeper(member.node, member.tracker, member.presence, budget or Budget()).running() as keeping:
+async def kept(member: Member, budget: Budget | None = None, token: str = "") -> AsyncGenerator[Keeper, None]:
+    async with Keeper(member.node, member.tracker, member.presence, budget or Budget(), token).running() as keeping:
         yield keeping
 
 

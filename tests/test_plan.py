@@ -36,6 +36,17 @@ def test_what_is_there_needs_no_room_however_full_the_disk() -> None:
     assert (plan.fits, plan.to_move, plan.seconds) == (True, 0, 0.0)
 
 
+def test_what_is_copied_takes_room_though_it_does_not_move() -> None:
+    stock = Stock(present=90, to_copy=40, disk_free=50)
+    plan = planned("w", 100, stock, ["a"], None)
+    assert (plan.present, plan.to_move, plan.to_copy, plan.fits) == (90, 10, 40, True)
+    assert "90 B are there already (40 B to copy)" in sentence(plan)
+    assert not planned("w", 100, msgspec.structs.replace(stock, disk_free=49), ["a"], None).fits
+    assert not planned("w", 90, msgspec.structs.replace(stock, disk_free=39), ["a"], None).fits, "nothing moves"
+    old = msgspec.json.decode(b'{"present": 90, "disk_free": 10}', type=Stock)
+    assert planned("w", 100, old, ["a"], None).fits, "the answer of a node that does not tell"
+
+
 def test_a_time_is_told_only_where_a_rate_was_measured() -> None:
     assert a_plan(100, rate=None).seconds is msgspec.UNSET
     assert "seconds" not in msgspec.to_builtins(a_plan(100))

@@ -36,8 +36,8 @@ LADDER: Final = (
         {
             "FILES": (
                 "address durable reading copying publication reservation neighbours disk journal records known_files "
-                "adoption status part_files partial draft_file draft workshop marks volume store stocktaking "
-                "verification repair gathering leash recipes"
+                "adoption status part_files partial draft_file draft workshop marks volume store gathering stocktaking "
+                "verification repair leash recipes"
             ),
             "CONTROL": (
                 "bus bus.memory bus.whole bus.database bus.sqlite bus.streams bus.connection bus.consumer "
@@ -68,7 +68,7 @@ LADDER: Final = (
         {
             "BOTH": (
                 "work throttle listener loopback listening output backend supervision node room verifier collection "
-                "keeper "
+                "holders keeper "
                 "loader metrics instances"
             )
         },

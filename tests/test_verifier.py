@@ -8,12 +8,12 @@ import pytest
 
 from stagecast import operations
 from stagecast.duty import Duty
+from stagecast.holders import holders
 from stagecast.manifest import Manifest
 from stagecast.messages import Record
 from stagecast.reservation import Reservation
 from stagecast.store import Store
 from stagecast.verifier import Verifier
-from stagecast.worker import holders
 from tests.nodes import Member, Nodes
 from tests.sample import contents_of, fill, manifest_of
 

@@ -94,6 +94,8 @@ class Limits(msgspec.Struct, kw_only=True):
 class PlannedNode(msgspec.Struct, kw_only=True):
     """What staging would move to one node, and from where. Of the free bytes, the reserved ones are promised to others.
 
+    Of the ``present`` bytes, ``to_copy`` are copied on that disk, and take room there.
+
     ``seconds`` is an estimate, absent where there is no ground for one.
     """
 
@@ -101,6 +103,7 @@ class PlannedNode(msgspec.Struct, kw_only=True):
     bytes: int = 0
     present: int = 0
     to_move: int = 0
+    to_copy: int = 0
     disk_free: int = 0
     disk_reserved: int = 0
     fits: bool = True

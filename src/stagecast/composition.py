@@ -21,6 +21,7 @@ from stagecast.eviction import Budget
 from stagecast.frontend.application import build
 from stagecast.frontend.installs import Installs
 from stagecast.frontend.replica import Replica
+from stagecast.holders import holders
 from stagecast.instances import Instances
 from stagecast.keeper import Keeper
 from stagecast.listener import Endpoint, bound, check_open, parse_endpoint, serving
@@ -35,7 +36,7 @@ from stagecast.store import Store
 from stagecast.throttle import Throttle
 from stagecast.transfer import client_tls, server_tls
 from stagecast.verifier import Verifier
-from stagecast.worker import Worker, holders
+from stagecast.worker import Worker
 
 _logger = logging.getLogger(__name__)
 
@@ -129,7 +130,8 @@ async def _node(
         rate_limit=settings.rate_limit, tls=client_tls(settings.files_authority),
     )  # fmt: skip
     control.commands.drain = node.drain
-    keeper = Keeper(node, control.tracker, control.presence, Budget(settings.disk_budget, settings.keep_free))
+    budget = Budget(settings.disk_budget, settings.keep_free)
+    keeper = Keeper(node, control.tracker, control.presence, budget, settings.token)
     control.commands.questions.update(keeper.questions)
     async with (
         node.running(files.host, files.port, settings.token, _advertised(settings, files), served),

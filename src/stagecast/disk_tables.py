@@ -20,6 +20,7 @@ def plan(found: answers.Plan) -> RenderableType:
         present, to_move, free, reserved = map(
             format_size, (node.present, node.to_move, node.disk_free, node.disk_reserved)
         )
+        present += f" ({format_size(node.to_copy)} to copy)" if node.to_copy else ""
         source = ", ".join(node.holders) if node.to_move else "-"
         fits = "yes" if node.fits else Text("no", style="red")
         table.add_row(node.node, present, to_move, source, free, reserved, fits, about)

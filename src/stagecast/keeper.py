@@ -20,6 +20,7 @@ from stagecast.collection import KEPT, begin, collection, elsewhere
 from stagecast.commands import Question
 from stagecast.errors import BusError
 from stagecast.eviction import LEFTOVERS, Budget, Copy, Inventory, Leftover, orphans, why_kept, why_left
+from stagecast.holders import Inquiry
 from stagecast.messages import Record
 from stagecast.node import Node
 from stagecast.ownership import Ownership
@@ -48,7 +49,8 @@ class Named(msgspec.Struct, frozen=True):
 class Keeper:
     """Keeps one node's disk within its budget, and answers what the node is asked about it."""
 
-    def __init__(self, node: Node, tracker: Tracker, presence: Presence, budget: Budget) -> None:
+    def __init__(self, node: Node, tracker: Tracker, presence: Presence, budget: Budget, token: str = "") -> None:
+        self._inquiry = Inquiry(node, tracker, presence, token)
         self._node = node
         self._store = node.store
         self._tracker = tracker
@@ -92,7 +94,7 @@ class Keeper:
 
     async def _stock(self, question: msgspec.Raw) -> Stock:
         wanted = msgspec.json.decode(question, type=Wanted)
-        return await asyncio.to_thread(stock, self._store, wanted)
+        return await asyncio.to_thread(stock, self._store, wanted, await self._inquiry.manifest(wanted))
 
     async def _inventory(self, _question: msgspec.Raw) -> Inventory:
         return await self.inventory()

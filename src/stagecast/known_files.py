@@ -52,6 +52,17 @@ class KnownFiles:
         found = self.find(digest)
         return None if found is None else self.place(found[0].manifest, found[1])
 
+    def lying(self, digests: Collection[str], *, is_published: bool = False) -> dict[str, Path]:
+        """Return where files lie here as recorded, by their digest; if told, only those that were published here."""
+        found: dict[str, Path] = {}
+        for record in self._records.all():
+            if is_published <= record.is_published:
+                # From the end on: of two equal files of a model `find` takes the last, too.
+                for number, file in reversed(list(enumerate(record.manifest.files))):
+                    if file.digest in digests and file.digest not in found and self._is_known(record, number):
+                        found[file.digest] = self.place(record.manifest, number)
+        return found
+
     def published_as(self, sha256: str, piece_size: int) -> ManifestFile | None:
         """Return a file that was published here with that SHA-256, as its manifest lists it, if it is as it was."""
         for record in self._records.all() if sha256 else ():

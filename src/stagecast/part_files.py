@@ -12,10 +12,17 @@ from typing import Final
 
 from stagecast.durable import opened, start_writing, sync_files, sync_folder, write_all
 from stagecast.manifest import Manifest
+from stagecast.publication import WORKSHOP
 
+PREFIX: Final = "partial-"
 _CHUNK: Final = 1024 * 1024
 _WORTH: Final = 1024 * 1024
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+def folder_of(models: Path, model: str, digest: str) -> Path:
+    """Return where a revision of a model lies while it arrives."""
+    return models / WORKSHOP / f"{PREFIX}{digest[:16]}-{model}"
 
 
 class PartFiles:

@@ -21,12 +21,11 @@ from stagecast.disk import naming_full_disk
 from stagecast.durable import Lock, sync_folder, write_whole
 from stagecast.errors import Busy, InvalidManifest, WrongState
 from stagecast.manifest import Manifest, check, check_name, encode
-from stagecast.part_files import PartFiles
+from stagecast.part_files import PartFiles, folder_of
 from stagecast.pieces import Piece, pieces_of
-from stagecast.publication import WORKSHOP, Keeping, publish, throw_away, was_published
+from stagecast.publication import Keeping, publish, throw_away, was_published
 from stagecast.status import VERIFIED, Status, Tally, read_status
 
-PREFIX: Final = "partial-"
 SYNC_EVERY: Final = 128 * 1024 * 1024
 """Bytes that are verified before one fdatasync settles them; after a loss of power so many are hashed again."""
 
@@ -57,7 +56,7 @@ class Partial:
         self._record = record
         self._node = node
         self._keeping = keeping
-        self.folder = models / WORKSHOP / f"{PREFIX}{self.digest[:16]}-{manifest.model}"
+        self.folder = folder_of(models, manifest.model, self.digest)
         self._file_lock = Lock(self.folder / "lock")
         self._guard = threading.Lock()
         self._tally = Tally(list(pieces_of(manifest)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -12,6 +12,9 @@ from stagecast.adoption import survey
 from stagecast.disk import Space
 from stagecast.errors import InvalidManifest, Unknown
 from stagecast.eviction import Copy, Leftover
+from stagecast.gathering import Gathered, to_gather
+from stagecast.manifest import Manifest
+from stagecast.pieces import Piece, pieces_of
 from stagecast.plan import Stock
 from stagecast.store import Store
 from stagecast.workshop import bytes_of, leftovers
@@ -39,14 +42,31 @@ class Found(NamedTuple):
     leftovers: list[Leftover]
 
 
-def stock(store: Store, wanted: Wanted) -> Stock:
+def stock(
+    store: Store, wanted: Wanted, manifest: Manifest | None = None, written: Callable[[Piece], int] | None = None
+) -> Stock:
     """Return what of a revision is on this disk, and what room there is. Reads records, and no file of a model.
 
-    What was promised to this model's own staging, which may be under way, is there for it.
+    What of it lies in other models or revisions is counted where its ``manifest`` is given; ``written`` tells the bytes
+    of a piece that have arrived, if the caller knows better than the disk. What was promised to this model's own
+    staging, which may be under way, is there for it.
     """
     own, promises, space = f"staging:{wanted.model}@{store.node}", store.promises(), store.space()
     reserved = sum(each.left for each in promises if not (each.is_here and each.purpose == own))
-    return Stock(present=_present(store, wanted), disk_free=space.free, disk_reserved=reserved, disk_total=space.total)
+    lies = _lying(store, wanted, manifest, written)
+    return Stock(
+        present=lies.shared + lies.copied, to_copy=lies.copied, disk_free=space.free, disk_reserved=reserved,
+        disk_total=space.total,
+    )  # fmt: skip
+
+
+def manifest_here(store: Store, wanted: Wanted) -> Manifest | None:
+    """Return the manifest of a revision if this disk knows it: from a model that has it, or what has arrived of it."""
+    record = store.files.record(wanted.digest)
+    if record is not None:
+        return record.manifest
+    kept = store.arrived(wanted.model, wanted.digest)
+    return kept[0] if kept else None
 
 
 def found(store: Store, now: float) -> Found:
@@ -97,12 +117,14 @@ def _came_at(store: Store, name: str) -> float:
     return 0.0
 
 
-def _present(store: Store, wanted: Wanted) -> int:
+def _lying(store: Store, wanted: Wanted, manifest: Manifest | None, written: Callable[[Piece], int] | None) -> Gathered:
     held = store.recorded(wanted.model)
     if held is not None and held.digest == wanted.digest:
-        return held.size
-    return sum(
-        partial.bytes_done
-        for partial in store.partials()
-        if partial.name == wanted.model and partial.digest == wanted.digest
-    )
+        return Gathered(held.size, 0)
+    kept = store.arrived(wanted.model, wanted.digest)
+    arrived = kept[1] if kept else {}
+    if manifest is None:
+        return Gathered(sum(arrived.values()), 0)
+    count = written or (lambda piece: arrived.get(piece, 0))
+    found = to_gather(store, manifest, count)
+    return Gathered(found.shared + sum(map(count, pieces_of(manifest))), found.copied)

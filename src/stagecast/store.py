@@ -22,11 +22,11 @@ from stagecast.eviction import Leftover
 from stagecast.known_files import KnownFiles
 from stagecast.manifest import Manifest, check_name, decode, encode
 from stagecast.marks import Marks
-from stagecast.partial import PREFIX, Partial
-from stagecast.pieces import pieces_of
+from stagecast.part_files import PREFIX, folder_of
+from stagecast.partial import Partial
+from stagecast.pieces import Piece
 from stagecast.records import DAMAGED, Identity, Record, Records
 from stagecast.reservation import Promise, Reservation
-from stagecast.status import read_status
 
 _LOCK_POLL: Final = 0.05
 """Seconds between two looks at whether another process has ended its hashing; flock cannot wait and heed a stop."""
@@ -185,6 +185,11 @@ class Store:
         folders = (self.models / publication.WORKSHOP).iterdir()
         return sorted(_state(folder) for folder in folders if folder.name.startswith(PREFIX) and folder.is_dir())
 
+    def arrived(self, model: str, digest: str) -> tuple[Manifest, dict[Piece, int]] | None:
+        """Return a revision that is not whole yet, and the bytes that have arrived of each piece; None: nothing has."""
+        found = workshop.arrived(folder_of(self.models, model, digest))
+        return found if found is not None and found[0].digest == digest else None
+
     def partial_bytes(self, name: str) -> int:
         """Return the bytes that have arrived of a model that is not whole, over all its revisions."""
         return sum(state.bytes_done for state in self.partials() if state.name == name)
@@ -284,11 +289,8 @@ def _size(name: str, path: Path) -> int:
 
 
 def _state(folder: Path) -> PartialState:
-    try:
-        manifest = decode((folder / "manifest.json").read_bytes())
-    except (OSError, InvalidManifest):
+    found = workshop.arrived(folder)
+    if found is None:
         return PartialState("?", "?", 0, 0)
-    pieces = list(pieces_of(manifest))
-    marks = read_status(folder / "status", pieces)
-    done = sum(min(mark, piece.length) for mark, piece in zip(marks, pieces, strict=True))
-    return PartialState(manifest.model, manifest.digest, done, manifest.size)
+    manifest, written = found
+    return PartialState(manifest.model, manifest.digest, sum(written.values()), manifest.size)

@@ -20,6 +20,7 @@ from stagecast import operations
 from stagecast.duty import Duty
 from stagecast.errors import AppendConflict, Busy, Fenced, StagecastError, TransferFailed
 from stagecast.gathering import gather_files, gather_pieces
+from stagecast.holders import holders, receivers
 from stagecast.manifest import Manifest
 from stagecast.messages import Record
 from stagecast.node import Node
@@ -188,7 +189,7 @@ class Worker:
         written = sum(arriving.written(piece) for piece in arriving.missing())
         present = arriving.verified_bytes + written
         with ExitStack() as stack:
-            await self._plan(ownership, manifest, present)
+            await self._plan(ownership, manifest, arriving, present)
             room = await promised(stack, ownership, self._node, manifest.size - present, present)
 
             def advance(count: int) -> None:
@@ -216,10 +217,10 @@ class Worker:
             )  # fmt: skip
         self._pulled.appendleft((pulled.bytes_verified, pulled.seconds))
 
-    async def _plan(self, ownership: Ownership, manifest: Manifest, present: int) -> None:
+    async def _plan(self, ownership: Ownership, manifest: Manifest, arriving: Partial, present: int) -> None:
         """Say what is to come, in the phase before the first byte; the rate is that of the pulls before this one."""
         wanted = Wanted(model=manifest.model, digest=manifest.digest, size=manifest.size)
-        there = msgspec.structs.replace(await asyncio.to_thread(stock, self._node.store, wanted), present=present)
+        there = await asyncio.to_thread(stock, self._node.store, wanted, manifest, arriving.written)
         holders = [holder.name for holder in self._holders(manifest.model, manifest.digest)]
         plan = planned(self._node.name, manifest.size, there, holders, measured(self._pulled))
         await ownership.change(
@@ -273,30 +274,3 @@ class Worker:
 
     def _holders(self, model: str, digest: str) -> list[Holder]:
         return holders(self._tracker, self._presence, self._node.name, model, digest)
-
-
-def holders(tracker: Tracker, presence: Presence, besides: str, model: str, digest: str) -> list[Holder]:
-    """Return the living nodes, one excepted, that hold this revision of a model."""
-    fold = tracker.fold
-    return [
-        Holder(holding.node, fold.nodes[holding.node].files)
-        for holding in fold.holders(model)
-        if holding.digest == digest and holding.node != besides and presence.is_node_alive(holding.node)
-    ]
-
-
-def receivers(tracker: Tracker, presence: Presence, besides: str, model: str) -> list[Holder]:
-    """Return the living nodes, one excepted, that are just getting a model; of which revision, they say themselves.
-
-    Their operations tell: nobody announces pieces, and a node that has died or paused is no receiver any more.
-    """
-    nodes = {
-        record.node: tracker.fold.nodes.get(record.node)
-        for record in tracker.fold.live()
-        if (record.kind, record.model) == ("staging", model) and record.state in {"running", "stalled"}
-    }
-    return [
-        Holder(name, node.files, is_whole=False)
-        for name, node in sorted(nodes.items())
-        if node is not None and name != besides and presence.is_node_alive(name)
-    ]

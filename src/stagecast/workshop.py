@@ -11,9 +11,11 @@ from stagecast.draft import PREFIX as DRAFT
 from stagecast.durable import Lock
 from stagecast.errors import InvalidManifest
 from stagecast.eviction import Leftover
-from stagecast.manifest import decode
-from stagecast.partial import PREFIX as PARTIAL
+from stagecast.manifest import Manifest, decode
+from stagecast.part_files import PREFIX as PARTIAL
+from stagecast.pieces import Piece, pieces_of
 from stagecast.publication import WORKSHOP, is_trash, put_back, throw_away
+from stagecast.status import read_status
 
 SETTLED: Final = 60.0
 """Seconds after which trash is nobody's: a deletion that somebody is at passes through it."""
@@ -23,6 +25,20 @@ def leftovers(models: Path, now: float) -> list[Leftover]:
     """Return all of them, by folder. ``now`` in seconds since 1970. Takes no lock, so it disturbs nobody."""
     found = (_leftover(path, now) for path in sorted((models / WORKSHOP).iterdir()))
     return [each for each in found if each is not None]
+
+
+def arrived(folder: Path) -> tuple[Manifest, dict[Piece, int]] | None:
+    """Return of which revision a partial's folder is, and the bytes it says are there of each piece; None: no telling.
+
+    Takes no lock. What was put there and is not settled yet, its process alone knows.
+    """
+    try:
+        manifest = decode((folder / "manifest.json").read_bytes())
+    except (OSError, InvalidManifest):
+        return None
+    pieces = list(pieces_of(manifest))
+    marks = read_status(folder / "status", pieces)
+    return manifest, {piece: min(mark, piece.length) for mark, piece in zip(marks, pieces, strict=True)}
 
 
 def remove(models: Path, leftover: Leftover) -> int:

@@ -139,8 +139,8 @@ async def test_a_plan_says_what_it_would_take_and_does_nothing(here: Alone) -> N
     at_home, roomy, narrow = plan["nodes"]
     assert (at_home["present"], at_home["to_move"], at_home["fits"], at_home["holders"]) == (SIZE, 0, True, [])
     assert roomy == {
-        "node": "roomy", "bytes": SIZE, "present": 0, "to_move": SIZE, "disk_free": 10**6, "disk_reserved": 0,
-        "fits": True, "holders": ["here"],
+        "node": "roomy", "bytes": SIZE, "present": 0, "to_move": SIZE, "to_copy": 0, "disk_free": 10**6,
+        "disk_reserved": 0, "fits": True, "holders": ["here"],
     }  # fmt: skip
     assert (narrow["fits"], narrow["disk_free"]) == (False, SIZE - 1)
 

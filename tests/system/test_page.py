@@ -15,7 +15,7 @@ import pytest
 
 from stagecast.client import Client
 from stagecast.cluster import Cluster, ClusterSettings, cluster
-from stagecast.partial import PREFIX
+from stagecast.part_files import PREFIX
 from stagecast.publication import WORKSHOP
 from tests.conftest import eventually
 from tests.system.chromium import BROWSER, Complaint, Page, browsing
