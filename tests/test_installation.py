@@ -378,13 +378,16 @@ def test_whole_files_of_an_older_revision_are_not_mixed_in(
     assert (("GET", "/config.json", None) in server.requests) is not published
 
 
-def test_killed_at_any_step_it_is_brought_to_its_end(tmp_path: Path) -> None:
+def test_killed_at_any_step_it_is_brought_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contents = {"a": b"weights", "sub/b": b"words"}
     lay_out(tmp_path / "from", contents)
     source = replace(resolve(str(tmp_path / "from")), model="m")
     step = 0
     while True:
         step += 1
+        # A place of its own: each folder that is entered at one place is one more step of those after it.
+        (tmp_path / str(step)).mkdir()
+        monkeypatch.setenv("STAGECAST_RUNTIME_DIR", str(tmp_path / str(step)))
         store = Store(tmp_path / str(step) / "models", tmp_path / str(step) / "data")
         lay_out(store.models / "m", {"older": b"1"})
         if in_child(dying_at(step, Work(source, store).run)) == 0:

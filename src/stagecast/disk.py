@@ -72,8 +72,9 @@ class Disk:
 
     def tidy(self) -> None:
         """Clear away the promises of dead processes; whoever makes one does that, too."""
-        with suppress(Busy, OSError), self._deciding():
-            pass
+        self._neighbours.register()
+        with suppress(Busy, OSError), reservation.deciding(self._path / WORKSHOP):
+            reservation.clear(self._path / WORKSHOP)
 
     @contextmanager
     def reserve(self, needed: int, present: int = 0, purpose: str = "") -> Iterator[Reservation]:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
-
-from stagecast.durable import write_whole
 
 PLACE: Final = "STAGECAST_RUNTIME_DIR"
 """The environment variable that names another place."""
@@ -47,7 +46,7 @@ class Neighbours:
             shared.mkdir(mode=0o700, exist_ok=True)
             path, said = shared / f"{_PREFIX}{own.inode}", os.fsencode(self._models.resolve())
             if not _holds(path, said):
-                write_whole(path, said)
+                _put(path, said)
         except OSError as error:
             self._warn(error)
             return None
@@ -106,6 +105,13 @@ def _holds(path: Path, said: bytes) -> bool:
         return path.read_bytes() == said
     except FileNotFoundError:
         return False
+
+
+def _put(path: Path, said: bytes) -> None:
+    # Whole or not at all for whoever reads; not synced, as it does not have to outlive the machine's memory.
+    beside = path.with_name(f".{secrets.token_hex(8)}")
+    beside.write_bytes(said)
+    beside.rename(path)
 
 
 def _folder(path: Path, device: int) -> Path | None:
