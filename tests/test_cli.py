@@ -10,13 +10,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from stagecast import cli, display
 from stagecast.cli import main
+from stagecast.rows import Row
 from stagecast.settings import ReplicaSettings, WorkerSettings
 from tests.conftest import free_port
 from tests.replica_stand_in import ReplicaStandIn, answering, refusing, replica_stand_in, row, streaming
@@ -325,6 +327,43 @@ def test_who_has_no_key_is_told_how_to_give_it(replica: ReplicaStandIn, capsys: 
     assert capsys.readouterr().err == f"error: {said}\n"
 
 
+def test_what_is_followed_into_a_pipe_is_told_each_tenth_of_the_way_and_what_was_there_already(
+    replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = row("job-2", id="staging:m@worker-2", state="succeeded", phase="publishing")
+    started = {"operations": [row(progress=0), there], "revision": "a-1"}
+    replica.routes["POST /api/models/m/stage"] = answering(started, 202)
+    words = [event("operation", row(progress=percent)) for percent in (5, 9, 10, 15, 27, 29)]
+    end = event("operation", row(state="succeeded", progress=100))
+    replica.streams.put_nowait(streaming(event("snapshot", started), *words, end, ends=False))
+    assert main(["stage", "m", "--all", "--follow"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "staging:m@worker-2: succeeded",
+        "staging:m@worker-1: running (transferring), 10 %",
+        "staging:m@worker-1: running (transferring), 27 %",
+        "staging:m@worker-1: succeeded",
+    ]
+
+
+async def test_what_is_followed_into_a_pipe_is_told_again_while_no_word_comes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    going = msgspec.convert(row(), Row)
+    said = ""
+
+    async def words() -> AsyncIterator[Row]:
+        nonlocal said
+        while said.count("\n") < 2:
+            await asyncio.sleep(0)
+            said += capsys.readouterr().out
+        yield msgspec.convert(row(state="succeeded"), Row)
+
+    async with asyncio.timeout(20):
+        [ended] = await display.follow(words(), [going], every=0.001)
+    assert ended.state == "succeeded"
+    assert set(said.splitlines()) == {"staging:m@worker-1: running (transferring), 40 %"}
+
+
 def test_what_is_followed_into_a_pipe_says_why_it_does_not_move(
     replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -485,6 +524,38 @@ def test_an_installation_can_wait_for_room(replica: ReplicaStandIn) -> None:
 def test_what_a_command_acts_on_is_never_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAGECAST_MODEL", "m")
     assert main(["rm"]) == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["stage m --to w1", "stage m --all", "gc", "verify m", "rm m", "load m", "pin m", "limits", "history", "install m"],
+)
+def test_what_a_client_does_is_never_read_from_the_environment(
+    replica: ReplicaStandIn, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    main(command.split())
+    variables = (
+        "ALL",
+        "TO",
+        "FREE",
+        "NODE",
+        "DRY_RUN",
+        "KEEP",
+        "WAIT",
+        "PRIORITY",
+        "FOLLOW",
+        "SHA256",
+        "STATE",
+        "RATE",
+    )
+    for name in (*variables, "CLUSTER", "AT_ONCE", "GALLERY", "NAME", "LIMIT", "JSON"):
+        values = {"FREE": "1TB", "RATE": "1MB/s", "CLUSTER": "1MB/s", "STATE": "failed", "PRIORITY": "low"}
+        is_flag = name in {"ALL", "DRY_RUN", "KEEP", "WAIT", "FOLLOW", "JSON"}
+        monkeypatch.setenv(f"STAGECAST_{name}", values.get(name, "true" if is_flag else "7"))
+    main(command.split())
+    first, second = replica.requests
+    assert (second.method, second.path_qs) == (first.method, first.path_qs)
+    assert replica.bodies[len(replica.bodies) // 2 :] == replica.bodies[: len(replica.bodies) // 2]
 
 
 def test_every_command_says_what_it_does() -> None:

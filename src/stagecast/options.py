@@ -1,4 +1,4 @@
-"""The command line's options: names, defaults, help. Each is also read from the environment, ``STAGECAST_<NAME>``."""
+"""The command line's options: names, defaults, help. Which of them the environment gives, `Environment` says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter, Token
 from cyclopts.config import Env
@@ -28,16 +28,24 @@ if TYPE_CHECKING:
     from cyclopts import App, ArgumentCollection
 
 
+PROCESSES: Final = frozenset({"up", "demo", "serve", "worker"})
+"""Commands that are processes of a cluster; all others are its clients."""
+REACH: Final = frozenset({"--url", "--api-key"})
+"""What a client may read from the environment."""
+
+
 class Environment(Env):
     """Reads options from the environment, but not what a command acts on, which is said where it is called.
 
-    That is what is positional, and options that say so by ``show_env_var=False``.
+    A process has all its settings from there; a client only how it finds the cluster: what is left lying in a shell
+    must not change what a command does.
     """
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Give each option that was not on the command line what its variable says."""
+        is_client = not PROCESSES.intersection(commands)
         options = type(arguments)(
-            each for each in arguments if each.index is None and each.parameter.show_env_var is not False
+            each for each in arguments if each.index is None and (not is_client or REACH.intersection(each.names))
         )
         super().__call__(app, commands, options)
 
