@@ -18,6 +18,7 @@ import pytest
 
 from stagecast import cli, display
 from stagecast.cli import main
+from stagecast.options import PROCESSES
 from stagecast.rows import Row
 from stagecast.settings import ReplicaSettings, WorkerSettings
 from tests.conftest import free_port
@@ -443,6 +444,48 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str], arguments: str, said: 
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert said in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("ops --nonsense", "error: Unknown option: --nonsense; see `stagecast ops --help`\n"),
+        (
+            "up --replicas 0",
+            'error: Invalid value "0" for --replicas: it must be at least 1; see `stagecast up --help`\n',
+        ),
+        ("nonsense", "...; see `stagecast --help`\n"),
+    ],
+)
+def test_a_usage_error_reads_as_a_sentence_and_names_the_command_s_own_help(
+    capsys: pytest.CaptureFixture[str], arguments: str, said: str
+) -> None:
+    assert main(arguments.split()) == 2
+    assert capsys.readouterr().err.endswith(said)
+
+
+@pytest.mark.parametrize("command", ["", *(name for name in cli.app if not name.startswith("-"))])
+def test_help_shows_one_default_at_most_and_of_the_environment_what_is_read(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    said = " ".join(line.strip("│╭╰╮╯─ ") for line in capsys.readouterr().out.splitlines())
+    for option in re.split(r" (?=--[a-z])", said):
+        assert option.count("[default:") <= 1, option
+    assert re.search(r"\[default: (\]|False|\(\)|\"\")", said) is None
+    if command and command not in PROCESSES:
+        assert "[env var:" not in said
+        assert set(re.findall(r"STAGECAST_\w+", said)) == {"STAGECAST_URL", "STAGECAST_API_KEY"}
+
+
+def test_help_says_what_is_a_size_and_what_a_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(each in said for each in ("--rate-limit RATE", "--disk-budget SIZE", "--keep-free SIZE"))
+    assert main(["limits", "--help"]) == 0
+    assert "--cluster RATE" in capsys.readouterr().out
+    assert main(["gc", "--help"]) == 0
+    assert "--free SIZE" in capsys.readouterr().out
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,6 +87,11 @@ def _is_positive(kind: Any, number: float) -> None:  # noqa: ARG001  # cyclopts 
         raise ValueError("it must be a number above 0")
 
 
+def shown_default(default: object) -> object:
+    """Return a default as help shows it; None where there is none, or the option's own words say it."""
+    return None if default is False or default in (None, "", ()) else default
+
+
 def argument(text: str) -> Parameter:
     """Return what describes a positional argument."""
     return Parameter(help=text, show_env_var=False)
@@ -99,20 +104,31 @@ Follow = Annotated[bool, Parameter(help="Draw the progress until it has ended; e
 Replicas = Annotated[int, Parameter(help="How many replicas.", validator=_at_least(1))]
 Workers = Annotated[int, Parameter(help="How many workers.", validator=_at_least(0))]
 Rate = Annotated[
-    int, Parameter(converter=_rate, help="The most that a worker pulls in a second, like 20MB/s; 0 for no limit.")
+    int,
+    Parameter(
+        converter=_rate, metavar="RATE", help="The most that a worker pulls in a second, like 20MB/s; 0 for no limit."
+    ),
 ]
-Size = Annotated[int, Parameter(converter=_size)]
+Size = Annotated[int, Parameter(converter=_size, metavar="SIZE")]
 DiskBudget = Annotated[
-    int, Parameter(converter=_size, help="Evict the models used longest ago where all take more, like 2TB; 0: never.")
+    int,
+    Parameter(
+        converter=_size,
+        metavar="SIZE",
+        help="Evict the models used longest ago where all take more, like 2TB; 0: never.",
+    ),
 ]
 KeepFree = Annotated[
-    int, Parameter(converter=_size, help="Evict them where less of a worker's disk is free, like 50GB; 0: never.")
+    int,
+    Parameter(
+        converter=_size, metavar="SIZE", help="Evict them where less of a worker's disk is free, like 50GB; 0: never."
+    ),
 ]
 
 
 def rate_option(text: str) -> Parameter:
     """Return what describes an option that takes a rate."""
-    return Parameter(converter=_rate, help=text, show_env_var=False)
+    return Parameter(converter=_rate, metavar="RATE", help=text, show_env_var=False)
 
 
 Models = Annotated[
@@ -128,8 +144,10 @@ ApiKey = Annotated[str, Parameter(help="The key that clients send.")]
 class Reach:
     """How a client command finds the cluster."""
 
-    url: Annotated[str, Parameter(help="A replica, or the load balancer before many.")] = DEFAULT_URL
-    api_key: ApiKey = ""
+    url: Annotated[str, Parameter(help="A replica, or the load balancer before many; also given by STAGECAST_URL.")] = (
+        DEFAULT_URL
+    )
+    api_key: Annotated[str, Parameter(help="The key that clients send; better given by STAGECAST_API_KEY.")] = ""
 
 
 @Parameter(name="*")
