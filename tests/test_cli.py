@@ -10,13 +10,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
-from stagecast import cli, display
+from stagecast import answers, cli, display
 from stagecast.cli import main
 from stagecast.options import PROCESSES
 from stagecast.rows import Row
@@ -313,6 +315,41 @@ def test_the_history_as_json_is_what_the_api_returns(
     replica.script.append(answer)  # type: ignore[arg-type]
     assert main(["history", "--json"]) == 0
     assert capfdbinary.readouterr() == (BODY.encode() + b"\n", b"")
+
+
+@pytest.mark.parametrize("what", ["models", "nodes"])
+def test_models_and_nodes_as_json_are_what_the_api_returns(
+    replica: ReplicaStandIn, capfd: pytest.CaptureFixture[str], what: str
+) -> None:
+    replica.routes[f"GET /api/{what}"] = answering({what: []})
+    assert main([what, "--json"]) == 0
+    assert capfd.readouterr() == (json.dumps({what: []}) + "\n", "")
+
+
+def test_no_terminal_is_too_narrow_for_an_address(capsys: pytest.CaptureFixture[str]) -> None:
+    address = "http://inference-rack-12.example.internal:8081"
+    node = answers.Node(
+        name="inference-rack-12", kind="worker", alive=True, address=address, labels={"gpu": "a100", "zone": "b"},
+        disk_free=10**12, disk_total=2 * 10**12, disk_reserved=10**9, disk_orphaned=10**8, pinned=["owl"],
+    )  # fmt: skip
+    Console(width=80, file=sys.stdout).print(display.nodes([node]))
+    said = capsys.readouterr().out
+    assert address in said
+    assert "inference-rack-12" in said.replace(address, "")
+    assert max(map(len, said.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("zone", ["UTC", "JST-9"])
+def test_a_time_says_its_zone(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert display.date_of(0) == {
+            "UTC": "1970-01-01 00:00:00 UTC", "JST-9": "1970-01-01 09:00:00 JST",
+        }[zone]  # fmt: skip
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_refusal_is_one_line(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:

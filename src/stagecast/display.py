@@ -155,8 +155,12 @@ def models(found: Sequence[answers.Model]) -> RenderableType:
 
 
 def nodes(found: Sequence[answers.Node]) -> RenderableType:
-    """Draw the processes of the cluster."""
+    """Draw the processes of the cluster. An address is never cut: what has no room folds."""
     table = table_of("node", "kind", "state", "disk free", "pinned", "address", "labels")
+    for column in table.columns:
+        column.overflow = "fold"
+    for place in (0, 5):
+        table.columns[place].no_wrap = True
     for node in found:
         state = "dead" if not node.alive else "draining" if node.draining else "alive"
         labels = " ".join(f"{key}={value}" for key, value in node.labels.items())
@@ -318,8 +322,8 @@ def _when(row: Row) -> str:
 
 
 def date_of(epoch: float) -> str:
-    """Return seconds since 1970 by this machine's clock and calendar."""
-    return datetime.fromtimestamp(epoch).strftime("%Y-%m-%d %H:%M:%S")  # local time is meant
+    """Return seconds since 1970 by this machine's clock and calendar, with its zone."""
+    return datetime.fromtimestamp(epoch).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")  # local time is meant
 
 
 def _outcome(row: Row) -> str:

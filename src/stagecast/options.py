@@ -101,6 +101,7 @@ Id = Annotated[str, argument("The operation's id or jobID, as `stagecast ops` sh
 ModelName = Annotated[str, argument("The model's name.")]
 NodeName = Annotated[str, argument("The worker's name.")]
 Follow = Annotated[bool, Parameter(help="Draw the progress until it has ended; exit 1 if it failed.")]
+Json = Annotated[bool, Parameter(help="Print what the API returns, byte for byte.")]
 Replicas = Annotated[int, Parameter(help="How many replicas.", validator=_at_least(1))]
 Workers = Annotated[int, Parameter(help="How many workers.", validator=_at_least(0))]
 Rate = Annotated[
