@@ -10,13 +10,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+from rich.console import Console
 
-from stagecast import cli, display
+from stagecast import answers, cli, display
 from stagecast.cli import main
+from stagecast.options import PROCESSES
+from stagecast.rows import Row
 from stagecast.settings import ReplicaSettings, WorkerSettings
 from tests.conftest import free_port
 from tests.replica_stand_in import ReplicaStandIn, answering, refusing, replica_stand_in, row, streaming
@@ -312,6 +317,41 @@ def test_the_history_as_json_is_what_the_api_returns(
     assert capfdbinary.readouterr() == (BODY.encode() + b"\n", b"")
 
 
+@pytest.mark.parametrize("what", ["models", "nodes"])
+def test_models_and_nodes_as_json_are_what_the_api_returns(
+    replica: ReplicaStandIn, capfd: pytest.CaptureFixture[str], what: str
+) -> None:
+    replica.routes[f"GET /api/{what}"] = answering({what: []})
+    assert main([what, "--json"]) == 0
+    assert capfd.readouterr() == (json.dumps({what: []}) + "\n", "")
+
+
+def test_no_terminal_is_too_narrow_for_an_address(capsys: pytest.CaptureFixture[str]) -> None:
+    address = "http://inference-rack-12.example.internal:8081"
+    node = answers.Node(
+        name="inference-rack-12", kind="worker", alive=True, address=address, labels={"gpu": "a100", "zone": "b"},
+        disk_free=10**12, disk_total=2 * 10**12, disk_reserved=10**9, disk_orphaned=10**8, pinned=["owl"],
+    )  # fmt: skip
+    Console(width=80, file=sys.stdout).print(display.nodes([node]))
+    said = capsys.readouterr().out
+    assert address in said
+    assert "inference-rack-12" in said.replace(address, "")
+    assert max(map(len, said.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("zone", ["UTC", "JST-9"])
+def test_a_time_says_its_zone(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert display.date_of(0) == {
+            "UTC": "1970-01-01 00:00:00 UTC", "JST-9": "1970-01-01 09:00:00 JST",
+        }[zone]  # fmt: skip
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_a_refusal_is_one_line(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
     replica.script.append(refusing(404, "not_found", "no model 'x' is known; known: m"))
     assert main(["stage", "x", "--all"]) == 1
@@ -323,6 +363,43 @@ def test_who_has_no_key_is_told_how_to_give_it(replica: ReplicaStandIn, capsys: 
     assert main(["ops"]) == 1
     said = "unauthorized: the key is missing or another one; give it by STAGECAST_API_KEY, or with --api-key"
     assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_what_is_followed_into_a_pipe_is_told_each_tenth_of_the_way_and_what_was_there_already(
+    replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = row("job-2", id="staging:m@worker-2", state="succeeded", phase="publishing")
+    started = {"operations": [row(progress=0), there], "revision": "a-1"}
+    replica.routes["POST /api/models/m/stage"] = answering(started, 202)
+    words = [event("operation", row(progress=percent)) for percent in (5, 9, 10, 15, 27, 29)]
+    end = event("operation", row(state="succeeded", progress=100))
+    replica.streams.put_nowait(streaming(event("snapshot", started), *words, end, ends=False))
+    assert main(["stage", "m", "--all", "--follow"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "staging:m@worker-2: succeeded",
+        "staging:m@worker-1: running (transferring), 10 %",
+        "staging:m@worker-1: running (transferring), 27 %",
+        "staging:m@worker-1: succeeded",
+    ]
+
+
+async def test_what_is_followed_into_a_pipe_is_told_again_while_no_word_comes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    going = msgspec.convert(row(), Row)
+    said = ""
+
+    async def words() -> AsyncIterator[Row]:
+        nonlocal said
+        while said.count("\n") < 2:
+            await asyncio.sleep(0)
+            said += capsys.readouterr().out
+        yield msgspec.convert(row(state="succeeded"), Row)
+
+    async with asyncio.timeout(20):
+        [ended] = await display.follow(words(), [going], every=0.001)
+    assert ended.state == "succeeded"
+    assert set(said.splitlines()) == {"staging:m@worker-1: running (transferring), 40 %"}
 
 
 def test_what_is_followed_into_a_pipe_says_why_it_does_not_move(
@@ -406,6 +483,48 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str], arguments: str, said: 
     assert said in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("ops --nonsense", "error: Unknown option: --nonsense; see `stagecast ops --help`\n"),
+        (
+            "up --replicas 0",
+            'error: Invalid value "0" for --replicas: it must be at least 1; see `stagecast up --help`\n',
+        ),
+        ("nonsense", "...; see `stagecast --help`\n"),
+    ],
+)
+def test_a_usage_error_reads_as_a_sentence_and_names_the_command_s_own_help(
+    capsys: pytest.CaptureFixture[str], arguments: str, said: str
+) -> None:
+    assert main(arguments.split()) == 2
+    assert capsys.readouterr().err.endswith(said)
+
+
+@pytest.mark.parametrize("command", ["", *(name for name in cli.app if not name.startswith("-"))])
+def test_help_shows_one_default_at_most_and_of_the_environment_what_is_read(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    said = " ".join(line.strip("│╭╰╮╯─ ") for line in capsys.readouterr().out.splitlines())
+    for option in re.split(r" (?=--[a-z])", said):
+        assert option.count("[default:") <= 1, option
+    assert re.search(r"\[default: (\]|False|\(\)|\"\")", said) is None
+    if command and command not in PROCESSES:
+        assert "[env var:" not in said
+        assert set(re.findall(r"STAGECAST_\w+", said)) == {"STAGECAST_URL", "STAGECAST_API_KEY"}
+
+
+def test_help_says_what_is_a_size_and_what_a_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(each in said for each in ("--rate-limit RATE", "--disk-budget SIZE", "--keep-free SIZE"))
+    assert main(["limits", "--help"]) == 0
+    assert "--cluster RATE" in capsys.readouterr().out
+    assert main(["gc", "--help"]) == 0
+    assert "--free SIZE" in capsys.readouterr().out
+
+
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert main(["--help"]) == 0
@@ -485,6 +604,38 @@ def test_an_installation_can_wait_for_room(replica: ReplicaStandIn) -> None:
 def test_what_a_command_acts_on_is_never_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAGECAST_MODEL", "m")
     assert main(["rm"]) == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["stage m --to w1", "stage m --all", "gc", "verify m", "rm m", "load m", "pin m", "limits", "history", "install m"],
+)
+def test_what_a_client_does_is_never_read_from_the_environment(
+    replica: ReplicaStandIn, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    main(command.split())
+    variables = (
+        "ALL",
+        "TO",
+        "FREE",
+        "NODE",
+        "DRY_RUN",
+        "KEEP",
+        "WAIT",
+        "PRIORITY",
+        "FOLLOW",
+        "SHA256",
+        "STATE",
+        "RATE",
+    )
+    for name in (*variables, "CLUSTER", "AT_ONCE", "GALLERY", "NAME", "LIMIT", "JSON"):
+        values = {"FREE": "1TB", "RATE": "1MB/s", "CLUSTER": "1MB/s", "STATE": "failed", "PRIORITY": "low"}
+        is_flag = name in {"ALL", "DRY_RUN", "KEEP", "WAIT", "FOLLOW", "JSON"}
+        monkeypatch.setenv(f"STAGECAST_{name}", values.get(name, "true" if is_flag else "7"))
+    main(command.split())
+    first, second = replica.requests
+    assert (second.method, second.path_qs) == (first.method, first.path_qs)
+    assert replica.bodies[len(replica.bodies) // 2 :] == replica.bodies[: len(replica.bodies) // 2]
 
 
 def test_every_command_says_what_it_does() -> None:

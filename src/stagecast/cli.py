@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Coroutine, Sequence
@@ -32,6 +33,7 @@ from stagecast.options import (
     Rate,
     Replicas,
     Workers,
+    shown_default,
 )
 from stagecast.settings import NodeSettings, ReplicaSettings
 
@@ -41,8 +43,10 @@ app = App(
     name="stagecast",
     help="Stage model files onto workers, load them there, and see every operation the same on every replica.",
     config=Environment("STAGECAST_", command=False),
-    default_parameter=Parameter(negative=(), consume_multiple=False),
+    default_parameter=Parameter(negative=(), consume_multiple=False, show_default=shown_default),
 )
+_CLIENT: Final = Environment("STAGECAST_", command=False, show=False)
+"""How clients read the environment: which of their options it gives, these say themselves."""
 
 
 @app.command
@@ -129,35 +133,35 @@ async def worker(
     return await _until_terminated(run_worker(node.worker(nats=nats, labels=labels)))
 
 
-app.command(remote.stage)
-app.command(remote.verify)
-app.command(remote.ops)
-app.command(remote.cancel)
+app.command(remote.stage, config=_CLIENT)
+app.command(remote.verify, config=_CLIENT)
+app.command(remote.ops, config=_CLIENT)
+app.command(remote.cancel, config=_CLIENT)
 for _verb, _does in remote.VERBS.items():
-    app.command(remote.commanding(_verb, _does), name=_verb)
-app.command(remote.history)
-app.command(remote.install)
-app.command(remote.models)
-app.command(remote.remove, name="rm")
-app.command(remote.nodes)
-app.command(remote.limits)
-app.command(remote.drain)
-app.command(remote.undrain)
-app.command(remote.load)
-app.command(upkeep.gc)
-app.command(upkeep.pin)
-app.command(upkeep.unpin)
+    app.command(remote.commanding(_verb, _does), name=_verb, config=_CLIENT)
+app.command(remote.history, config=_CLIENT)
+app.command(remote.install, config=_CLIENT)
+app.command(remote.models, config=_CLIENT)
+app.command(remote.remove, name="rm", config=_CLIENT)
+app.command(remote.nodes, config=_CLIENT)
+app.command(remote.limits, config=_CLIENT)
+app.command(remote.drain, config=_CLIENT)
+app.command(remote.undrain, config=_CLIENT)
+app.command(remote.load, config=_CLIENT)
+app.command(upkeep.gc, config=_CLIENT)
+app.command(upkeep.pin, config=_CLIENT)
+app.command(upkeep.unpin, config=_CLIENT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that ``arguments``, by default the process's, say; return the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        given = sys.argv[1:] if arguments is None else arguments
         command, bound, _ = app.parse_args(given, exit_on_error=False, print_error=False)
         result = command(*bound.args, **bound.kwargs)
         return _run(result) if inspect.iscoroutine(result) else 0
     except (CycloptsError, remote.UsageError) as error:
-        return _say_error(f"{error}; see `stagecast --help`", 2)
+        return _say_error(_usage(error, given), 2)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -172,6 +176,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(work: Coroutine[Any, Any, int | None]) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work) or 0
+
+
+def _usage(error: Exception, given: Sequence[str]) -> str:
+    """Return what was wrong, and where the command's own help is."""
+    command = f"{given[0]} " if given and given[0] in list(app) and not given[0].startswith("-") else ""
+    # The parser's sentences end with a full stop, but a list that goes on with three; ours follow after one.
+    said = re.sub(r"(?<!\.)\.$", "", str(error))
+    said = re.sub(r"\. (?=[a-z])", ": ", said)
+    return f"{said}; see `stagecast {command}--help`"
 
 
 def _first_cause(error: BaseException) -> StagecastError:

@@ -69,7 +69,11 @@ class Client(Session):
 
     async def models(self) -> list[answers.Model]:
         """Return the models that anybody holds."""
-        return read(await self.request("GET", "/api/models"), answers.Models).models
+        return read(await self.models_as_sent(), answers.Models).models
+
+    async def models_as_sent(self) -> Answer:
+        """Return the same as it came, byte for byte."""
+        return await self.request("GET", "/api/models")
 
     async def stage(
         self, model: str, nodes: Sequence[str] = (), *, wait_for_space: bool = False, priority: Priority = "normal"
@@ -132,7 +136,11 @@ class Client(Session):
 
     async def nodes(self) -> list[answers.Node]:
         """Return the processes of the cluster."""
-        return read(await self.request("GET", "/api/nodes"), answers.Nodes).nodes
+        return read(await self.nodes_as_sent(), answers.Nodes).nodes
+
+    async def nodes_as_sent(self) -> Answer:
+        """Return the same as it came, byte for byte."""
+        return await self.request("GET", "/api/nodes")
 
     async def drain(self, node: str) -> None:
         """Take a worker out of service: nothing new goes there."""

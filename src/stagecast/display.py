@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections import Counter
 from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
@@ -20,11 +21,15 @@ from rich.text import Text
 
 from stagecast import answers
 from stagecast.messages import MODEL_KINDS, State
+from stagecast.operations import ENDED
 from stagecast.quantities import format_duration, format_size, parse_time
 from stagecast.rows import Row
 
 _PIPE_WIDTH: Final = 200
 """Columns where the output is no terminal: nothing is to be cut there."""
+
+EVERY: Final = 10.0
+"""Seconds after which a program that reads the output is told again how what goes on stands."""
 
 _OPERATIONS: Final = ("operation", "state", "progress", "bytes", "rate", "left")
 _MESSAGE: Final = 20
@@ -150,8 +155,12 @@ def models(found: Sequence[answers.Model]) -> RenderableType:
 
 
 def nodes(found: Sequence[answers.Node]) -> RenderableType:
-    """Draw the processes of the cluster."""
+    """Draw the processes of the cluster. An address is never cut: what has no room folds."""
     table = table_of("node", "kind", "state", "disk free", "pinned", "address", "labels")
+    for column in table.columns:
+        column.overflow = "fold"
+    for place in (0, 5):
+        table.columns[place].no_wrap = True
     for node in found:
         state = "dead" if not node.alive else "draining" if node.draining else "alive"
         labels = " ".join(f"{key}={value}" for key, value in node.labels.items())
@@ -227,22 +236,47 @@ def _is_part(row: Row) -> bool:
     return row.nodes is not msgspec.UNSET
 
 
-async def follow(words: AsyncIterable[Row], start: Iterable[Row]) -> list[Row]:
-    """Draw operations as their words come in, and return the last of each."""
+async def follow(words: AsyncIterable[Row], start: Iterable[Row], every: float = EVERY) -> list[Row]:
+    """Draw operations as their words come in, and return the last of each.
+
+    Where that is no terminal a line is printed for each step, and for what goes on each ``every`` seconds.
+    """
     held = {row.job_id: row for row in start}
     screen = console()
     if not screen.is_terminal:
-        async for row in words:
-            if _step(row) != _step(held.get(row.job_id)):
-                why = f"; {row.message}" if row.state == "stalled" else ""
-                screen.print(f"{row.id}: {_word(row)}{why}")
-            held[row.job_id] = row
+        async with asyncio.TaskGroup() as group:
+            reminding = group.create_task(_remind(screen, held, every))
+            await _follow_in_lines(screen, words, held)
+            reminding.cancel()
         return list(held.values())
     with Live(bars(held.values()), console=screen, refresh_per_second=10) as live:
         async for row in words:
             held[row.job_id] = row
             live.update(bars(held.values()))
     return list(held.values())
+
+
+async def _follow_in_lines(screen: Console, words: AsyncIterable[Row], held: dict[str, Row]) -> None:
+    for row in held.values():
+        if row.state in ENDED:  # of what was there already no word will come
+            _say(screen, row)
+    async for row in words:
+        if _step(row) != _step(held.get(row.job_id)):
+            _say(screen, row)
+        held[row.job_id] = row
+
+
+async def _remind(screen: Console, held: dict[str, Row], every: float) -> None:
+    while True:
+        await asyncio.sleep(every)
+        for row in held.values():
+            if row.state not in ENDED:
+                _say(screen, row)
+
+
+def _say(screen: Console, row: Row) -> None:
+    why = f"; {row.message}" if row.state == "stalled" else ""
+    screen.print(f"{row.id}: {_word(row)}{why}")
 
 
 def _word(row: Row) -> str:
@@ -252,8 +286,9 @@ def _word(row: Row) -> str:
     return f"verified, {row.verification}" if isinstance(row.verification, str) and row.verification else row.state
 
 
-def _step(row: Row | None) -> tuple[str, str] | None:
-    return (row.state, row.phase) if row else None
+def _step(row: Row | None) -> tuple[str, str, int] | None:
+    """Return what a line is worth when it changes: the state, the phase, each tenth of the way."""
+    return (row.state, row.phase, row.progress // 10) if row else None
 
 
 def table_of(*columns: str) -> Table:
@@ -287,8 +322,8 @@ def _when(row: Row) -> str:
 
 
 def date_of(epoch: float) -> str:
-    """Return seconds since 1970 by this machine's clock and calendar."""
-    return datetime.fromtimestamp(epoch).strftime("%Y-%m-%d %H:%M:%S")  # local time is meant
+    """Return seconds since 1970 by this machine's clock and calendar, with its zone."""
+    return datetime.fromtimestamp(epoch).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")  # local time is meant
 
 
 def _outcome(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""The command line's options: names, defaults, help. Each is also read from the environment, ``STAGECAST_<NAME>``."""
+"""The command line's options: names, defaults, help. Which of them the environment gives, `Environment` says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter, Token
 from cyclopts.config import Env
@@ -28,16 +28,24 @@ if TYPE_CHECKING:
     from cyclopts import App, ArgumentCollection
 
 
+PROCESSES: Final = frozenset({"up", "demo", "serve", "worker"})
+"""Commands that are processes of a cluster; all others are its clients."""
+REACH: Final = frozenset({"--url", "--api-key"})
+"""What a client may read from the environment."""
+
+
 class Environment(Env):
     """Reads options from the environment, but not what a command acts on, which is said where it is called.
 
-    That is what is positional, and options that say so by ``show_env_var=False``.
+    A process has all its settings from there; a client only how it finds the cluster: what is left lying in a shell
+    must not change what a command does.
     """
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Give each option that was not on the command line what its variable says."""
+        is_client = not PROCESSES.intersection(commands)
         options = type(arguments)(
-            each for each in arguments if each.index is None and each.parameter.show_env_var is not False
+            each for each in arguments if each.index is None and (not is_client or REACH.intersection(each.names))
         )
         super().__call__(app, commands, options)
 
@@ -79,6 +87,11 @@ def _is_positive(kind: Any, number: float) -> None:  # noqa: ARG001  # cyclopts 
         raise ValueError("it must be a number above 0")
 
 
+def shown_default(default: object) -> object:
+    """Return a default as help shows it; None where there is none, or the option's own words say it."""
+    return None if default is False or default in (None, "", ()) else default
+
+
 def argument(text: str) -> Parameter:
     """Return what describes a positional argument."""
     return Parameter(help=text, show_env_var=False)
@@ -88,23 +101,35 @@ Id = Annotated[str, argument("The operation's id or jobID, as `stagecast ops` sh
 ModelName = Annotated[str, argument("The model's name.")]
 NodeName = Annotated[str, argument("The worker's name.")]
 Follow = Annotated[bool, Parameter(help="Draw the progress until it has ended; exit 1 if it failed.")]
+Json = Annotated[bool, Parameter(help="Print what the API returns, byte for byte.")]
 Replicas = Annotated[int, Parameter(help="How many replicas.", validator=_at_least(1))]
 Workers = Annotated[int, Parameter(help="How many workers.", validator=_at_least(0))]
 Rate = Annotated[
-    int, Parameter(converter=_rate, help="The most that a worker pulls in a second, like 20MB/s; 0 for no limit.")
+    int,
+    Parameter(
+        converter=_rate, metavar="RATE", help="The most that a worker pulls in a second, like 20MB/s; 0 for no limit."
+    ),
 ]
-Size = Annotated[int, Parameter(converter=_size)]
+Size = Annotated[int, Parameter(converter=_size, metavar="SIZE")]
 DiskBudget = Annotated[
-    int, Parameter(converter=_size, help="Evict the models used longest ago where all take more, like 2TB; 0: never.")
+    int,
+    Parameter(
+        converter=_size,
+        metavar="SIZE",
+        help="Evict the models used longest ago where all take more, like 2TB; 0: never.",
+    ),
 ]
 KeepFree = Annotated[
-    int, Parameter(converter=_size, help="Evict them where less of a worker's disk is free, like 50GB; 0: never.")
+    int,
+    Parameter(
+        converter=_size, metavar="SIZE", help="Evict them where less of a worker's disk is free, like 50GB; 0: never."
+    ),
 ]
 
 
 def rate_option(text: str) -> Parameter:
     """Return what describes an option that takes a rate."""
-    return Parameter(converter=_rate, help=text, show_env_var=False)
+    return Parameter(converter=_rate, metavar="RATE", help=text, show_env_var=False)
 
 
 Models = Annotated[
@@ -120,8 +145,10 @@ ApiKey = Annotated[str, Parameter(help="The key that clients send.")]
 class Reach:
     """How a client command finds the cluster."""
 
-    url: Annotated[str, Parameter(help="A replica, or the load balancer before many.")] = DEFAULT_URL
-    api_key: ApiKey = ""
+    url: Annotated[str, Parameter(help="A replica, or the load balancer before many; also given by STAGECAST_URL.")] = (
+        DEFAULT_URL
+    )
+    api_key: Annotated[str, Parameter(help="The key that clients send; better given by STAGECAST_API_KEY.")] = ""
 
 
 @Parameter(name="*")

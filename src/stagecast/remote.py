@@ -17,7 +17,7 @@ from stagecast import answers, disk_tables, display, seen
 from stagecast.client import Client, read
 from stagecast.following import follow as follow_operations
 from stagecast.messages import Outcome, Verb
-from stagecast.options import Follow, Id, ModelName, NodeName, Reach, argument, rate_option
+from stagecast.options import Follow, Id, Json, ModelName, NodeName, Reach, argument, rate_option
 from stagecast.rows import Row
 from stagecast.session import Answer
 
@@ -85,7 +85,7 @@ def all_fit(plan: answers.Plan) -> bool:
 async def ops(
     *,
     watch: Annotated[bool, Parameter(help="Show every change, until Ctrl-C.")] = False,
-    json: Annotated[bool, Parameter(help="Print what the API returns, byte for byte.")] = False,
+    json: Json = False,
     reach: Reach = Reach(),  # noqa: B008  # frozen
 ) -> int:
     """Show what is under way."""
@@ -139,7 +139,7 @@ async def history(
     job: Annotated[str, Parameter(help="Only the attempts of this job.")] = "",
     limit: Annotated[int, Parameter(help="At most so many.")] = 50,
     before: Annotated[str, Parameter(help="Only what ended before this time, RFC 3339, or a page's next.")] = "",
-    json: Annotated[bool, Parameter(help="Print what the API returns, byte for byte.")] = False,
+    json: Json = False,
     reach: Reach = Reach(),  # noqa: B008  # frozen
 ) -> int:
     """Show what has ended, newest first, an attempt a line."""
@@ -177,10 +177,18 @@ async def install(
         return await _begun(client, [row], follow=follow)
 
 
-async def models(*, reach: Reach = Reach()) -> int:  # noqa: B008  # frozen
+async def models(
+    *,
+    json: Json = False,
+    reach: Reach = Reach(),  # noqa: B008  # frozen
+) -> int:
     """Show the models, and who holds and serves them."""
     async with connected(reach) as client:
-        display.console().print(display.models(await client.models()))
+        answer = await client.models_as_sent()
+    if json:
+        _print_body(answer.body)
+    else:
+        display.console().print(display.models(read(answer, answers.Models).models))
     return 0
 
 
@@ -197,10 +205,18 @@ async def remove(
     return 0
 
 
-async def nodes(*, reach: Reach = Reach()) -> int:  # noqa: B008  # frozen
+async def nodes(
+    *,
+    json: Json = False,
+    reach: Reach = Reach(),  # noqa: B008  # frozen
+) -> int:
     """Show the cluster's processes."""
     async with connected(reach) as client:
-        display.console().print(display.nodes(await client.nodes()))
+        answer = await client.nodes_as_sent()
+    if json:
+        _print_body(answer.body)
+    else:
+        display.console().print(display.nodes(read(answer, answers.Nodes).nodes))
     return 0
 
 
