@@ -133,24 +133,14 @@ async def worker(
     return await _until_terminated(run_worker(node.worker(nats=nats, labels=labels)))
 
 
-app.command(remote.stage, config=_CLIENT)
-app.command(remote.verify, config=_CLIENT)
-app.command(remote.ops, config=_CLIENT)
-app.command(remote.cancel, config=_CLIENT)
+for _command in (
+    remote.stage, remote.verify, remote.ops, remote.cancel, remote.history, remote.install, remote.models,
+    remote.nodes, remote.limits, remote.drain, remote.undrain, remote.load, upkeep.gc, upkeep.pin, upkeep.unpin,
+):  # fmt: skip
+    app.command(_command, config=_CLIENT)
 for _verb, _does in remote.VERBS.items():
     app.command(remote.commanding(_verb, _does), name=_verb, config=_CLIENT)
-app.command(remote.history, config=_CLIENT)
-app.command(remote.install, config=_CLIENT)
-app.command(remote.models, config=_CLIENT)
 app.command(remote.remove, name="rm", config=_CLIENT)
-app.command(remote.nodes, config=_CLIENT)
-app.command(remote.limits, config=_CLIENT)
-app.command(remote.drain, config=_CLIENT)
-app.command(remote.undrain, config=_CLIENT)
-app.command(remote.load, config=_CLIENT)
-app.command(upkeep.gc, config=_CLIENT)
-app.command(upkeep.pin, config=_CLIENT)
-app.command(upkeep.unpin, config=_CLIENT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

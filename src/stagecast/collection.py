@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from stagecast.eviction import GC, LEFTOVERS, Copy, Inventory, Leftover, chosen, orphans
+from stagecast.eviction import GC, LEFTOVERS, Copy, Inventory, Leftover, chosen, free_missing, orphans, turn
 from stagecast.fold import Fold
 from stagecast.messages import Record
 from stagecast.tracker import Tracker
@@ -93,7 +93,7 @@ def _collection(node: str, copies: list[Copy], lone: list[Leftover], kept: Seque
 def _by_use(inventories: Sequence[Inventory]) -> list[tuple[Inventory, Copy]]:
     """Return all copies that may go, by their last use, the longest ago first."""
     found = [(each, copy) for each in inventories for copy in each.copies if not copy.keep]
-    return sorted(found, key=lambda pair: (max(pair[1].used_at, pair[1].came_at), pair[1].model, pair[0].node))
+    return sorted(found, key=lambda pair: (turn(pair[1]), pair[0].node))
 
 
 def goals(inventories: Sequence[Inventory], free: int) -> list[Goal]:
@@ -104,7 +104,7 @@ def goals(inventories: Sequence[Inventory], free: int) -> list[Goal]:
     for _, group in groupby(sorted(inventories, key=_disk_of), key=_disk_of):
         on_it = list(group)
         room = min(each.disk_free for each in on_it) - _reserved(on_it)
-        found.append(Goal(on_it, max(0, free - room)))
+        found.append(Goal(on_it, free_missing(room, free)))
     return found
 
 

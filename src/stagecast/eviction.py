@@ -97,14 +97,18 @@ def orphans(leftovers: Iterable[Leftover]) -> list[Leftover]:
     return [each for each in leftovers if not each.keep]
 
 
+def turn(copy: Copy) -> tuple[float, str]:
+    """Return what models go by: when one was used last, or came, and its name."""
+    return max(copy.used_at, copy.came_at), copy.model
+
+
 def chosen(copies: Iterable[Copy], excess: int) -> list[Copy]:
     """Return what is to go so that ``excess`` bytes are freed: what was used longest ago first, and no more than that.
 
     What was never used counts from when it came. All that may go is not enough where what may not is too much.
     """
     found, freed = [], 0
-    free_to_go = (each for each in copies if not each.keep)
-    for copy in sorted(free_to_go, key=lambda each: (max(each.used_at, each.came_at), each.model)):
+    for copy in sorted((each for each in copies if not each.keep), key=turn):
         if freed >= excess:
             break
         found.append(copy)

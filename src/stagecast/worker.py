@@ -242,15 +242,9 @@ class Worker:
             for holder in holders:
                 try:
                     manifest = await in_thread(
-                        ownership.stop,
-                        fetch_manifest,
-                        holder,
-                        digest,
-                        self._token,
-                        ownership.stop,
-                        waiting=waiting,
+                        ownership.stop, fetch_manifest, holder, digest, self._token, ownership.stop, waiting=waiting,
                         tls=self._node.tls,
-                    )
+                    )  # fmt: skip
                     # Equal files may have other names elsewhere: a digest says what a model is, not what it is called.
                     return msgspec.structs.replace(manifest, model=model)
                 except StagecastError as error:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -226,3 +227,20 @@ async def test_pages_of_other_sites_change_nothing(origin: str, status: int) -> 
     scope = {"type": "http", "method": "POST", "path": "/api/models/m/stage", "headers": headers, "query_string": b""}
     await Gate(application, tracker, "name", "")(scope, receive, send)
     assert sent[0]["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("method", "placed", "told"),
+    [
+        ("POST", ("b", 9), ("b", 9)),
+        ("GET", ("b", 9), ("b", 3)),
+        ("POST", ("b", 2), ("b", 3)),
+        ("POST", ("c", 9), ("b", 3)),
+    ],
+)
+async def test_an_answer_to_a_write_tells_of_that_but_of_no_log_that_is_gone(
+    method: str, placed: tuple[str, int], told: tuple[str, int]
+) -> None:
+    """The clock of a lost log may have run ahead of the present one's: nobody could ever reach what stood there."""
+    tracker = SimpleNamespace(revision=Revision("b", 3), identity="b", placed=Revision(*placed))
+    assert Gate(None, tracker, "one", "")._reached(method) == told  # type: ignore[arg-type]

@@ -59,8 +59,10 @@ class Gate:
 
     def _reached(self, method: str) -> Revision:
         """Return what an answer shows, or of one that tells of a write, where the log has that (law L5)."""
-        folded = self._tracker.revision
-        return folded if method == "GET" else self._tracker.placed.later(folded)
+        folded, placed = self._tracker.revision, self._tracker.placed
+        # Of a log that is gone nothing is said, though its clock may have run ahead of the present one's.
+        is_told = method != "GET" and placed.identity == self._tracker.identity
+        return placed.later(folded) if is_told else folded
 
     def _admit(self, scope: Scope, path: str) -> None:
         """Raise `Unauthorized` unless the key is right, `NotReady` before the log was read once.

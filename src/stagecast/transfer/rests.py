@@ -12,14 +12,15 @@ longest, which is shorter for one that is only busy."""
 
 
 class Rests:
-    """The holders that rest, by name."""
+    """The holders that rest, by name; ``first`` is how long one does at first, in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: float = FIRST_REST) -> None:
+        self._first = first
         self._rests: dict[str, tuple[float, float]] = {}
 
     def begin(self, name: str, now: float, longest: float = LONGEST_REST) -> None:
         """Let a holder rest from now on."""
-        until, length = self._rests.get(name, (now, FIRST_REST / 2))
+        until, length = self._rests.get(name, (now, self._first / 2))
         # Streams that fail together are one failure.
         if until <= now:
             length = min(longest, 2 * length)

@@ -11,6 +11,7 @@ from typing import Final, Self
 from stagecast.errors import HolderFailed, Interrupted
 from stagecast.pieces import Holder
 from stagecast.transfer.ledger import Ledger
+from stagecast.transfer.rests import Rests
 from stagecast.transfer.source import Source
 
 LOOK: Final = 0.5
@@ -36,7 +37,7 @@ class Scout:
         self._digest = ledger.digest
         self._sources: dict[Holder, Source] = {}
         self._asking: set[Holder] = set()
-        self._rests: dict[Holder, tuple[float, float]] = {}
+        self._rests = Rests(LOOK)
         self._thread = threading.Thread(target=self._run, name="stagecast-scout", daemon=True)
 
     def __enter__(self) -> Self:
@@ -61,10 +62,9 @@ class Scout:
         """Return whom to ask now; those who are none of these any more are forgotten."""
         for holder in self._sources.keys() - set(holders) - self._asking:
             self._sources.pop(holder).close()
-            self._rests.pop(holder, None)
+            self._rests.forgive(holder.name)
         now = time.monotonic()
-        idle = [holder for holder in holders if holder not in self._asking]
-        return [holder for holder in idle if self._rests.get(holder, (now, 0.0))[0] <= now]
+        return [holder for holder in holders if holder not in self._asking and not self._rests.is_on(holder.name, now)]
 
     def _source(self, holder: Holder) -> Source:
         if holder not in self._sources:
@@ -85,9 +85,7 @@ class Scout:
         try:
             self._ledger.learn(holder.name, *source.pieces(self._digest, len(self._ledger.number)))
         except HolderFailed:
-            _, length = self._rests.get(holder, (0.0, LOOK / 2))
-            length = min(LONGEST, 2 * length)
-            self._rests[holder] = (time.monotonic() + length, length)
+            self._rests.begin(holder.name, time.monotonic(), LONGEST)
             self._ledger.learn(holder.name, 0, 0)
         else:
-            self._rests.pop(holder, None)
+            self._rests.forgive(holder.name)
