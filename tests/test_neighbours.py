@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Barrier, Thread
 
 import pytest
 
@@ -22,6 +21,7 @@ from stagecast.publication import WORKSHOP
 from stagecast.reservation import Promise
 from stagecast.stocktaking import Wanted, found, stock
 from stagecast.store import Store
+from tests.asking import asked_at_once
 
 MB = 1024 * 1024
 _HOLDER = """
@@ -127,23 +127,7 @@ def test_a_folder_by_another_name_is_the_same_folder(tmp_path: Path, place: Path
 
 
 def test_many_at_once_over_several_folders_are_never_promised_more_than_there_is(disks: list[Disk]) -> None:
-    ready, leave, held, refused = Barrier(12), Barrier(12), [], []
-
-    def ask(disk: Disk) -> None:
-        ready.wait()
-        try:
-            with disk.reserve(300):
-                held.append(sum(promise.left for promise in disk.promises()))
-                leave.wait()
-        except NotEnoughSpace as error:
-            refused.append(error.promised)
-            leave.wait()
-
-    threads = [Thread(target=ask, args=(disks[number % 3],)) for number in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    held, refused = asked_at_once(disks)
     assert (len(held), len(refused), max(held)) == (3, 9, 900)
     assert set(refused) == {900}
 

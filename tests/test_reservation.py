@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Barrier, Thread
 
 import pytest
 
@@ -19,6 +18,7 @@ from stagecast.durable import Lock
 from stagecast.errors import Busy, NotEnoughSpace
 from stagecast.publication import WORKSHOP
 from stagecast.reservation import Promise, Reservation, clear, deciding, promised, standing
+from tests.asking import asked_at_once
 
 MB = 1024 * 1024
 
@@ -89,25 +89,9 @@ def test_a_killed_holder_frees_its_promise(tmp_path: Path, workshop: Path) -> No
 def test_many_at_once_are_never_promised_more_than_there_is(
     tmp_path: Path, workshop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk, ready, held, refused = Disk(tmp_path), Barrier(12), [], []
+    disk = Disk(tmp_path)
     monkeypatch.setattr(disk, "space", lambda: Space(1000, 1000))
-    leave = Barrier(12)
-
-    def ask() -> None:
-        ready.wait()
-        try:
-            with disk.reserve(300):
-                held.append(sum(promise.left for promise in disk.promises()))
-                leave.wait()
-        except NotEnoughSpace as error:
-            refused.append(error.promised)
-            leave.wait()
-
-    threads = [Thread(target=ask) for _ in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    held, refused = asked_at_once([disk])
     assert (len(held), len(refused)) == (3, 9)
     assert max(held) <= 900
     assert set(refused) == {900}
