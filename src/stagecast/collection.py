@@ -17,6 +17,7 @@ from stagecast.eviction import GC, LEFTOVERS, Copy, Inventory, Leftover, chosen,
 from stagecast.fold import Fold
 from stagecast.messages import Record
 from stagecast.tracker import Tracker
+from stagecast.volume import disk_of
 
 KEPT: Final = "kept: "
 """How the note of a deletion begins that found a reason not to delete."""
@@ -118,8 +119,7 @@ def _reserved(on_it: Sequence[Inventory]) -> int:
 
 
 def _disk_of(inventory: Inventory) -> str:
-    """Return what names the file system of a folder: all of its volume but the folder's own number."""
-    return inventory.volume.rpartition(":")[0]
+    return disk_of(inventory.volume)
 
 
 def waves(wanted: Sequence[Collection]) -> Iterator[list[Collection]]:

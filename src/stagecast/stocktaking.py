@@ -52,11 +52,12 @@ def stock(
     staging, which may be under way, is there for it.
     """
     own, promises, space = f"staging:{wanted.model}@{store.node}", store.promises(), store.space()
-    reserved = sum(each.left for each in promises if not (each.is_here and each.purpose == own))
+    mine = sum(each.left for each in promises if each.is_here and each.purpose == own)
+    reserved = sum(each.left for each in promises) - mine
     lies = _lying(store, wanted, manifest, written)
     return Stock(
         present=lies.shared + lies.copied, to_copy=lies.copied, disk_free=space.free, disk_reserved=reserved,
-        disk_total=space.total,
+        disk_own=mine, disk_total=space.total,
     )  # fmt: skip
 
 
