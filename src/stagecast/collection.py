@@ -35,15 +35,21 @@ class Collection:
 
     def told(self, ends: Mapping[tuple[str, str], Record]) -> Collection:
         """Return what has gone, by how the deletions have ended: of what was kept after all, nothing, and why."""
-        freed = {model: record.bytes_done for (node, model), record in ends.items() if node == self.node}
-        copies = [copy for copy in self.copies if freed[copy.model]]
+        own = {model: record for (node, model), record in ends.items() if node == self.node}
+        freed = {model: record.bytes_done for model, record in own.items()}
+        # By how it ended, not by its bytes: one that shares all its files with another has gone for none.
+        copies = [copy for copy in self.copies if _is_gone(own[copy.model])]
         stayed = [
-            msgspec.structs.replace(copy, keep=ends[self.node, copy.model].note.removeprefix(KEPT) or "not deleted")
-            for copy in self.copies if not freed[copy.model]
+            msgspec.structs.replace(copy, keep=own[copy.model].note.removeprefix(KEPT) or "not deleted")
+            for copy in self.copies if not _is_gone(own[copy.model])
         ]  # fmt: skip
         leftovers = freed[LEFTOVERS] if self.leftovers else 0
         count = sum(freed[copy.model] for copy in copies) + leftovers
         return Collection(self.node, copies, self.leftovers if leftovers else [], count, [*self.kept, *stayed])
+
+
+def _is_gone(record: Record) -> bool:
+    return record.state == "succeeded" and not record.note.startswith(KEPT)
 
 
 class Goal(NamedTuple):
