@@ -35,8 +35,8 @@ LADDER: Final = (
         "seams",
         {
             "FILES": (
-                "address durable footprint reading copying publication reservation neighbours disk journal records "
-                "known_files adoption status part_files partial draft_file draft workshop marks volume store gathering "
+                "address durable footprint weights reading copying publication reservation neighbours disk journal "
+                "records known_files adoption status part_files partial draft_file draft workshop marks volume store gathering "
                 "stocktaking verification repair leash recipes"
             ),
             "CONTROL": (
