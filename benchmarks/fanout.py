@@ -17,7 +17,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from linked import Case, Run, cleared, make_model, measure
+from linked import Case, Run, cleared, make_model, make_small_files, measure
 from swarm import Plan, Simulation
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
@@ -61,13 +61,18 @@ def main() -> None:
     parser.add_argument("--mishaps", type=int, nargs="*", default=[8], help="workers where one has bad luck")
     parser.add_argument("--size", type=int, default=128, help="MiB of the model")
     parser.add_argument("--piece", type=int, default=1, help="MiB of a piece")
+    parser.add_argument("--files", type=int, default=0, help="so many small files, not one; measured only")
     parser.add_argument("--rate", type=float, default=12.5, help="MB/s of every link")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm"))
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
+    if options.files and options.write:
+        parser.error("the table of the page is that of one file")
     size, piece_size, rate = options.size * MIB, options.piece * MIB, options.rate * 1e6
     cases = [Case(number) for number in options.workers] + [case for each in options.mishaps for case in mishaps(each)]
+    if options.files:
+        options.simulated = options.mishaps = []
     lines: list[str] = []
 
     def note(line: str) -> None:
@@ -77,7 +82,9 @@ def main() -> None:
     print(HEAD, end="")
     if cases:
         with cleared(options.folder) as root:
-            manifest = make_model(root / "origin", size, piece_size)
+            home = root / "origin"
+            small = options.files and size // options.files
+            manifest = make_small_files(home, options.files, small) if small else make_model(home, size, piece_size)
 
             def runs(case: Case) -> list[Run]:
                 return [measure(case, root, root / "origin", manifest, rate) for _ in range(options.repeats)]

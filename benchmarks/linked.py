@@ -95,6 +95,23 @@ class Node:
         self.process.wait()
 
 
+def make_small_files(folder: Path, count: int, size: int) -> Manifest:
+    """Lay a model of so many files of ``size`` random bytes each out, recorded; return its manifest."""
+    from blake3 import blake3
+
+    base = folder / "models" / "model"
+    base.mkdir(parents=True)
+    entries = []
+    for number in range(count):
+        content = os.urandom(size)
+        pieces = (blake3(content).hexdigest(),)
+        (base / f"{number:06}").write_bytes(content)
+        entries.append(ManifestFile(path=f"{number:06}", size=size, digest=file_digest(pieces, size), pieces=pieces))
+    manifest = Manifest(model="model", files=tuple(entries))
+    Store(folder / "models", folder / "data").record(manifest)
+    return manifest
+
+
 def make_model(folder: Path, size: int, piece_size: int) -> Manifest:
     """Lay a model of random bytes out, recorded; return its manifest."""
     from blake3 import blake3

@@ -147,6 +147,12 @@ def test_a_dry_run_says_whether_it_fits(replica: ReplicaStandIn, capsys: pytest.
     shown = capsys.readouterr().out
     assert "3.0 MB" in shown
     assert "1 min 1 s" in shown
+    assert "by nodes above" not in shown
+    taken = {"plan": {"model": "m", "bytes": 5, "nodes": [node | {"fits": False, "disk_taken": 7_000_000}]}}
+    replica.script.append(answering(taken))
+    assert main(["stage", "m", "--all", "--dry-run"]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "+ 7.0 MB" in shown
 
 
 @pytest.mark.parametrize(("state", "code"), [("succeeded", 0), ("failed", 1), ("cancelled", 1)])

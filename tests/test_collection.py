@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagecast import broadcast, subjects
-from stagecast.collection import Collection, Goal, elsewhere, goals, shared_out, waves
+from stagecast.collection import KEPT, Collection, Goal, elsewhere, goals, shared_out, waves
 from stagecast.eviction import Copy, Inventory, Leftover
 from stagecast.fold import Fold
-from stagecast.messages import Entry, Holding, NodeRecord
+from stagecast.messages import Entry, Holding, NodeRecord, Record
 from tests.peers import a_record
 
 MB = 10**6
@@ -183,3 +183,19 @@ def test_where_else_a_model_is_for_certain(words: list[tuple[str, Holding | byte
 
 def test_who_is_not_alive_holds_nothing_for_certain() -> None:
     assert elsewhere(told(*NODES, held("here"), held("far")), "here", "owl", lambda name: name != "far") == set()
+
+
+def test_a_model_that_shares_all_its_files_has_gone_though_that_freed_nothing() -> None:
+    def deleted(model: str, **fields: object) -> Record:
+        return a_record(kind="deletion", model=model, node="w", **({"state": "succeeded"} | fields))
+
+    wanted = Collection("w", [copy(model) for model in ("ant", "bee", "cat", "dog")], [], 4 * MB)
+    ends = {
+        ("w", "ant"): deleted("ant"),
+        ("w", "bee"): deleted("bee", bytes_done=2 * MB),
+        ("w", "cat"): deleted("cat", note=f"{KEPT}pinned"),
+        ("w", "dog"): deleted("dog", state="failed"),
+    }
+    gone = wanted.told(ends)
+    assert ([each.model for each in gone.copies], gone.bytes) == (["ant", "bee"], 2 * MB)
+    assert [(each.model, each.keep) for each in gone.kept] == [("cat", "pinned"), ("dog", "not deleted")]

@@ -19,6 +19,7 @@ from stagecast.errors import (
     DigestMismatch,
     HolderFailed,
     Interrupted,
+    InvalidManifest,
     NotEnoughSpace,
     SourceRefused,
     TransferFailed,
@@ -330,9 +331,10 @@ def test_a_disk_that_fills_up_says_what_is_missing(
     source = measure(source_of(server))
     with monkeypatch.context() as patched:
         patched.setattr("stagecast.draft_file.write_all", write)
+        work = Work(source, store)
         with pytest.raises(NotEnoughSpace, match="free some space") as caught:
-            Work(source, store).run()
-    assert caught.value.present == 2 * PIECE_SIZE + 2
+            work.run()
+    assert caught.value.present == work.moved == 2 * PIECE_SIZE + 2
     assert caught.value.needed == len(WEIGHTS) - 2 * PIECE_SIZE
     Work(source, store).succeeds()
 
@@ -404,3 +406,16 @@ def test_a_source_that_is_gone_says_so(tmp_path: Path, store: Store) -> None:
     with pytest.raises(HolderFailed, match="No such file"):
         Work(gone, store).run()
     assert drafts(store.models) == []
+
+
+def test_a_source_that_was_cut_off_is_not_installed_and_is_once_it_is_whole(tmp_path: Path, store: Store) -> None:
+    head = b'{"w":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}}'
+    whole = len(head).to_bytes(8, "little") + head + b"123456789"
+    source = tmp_path / "source" / "w.safetensors"
+    lay_out(tmp_path, {"source/w.safetensors": whole[:-1]})
+    with pytest.raises(InvalidManifest, match=r"w.safetensors was cut off: it has .* copy it again"):
+        Work(resolve(str(source.parent), name="m"), store).run()
+    assert store.names() == []
+    source.write_bytes(whole)
+    Work(resolve(str(source.parent), name="m"), store).run()
+    assert (store.models / "m" / "w.safetensors").read_bytes() == whole

@@ -112,6 +112,7 @@ def test_the_plan_and_the_inventory_count_what_others_promised_and_nothing_twice
     wanted = Wanted(model="owl", digest="d", size=MB)
     with two.reserve(5000, purpose="staging:owl@two"), one.reserve(300, purpose="staging:cat@one"):
         assert [stock(each, wanted).disk_reserved for each in (one, two, same)] == [5300, 300, 5300]
+        assert [stock(each, wanted).disk_own for each in (one, two, same)] == [0, 5000, 0]
         seen = [found(each, 0.0) for each in (one, two, same)]
         assert [each.reserved for each in seen] == [5300] * 3
         assert [each.reserved_here for each in seen] == [300, 5000, 5000]

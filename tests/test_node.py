@@ -115,6 +115,25 @@ async def test_what_cannot_be_read_in_is_taken_back_and_the_rest_is_held(
             assert "broken cannot be adopted" in caplog.text
 
 
+async def test_a_copy_that_was_cut_off_is_told_once_and_held_when_it_is_whole(
+    nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b'{"w":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}}'
+    whole = len(head).to_bytes(8, "little") + head + b"123456789"
+    async with nodes.node("n", CONTENTS) as member:
+        await member.until_held("owl", "single")
+        lay_out(member.models, {"cut/w.safetensors": whole[:-3]})
+        for _ in range(3):
+            await member.node.adopt()
+        await eventually(lambda: member.held.get("cut") == "gone")
+        said = [record.getMessage() for record in caplog.records if "cut cannot be adopted" in record.getMessage()]
+        assert len(said) == 1
+        assert said[0].endswith("bytes that its own header tells of; copy it again, or delete it")
+        lay_out(member.models, {"cut/w.safetensors": whole})
+        await member.node.adopt()
+        await member.until_held("owl", "single", "cut")
+
+
 async def test_a_deletion_takes_the_files_and_tells_what_was_freed(nodes: Nodes) -> None:
     async with nodes.node("n", CONTENTS) as member:
         await member.until_held("owl", "single")

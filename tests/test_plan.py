@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagecast.plan import Plan, Stock, measured, planned, sentence
+from stagecast.plan import Place, Plan, Stock, measured, planned, sentence, together
 
 sizes = st.integers(0, 10**12)
 
@@ -66,3 +66,50 @@ def test_a_plan_reads_as_a_line() -> None:
     )
     assert sentence(a_plan(100)) == "100 B to move from a, b; 1.0 kB free"
     assert sentence(a_plan(100, present=100, rate=1.0)) == "0 B to move, 100 B are there already; 1.0 kB free"
+
+
+def one_disk(*nodes: tuple[int, int, Place], free: int = 100) -> list[tuple[bool, int, int]]:
+    """Return whether each fits, what was taken before it and what is reserved; of (bytes to move, reserved, place)."""
+    plans = [(a_plan(size, free=free, reserved=reserved), place) for size, reserved, place in nodes]
+    return [(plan.fits, plan.disk_taken, plan.disk_reserved) for plan in together(plans)]
+
+
+def test_of_two_on_one_disk_only_one_fits_where_there_is_room_for_one() -> None:
+    one, two, far = Place("d:1", "d"), Place("d:2", "d"), Place("e:1", "e")
+    assert one_disk((60, 0, one), (60, 0, two), (60, 0, far)) == [(True, 0, 0), (False, 60, 0), (True, 0, 0)]
+    assert one_disk((50, 0, one), (50, 0, two)) == [(True, 0, 0), (True, 50, 0)]
+    assert one_disk((0, 0, one), (100, 0, two)) == [(True, 0, 0), (True, 0, 0)]
+    assert one_disk((101, 0, one), (60, 0, two)) == [(False, 0, 0), (True, 0, 0)], "what cannot come takes nothing"
+
+
+def test_nodes_with_one_folder_need_the_room_once() -> None:
+    one, two = Place("d:1", "d"), Place("d:2", "d")
+    assert one_disk((60, 0, one), (60, 0, one), (40, 0, two)) == [(True, 0, 0), (True, 0, 0), (True, 60, 0)]
+    under_way = Place("d:1", "d", own=60)
+    seen = [(60, 60, one), (60, 0, under_way)]
+    assert one_disk(*seen) == one_disk(*reversed(seen)) == [(True, 0, 0)] * 2, "what one of them brings, the other has"
+
+
+def test_what_is_promised_already_is_not_taken_twice() -> None:
+    under_way, two = Place("d:1", "d", own=60), Place("d:2", "d")
+    assert one_disk((60, 0, under_way), (40, 60, two)) == [(True, 0, 0), (True, 0, 60)]
+    assert one_disk((60, 0, under_way), (41, 60, two)) == [(True, 0, 0), (False, 0, 60)]
+    assert one_disk((41, 60, two), (60, 0, under_way)) == [(False, 0, 60), (True, 0, 0)]
+
+
+def test_nodes_that_do_not_say_where_they_are_stand_alone() -> None:
+    assert one_disk((60, 0, Place("", "")), (60, 0, Place("", ""))) == [(True, 0, 0)] * 2
+
+
+nodes_on_disks = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 5), st.integers(0, 1)), max_size=6)
+
+
+@given(nodes_on_disks)
+def test_all_that_are_said_to_fit_do(nodes: list[tuple[int, int, int]]) -> None:
+    places = [Place(f"{disk}:{folder}", str(disk)) for _, folder, disk in nodes]
+    found = together([(a_plan(size, free=100), place) for (size, _, _), place in zip(nodes, places, strict=True)])
+    needed: dict[str, dict[str, int]] = {"0": {}, "1": {}}
+    for plan, place in zip(found, places, strict=True):
+        if plan.fits:
+            needed[place.disk].setdefault(place.folder, plan.room)
+    assert all(sum(folders.values()) <= 100 for folders in needed.values())

@@ -32,6 +32,28 @@ def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
         parse_rate(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["nan", "inf", "-inf", "-5MB", "0MB", "0.0", "1e30GB", "5Mb/min", "5 M B", "0x10", "٣x"]
+)
+def test_what_is_no_number_is_no_rate(text: str) -> None:
+    for parse in (parse_size, parse_rate):
+        with pytest.raises(InvalidQuantity, match="is not a size or rate; write it like"):
+            parse(text)
+
+
+@pytest.mark.parametrize("text", ["1001TB", "1" + "0" * 30 + "GB", "9" * 400, "1000000000000001"])
+def test_what_nothing_moves_in_a_second_is_no_rate(text: str) -> None:
+    with pytest.raises(InvalidQuantity, match=r"is more than anything holds or moves; write it like 20MB/s") as refused:
+        parse_rate(text)
+    assert len(refused.value.message) < 150
+
+
+def test_the_largest_that_can_be_meant() -> None:
+    assert (parse_rate("1000TB/s"), parse_size("1000000TB")) == (10**15, 10**18)
+    with pytest.raises(InvalidQuantity, match="more than anything"):
+        parse_size("1000001TB")
+
+
 def test_a_size_is_not_a_rate() -> None:
     with pytest.raises(InvalidQuantity):
         parse_size("20MB/s")

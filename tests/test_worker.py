@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from stagecast import operations, ownership, subjects, worker
+from stagecast import operations, ownership, part_files, subjects, worker
 from stagecast.commands import Commands
 from stagecast.errors import TransferFailed
 from stagecast.messages import Limits, NodeLimits, Record
@@ -318,3 +321,44 @@ async def test_workers_that_get_a_model_at_the_same_time_all_end_well(nodes: Nod
         ends = await asyncio.gather(*(staged(holder, "owl", name) for name in ("w1", "w2", "w3")))
         assert [end.state for end in ends] == ["succeeded"] * 3
         assert all(contents_of(member.models / "owl") == FILES for member in (one, two, three))
+
+
+@pytest.mark.parametrize(("room", "is_late"), [(0, False), (1_300_000, False), (2_500_000, False), (2_600_000, True)])
+async def test_after_a_full_disk_the_row_says_what_the_status_says(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, room: int, is_late: bool
+) -> None:
+    files = {"a.bin": os.urandom(2_400_000), **{f"small/{number}": os.urandom(3000) for number in range(60)}}
+    real, left = os.pwrite, room
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        nonlocal left
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if "files" not in path.parts:
+            return real(descriptor, data, offset)
+        if left <= 0:
+            raise full
+        count = real(descriptor, data[:left], offset)
+        left -= count
+        return count
+
+    def sync(paths: Sequence[str], call: Callable[[int], None]) -> None:
+        raise full
+
+    async with (
+        nodes.node("holder", {f"owl/{path}": content for path, content in files.items()}) as holder,
+        nodes.worker("w") as member,
+    ):
+        await holder.until_held("owl")
+        digest = holder.tracker.fold.holdings["holder", "owl"].digest
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwrite", pwrite)
+            if is_late:
+                patched.setattr(part_files, "sync_files", sync)  # the disk notices only when it is to keep it
+            end = await staged(holder, "owl", "w")
+        assert (end.state, "0 bytes free" in end.error or "bytes free, but" in end.error) == ("failed", True)
+        arrived = member.node.store.arrived("owl", digest)
+        lies = sum(arrived[1].values()) if arrived else 0
+        assert end.bytes_done == lies
+        end = await staged(holder, "owl", "w")
+        assert (end.state, contents_of(member.models / "owl")) == ("succeeded", files)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +13,7 @@ from stagecast.errors import Busy, InvalidManifest, Unknown
 from stagecast.manifest import PIECE_SIZE, Manifest, ManifestFile, file_digest
 from stagecast.reading import Slice, digests
 from stagecast.records import Identity, Record, identity_from, identity_of, succeeding
+from stagecast.weights import told_missing
 
 _TICK: Final = 0.02
 """Seconds within which two changes of a file can get the same time stamp (the kernel's tick is at most 10 ms)."""
@@ -58,7 +59,7 @@ def adopt(
     Raises:
         Busy: somebody changes the files while they are hashed.
         Interrupted: ``stop`` was set.
-        InvalidManifest: there are no files, or they cannot be read.
+        InvalidManifest: there are no files, they cannot be read, or one is shorter than it says itself.
         Unknown: the model is gone.
     """
     found = survey(model, path)
@@ -67,6 +68,8 @@ def adopt(
     files = _unchanged(found, known)
     changed = [name for name in found if name not in files]
     single = path.is_file()
+    if known is None or not known.is_published:
+        check_whole(model, {name: path if single else path / name for name in changed})
     _wait_for_tick([found[name] for name in changed], stop)
     slices = [piece for name in changed for piece in _slices(path if single else path / name, found[name].size)]
     hashed = iter(_hash_all(model, slices, advance, stop))
@@ -78,6 +81,20 @@ def adopt(
         raise Busy(f"the content of {model}", "whoever writes it")
     manifest = Manifest(model=model, files=tuple(files[name] for name in found), single=single)
     return succeeding(known, manifest, tuple(found.values()))
+
+
+def check_whole(model: str, files: Mapping[str, Path]) -> None:
+    """Raise `InvalidManifest` where one of the files, by its name, tells itself that it was cut off.
+
+    A published model is known by its digests: what was cut off of that is found and repaired by a verify instead.
+    """
+    for name, path in files.items():
+        try:
+            missing = told_missing(path)
+        except OSError as error:
+            raise InvalidManifest(model, f"{name} cannot be read: {error.strerror}") from error
+        if missing:
+            raise InvalidManifest(model, f"{name} was cut off: {missing}; copy it again, or delete it")
 
 
 def _files_in(folder: Path) -> Iterator[tuple[str, Identity]]:

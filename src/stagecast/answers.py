@@ -94,6 +94,8 @@ class Limits(msgspec.Struct, kw_only=True):
 class PlannedNode(msgspec.Struct, kw_only=True):
     """What staging would move to one node, and from where. Of the free bytes, the reserved ones are promised to others.
 
+    ``disk_taken`` more are for nodes on the same disk that stand before this one in the plan.
+
     Of the ``present`` bytes, ``to_copy`` are copied on that disk, and take room there.
 
     ``seconds`` is an estimate, absent where there is no ground for one.
@@ -106,6 +108,7 @@ class PlannedNode(msgspec.Struct, kw_only=True):
     to_copy: int = 0
     disk_free: int = 0
     disk_reserved: int = 0
+    disk_taken: int = 0
     fits: bool = True
     holders: list[str] = []
     seconds: float | None = None

@@ -17,6 +17,7 @@ from stagecast.eviction import GC, LEFTOVERS, Copy, Inventory, Leftover, chosen,
 from stagecast.fold import Fold
 from stagecast.messages import Record
 from stagecast.tracker import Tracker
+from stagecast.volume import disk_of
 
 KEPT: Final = "kept: "
 """How the note of a deletion begins that found a reason not to delete."""
@@ -34,15 +35,21 @@ class Collection:
 
     def told(self, ends: Mapping[tuple[str, str], Record]) -> Collection:
         """Return what has gone, by how the deletions have ended: of what was kept after all, nothing, and why."""
-        freed = {model: record.bytes_done for (node, model), record in ends.items() if node == self.node}
-        copies = [copy for copy in self.copies if freed[copy.model]]
+        own = {model: record for (node, model), record in ends.items() if node == self.node}
+        freed = {model: record.bytes_done for model, record in own.items()}
+        # By how it ended, not by its bytes: one that shares all its files with another has gone for none.
+        copies = [copy for copy in self.copies if _is_gone(own[copy.model])]
         stayed = [
-            msgspec.structs.replace(copy, keep=ends[self.node, copy.model].note.removeprefix(KEPT) or "not deleted")
-            for copy in self.copies if not freed[copy.model]
+            msgspec.structs.replace(copy, keep=own[copy.model].note.removeprefix(KEPT) or "not deleted")
+            for copy in self.copies if not _is_gone(own[copy.model])
         ]  # fmt: skip
         leftovers = freed[LEFTOVERS] if self.leftovers else 0
         count = sum(freed[copy.model] for copy in copies) + leftovers
         return Collection(self.node, copies, self.leftovers if leftovers else [], count, [*self.kept, *stayed])
+
+
+def _is_gone(record: Record) -> bool:
+    return record.state == "succeeded" and not record.note.startswith(KEPT)
 
 
 class Goal(NamedTuple):
@@ -118,8 +125,7 @@ def _reserved(on_it: Sequence[Inventory]) -> int:
 
 
 def _disk_of(inventory: Inventory) -> str:
-    """Return what names the file system of a folder: all of its volume but the folder's own number."""
-    return inventory.volume.rpartition(":")[0]
+    return disk_of(inventory.volume)
 
 
 def waves(wanted: Sequence[Collection]) -> Iterator[list[Collection]]:

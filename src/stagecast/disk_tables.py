@@ -20,6 +20,7 @@ def plan(found: answers.Plan) -> RenderableType:
         present, to_move, free, reserved = map(
             format_size, (node.present, node.to_move, node.disk_free, node.disk_reserved)
         )
+        reserved += f" + {format_size(node.disk_taken)} by nodes above" if node.disk_taken else ""
         present += f" ({format_size(node.to_copy)} to copy)" if node.to_copy else ""
         source = ", ".join(node.holders) if node.to_move else "-"
         fits = "yes" if node.fits else Text("no", style="red")

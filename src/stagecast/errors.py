@@ -73,12 +73,14 @@ class InvalidName(BadInput):
 
 
 class InvalidQuantity(BadInput):
-    """A size or rate that does not read as one."""
+    """A size or rate that does not read as one, or ``is_beyond`` all that there is."""
 
     code = "invalid_quantity"
 
-    def __init__(self, text: str, example: str) -> None:
-        super().__init__(f"{text!r} is not a size or rate; write it like {example}")
+    def __init__(self, text: str, example: str, *, is_beyond: bool = False) -> None:
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        why = "is more than anything holds or moves" if is_beyond else "is not a size or rate"
+        super().__init__(f"{shown!r} {why}; write it like {example}")
 
 
 class InvalidManifest(BadInput):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from stagecast.address import shown
+from stagecast.adoption import check_whole
 from stagecast.draft import Draft, draft_records
 from stagecast.draft_file import DraftFile
 from stagecast.errors import Busy, HolderFailed, Interrupted, NotEnoughSpace, SourceRefused, TransferFailed
@@ -110,6 +111,7 @@ def install(
     Raises:
         Busy: another process or thread installs this model.
         DigestMismatch: a file is not what was published.
+        InvalidManifest: a file without a published digest is shorter than its own header says.
         Interrupted: ``stop`` was set; within a second, however the source hangs.
         NotEnoughSpace: before the first byte where the sizes are known, else when the disk is full.
         SourceRefused: upstream says no.
@@ -133,6 +135,8 @@ def install(
                 files.append(arrival.bring(file, reservation))
                 completed(number)
             manifest = Manifest(model=source.model, files=tuple(files), single=source.single)
+            unsure = [file.path for file in files if not file.sha256]
+            check_whole(source.model, {path: draft.folder / "files" / path for path in unsure})
             whole()
             draft.publish(manifest, store.publish)
     return manifest
@@ -228,9 +232,11 @@ class _Arrival(NamedTuple):
             for chunk in stream:
                 self.spending.came(source.uri, time.monotonic() - asked)
                 self.waiting("target disk")
-                file.write(chunk)
+                try:
+                    file.write(chunk)
+                finally:
+                    mark.landed()  # also what came before the disk was full
                 self.waiting("")
-                mark.landed()
                 if self.limit is not None:
                     written = time.monotonic()
                     self.limit.take(len(chunk), self.stop)

@@ -132,7 +132,7 @@ class Keeper:
             records=[record for record in fold.live() if record.id != beside],
             elsewhere=elsewhere(fold, self._node.name, copy.model, self._presence.is_node_alive),
         )  # fmt: skip
-        return msgspec.structs.replace(copy, keep=keep)
+        return msgspec.structs.replace(copy, keep=keep or copy.keep)
 
     def _why_left(self, leftover: Leftover) -> str:
         here = self._neighbours() | {""}

@@ -59,6 +59,8 @@ class Node:
         self.surveyed = asyncio.Event()
         """Set once the fold has every model that lies here, if only as one that is being read in."""
         self._digests: dict[str, str] = {}
+        self._refused: set[str] = set()
+        """What lies here and could not be adopted: that is said once, and looked at again each time."""
         self._adopting = asyncio.Lock()
         self._stop = threading.Event()
         self.volume = volume_of(store.models)
@@ -143,7 +145,8 @@ class Node:
                 self._say_gone(name)
             # Announced before the first of them is hashed, which may take long: none is unknown meanwhile.
             unread = [name for name in names if not await self._say_recorded(name)]
-            for name in unread:
+            self._refused &= set(unread)
+            for name in [name for name in unread if name not in self._refused]:
                 self._digests.setdefault(name, "")
                 self._say(Holding(node=self.name, model=name, state="reading"))
             await self._survey()
@@ -172,8 +175,10 @@ class Node:
         except Interrupted:
             return
         except (StagecastError, OSError) as error:
-            _logger.warning("%s cannot be adopted: %s", name, error)
-            self._say_gone(name)
+            if name not in self._refused:
+                self._refused.add(name)
+                _logger.warning("%s cannot be adopted: %s", name, error)
+                self._say_gone(name)
 
     def _say_held(self, manifest: Manifest) -> None:
         self._digests[manifest.model] = manifest.digest

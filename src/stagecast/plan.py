@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -22,13 +22,15 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True):
 
     ``present`` need not move: a model that lies there, what has arrived of it, and what other models and revisions on
     that disk have of it. Of that, ``to_copy`` takes room all the same: it is still to be copied. Of ``disk_free``,
-    ``disk_reserved`` is promised to transfers that have not ended; what has landed of them is no longer in either.
+    ``disk_reserved`` is promised to other transfers that have not ended, and ``disk_own`` to this very staging; what
+    has landed of them is no longer in either.
     """
 
     present: int = 0
     to_copy: int = 0
     disk_free: int
     disk_reserved: int = 0
+    disk_own: int = 0
     disk_total: int = 0
 
 
@@ -36,6 +38,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What staging a model to one node would take. ``seconds`` is absent where nothing was measured.
 
     ``present`` and ``to_move`` are about moving, ``fits`` is about room: ``to_copy`` of the present bytes take it, too.
+    ``disk_taken`` of the free bytes, beside the reserved ones, are for nodes on the same disk that stand before this
+    one in the same plan: see `together`.
     """
 
     node: str
@@ -45,21 +49,67 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     to_copy: int
     disk_free: int
     disk_reserved: int
+    disk_taken: int = 0
     fits: bool
     holders: list[str]
     seconds: float | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def room(self) -> int:
+        """Bytes that have to be free for it."""
+        return self.to_move + self.to_copy
+
+    @property
+    def has_room(self) -> bool:
+        """Whether so much is free that nobody else has."""
+        return self.room == 0 or self.room <= self.disk_free - self.disk_reserved - self.disk_taken
+
+
+class Place(NamedTuple):
+    """Where a plan would put the bytes: which folder, on which disk, and how many are promised to it there already.
+
+    Empty names are of a node that does not say: it is taken to be alone on its disk.
+    """
+
+    folder: str
+    disk: str
+    own: int = 0
 
 
 def planned(node: str, size: int, stock: Stock, holders: Sequence[str], rate: float | None) -> Plan:
     """Return the plan for ``size`` bytes at ``rate`` bytes per second, or at one that nobody has measured."""
     present = min(stock.present, size)
-    to_move, to_copy = size - present, min(stock.to_copy, present)
-    room = to_move + to_copy
-    return Plan(
-        node=node, bytes=size, present=present, to_move=to_move, to_copy=to_copy, disk_free=stock.disk_free,
-        disk_reserved=stock.disk_reserved, fits=room == 0 or room <= stock.disk_free - stock.disk_reserved,
-        holders=list(holders), seconds=_seconds(to_move, rate),
+    to_move = size - present
+    plan = Plan(
+        node=node, bytes=size, present=present, to_move=to_move, to_copy=min(stock.to_copy, present),
+        disk_free=stock.disk_free, disk_reserved=stock.disk_reserved, fits=True, holders=list(holders),
+        seconds=_seconds(to_move, rate),
     )  # fmt: skip
+    return msgspec.structs.replace(plan, fits=plan.has_room)
+
+
+def together(plans: Sequence[tuple[Plan, Place]]) -> list[Plan]:
+    """Return plans for one model that are carried out together, each judged by what those before it leave of its disk.
+
+    Of one that does not fit nothing is taken. Nodes with one folder need the room once: one of them brings the model,
+    for all. What is promised already to one that is under way is not taken a second time.
+    """
+    own, reserved = dict[str, int](), dict[str, int]()
+    for plan, place in plans:
+        own[place.folder] = max(place.own, own.get(place.folder, 0))
+        reserved[place.folder] = min(plan.disk_reserved, reserved.get(place.folder, plan.disk_reserved))
+    taken, before, found = dict[str, int](), dict[str, int](), list[Plan]()
+    for plan, (folder, disk, _) in plans:
+        if not folder:
+            found.append(plan)
+            continue
+        is_first = folder not in before
+        count = before.setdefault(folder, taken.get(disk, 0))
+        judged = msgspec.structs.replace(plan, disk_reserved=reserved[folder], disk_taken=count)
+        found.append(msgspec.structs.replace(judged, fits=judged.has_room))
+        if is_first and judged.has_room:
+            taken[disk] = count + max(0, plan.room - own[folder])
+    return found
 
 
 def measured(samples: Iterable[tuple[int | None, float | None]]) -> float | None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from typing import Final
 
 from stagecast.errors import InvalidQuantity
 
+MOST_SIZE: Final = 10**18
+"""Bytes that no disk has: a million terabytes."""
+MOST_RATE: Final = 10**15
+"""Bytes that nothing moves in a second: a thousand terabytes."""
 _FACTORS = {
     "": 1, "b": 1,
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -17,23 +22,25 @@ _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*(/s)?\s*", re.IGNO
 
 def parse_size(text: str) -> int:
     """Return the bytes that ``text`` says: ``2GiB``, ``512KiB``, ``100``. Raises `InvalidQuantity`."""
-    return _parse(text, per_second=False, example="2GiB or 500MB")
+    return _parse(text, MOST_SIZE, per_second=False, example="2GiB or 500MB")
 
 
 def parse_rate(text: str) -> int:
     """Return the bytes per second that ``text`` says: ``20MB/s``, ``512KiB/s``. Raises `InvalidQuantity`."""
-    return _parse(text, per_second=True, example="20MB/s or 512KiB/s")
+    return _parse(text, MOST_RATE, per_second=True, example="20MB/s or 512KiB/s")
 
 
-def _parse(text: str, *, per_second: bool, example: str) -> int:
+def _parse(text: str, most: int, *, per_second: bool, example: str) -> int:
     match = _QUANTITY.fullmatch(text)
     factor = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None or (match[3] and not per_second):
         raise InvalidQuantity(text, example)
-    value = int(float(match[1]) * factor)
-    if value <= 0:
+    value = float(match[1]) * factor  # infinite for some hundred digits
+    if value > most:
+        raise InvalidQuantity(text, example, is_beyond=True)
+    if value < 1:
         raise InvalidQuantity(text, example)
-    return value
+    return int(value)
 
 
 def format_size(count: float) -> str:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
 
-from stagecast.adoption import survey
+from stagecast import footprint
 from stagecast.disk import Space
-from stagecast.errors import InvalidManifest, Unknown
+from stagecast.errors import Unknown
 from stagecast.eviction import Copy, Leftover
+from stagecast.footprint import Key, Stored
 from stagecast.gathering import Gathered, to_gather
 from stagecast.manifest import Manifest
 from stagecast.pieces import Piece, pieces_of
 from stagecast.plan import Stock
+from stagecast.publication import WORKSHOP
 from stagecast.store import Store
-from stagecast.workshop import bytes_of, leftovers
+from stagecast.workshop import leftovers
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,11 +55,12 @@ def stock(
     staging, which may be under way, is there for it.
     """
     own, promises, space = f"staging:{wanted.model}@{store.node}", store.promises(), store.space()
-    reserved = sum(each.left for each in promises if not (each.is_here and each.purpose == own))
+    mine = sum(each.left for each in promises if each.is_here and each.purpose == own)
+    reserved = sum(each.left for each in promises) - mine
     lies = _lying(store, wanted, manifest, written)
     return Stock(
         present=lies.shared + lies.copied, to_copy=lies.copied, disk_free=space.free, disk_reserved=reserved,
-        disk_total=space.total,
+        disk_own=mine, disk_total=space.total,
     )  # fmt: skip
 
 
@@ -80,17 +84,18 @@ def found(store: Store, now: float) -> Found:
         )
         for name in store.names()
     ]  # fmt: skip
-    copies = counted(copies, {copy.model: _files(store, copy.model) for copy in copies})
+    files = _own({copy.model: _files(store, copy.model) for copy in copies}, footprint.stored(store.models / WORKSHOP))
+    copies = [copy if any(files[copy.model].values()) else _kept(copy) for copy in counted(copies, files)]
     return Found(now, space, reserved, here, copies, leftovers(store.models, now))
 
 
-def counted(copies: Sequence[Copy], files: Mapping[str, Mapping[int, int]]) -> list[Copy]:
+def counted(copies: Sequence[Copy], files: Mapping[str, Mapping[Key, int]]) -> list[Copy]:
     """Return the copies with their bytes, of which ``files`` has those of each model by what tells files apart.
 
     What several models have is freed only with the last of them. So it counts for the one that goes last: a pinned one,
     or else the one that was used last. Of all copies together every file counts once.
     """
-    found, known = {}, set[int]()
+    found, known = {}, set[Key]()
     order = sorted(copies, key=lambda each: (each.pinned, max(each.used_at, each.came_at), each.model), reverse=True)
     for copy in order:
         own = files[copy.model]
@@ -99,15 +104,33 @@ def counted(copies: Sequence[Copy], files: Mapping[str, Mapping[int, int]]) -> l
     return [found[copy.model] for copy in copies]
 
 
-def _files(store: Store, name: str) -> dict[int, int]:
-    """Return the bytes of a model's files by their inode; what is not known yet is one file that no other model has."""
+def _kept(copy: Copy) -> Copy:
+    return msgspec.structs.replace(copy, keep="deleting it frees nothing: its files are elsewhere, too")
+
+
+def _files(store: Store, name: str) -> dict[Key, Stored]:
+    """Return a model's files; of one that is not known yet, with what has come of each for its size."""
     try:
-        path = store.path(name)
-        if store.recorded(name) is None:
-            return {-path.lstat().st_ino: bytes_of(path)}
-        return {identity.inode: identity.size for identity in survey(name, path).values()}
-    except (Unknown, InvalidManifest, OSError):
+        files = footprint.stored(store.path(name))
+    except Unknown:
         return {}
+    if store.recorded(name) is None:
+        return {key: file._replace(size=file.taken) for key, file in files.items()}
+    return files
+
+
+def _own(files: Mapping[str, Mapping[Key, Stored]], workshop: Mapping[Key, Stored]) -> dict[str, dict[Key, int]]:
+    """Return the bytes of each model's files that have no name beside those of all models and of what is no model yet.
+
+    What has one is not freed even by the last of them.
+    """
+    names = Counter[Key]()
+    for each in (*files.values(), workshop):
+        names.update({key: file.names for key, file in each.items()})
+    return {
+        model: {key: file.size for key, file in own.items() if names[key] >= file.links}
+        for model, own in files.items()
+    }  # fmt: skip
 
 
 def _came_at(store: Store, name: str) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from weakref import WeakSet
 
-from stagecast import publication, workshop
+from stagecast import footprint, publication, workshop
 from stagecast.adoption import adopt, survey
 from stagecast.disk import Disk, Space, naming_full_disk
 from stagecast.durable import Lock, make_folder
@@ -202,14 +202,15 @@ class Store:
                 manifest = decode((folder / "manifest.json").read_bytes())
                 if manifest.model == name:
                     with self.partial(manifest) as partial:
-                        freed += partial.discard()
+                        stays = footprint.shared(folder / "files")
+                        freed += partial.discard() - stays
         return freed
 
     def remove(self, name: str) -> int:
-        """Delete a model; return how many bytes that was. Raises `Unknown`."""
+        """Delete a model; return how many bytes that freed: of a file with another name, none. Raises `Unknown`."""
         path = self.path(name)
-        count = _size(name, path)
         with self.files.keeping():
+            count = footprint.freed(path)
             if not publication.throw_away(path, self.models):
                 raise Unknown("model", name, self.names())
             self._records.drop(name)
@@ -279,13 +280,6 @@ def _is_name(name: str) -> bool:
 
 def _is_model(path: Path) -> bool:
     return _is_name(path.name) and (path.is_dir() or path.is_file())
-
-
-def _size(name: str, path: Path) -> int:
-    try:
-        return 0 if path.is_symlink() else sum(identity.size for identity in survey(name, path).values())
-    except InvalidManifest:
-        return 0  # a model that cannot be adopted can still be deleted
 
 
 def _state(folder: Path) -> PartialState:

@@ -32,6 +32,11 @@ def volume_of(folder: Path) -> str:
     return f"{_read(_BOOT).strip()}:{found.st_dev}:{found.st_ino}"
 
 
+def disk_of(volume: str) -> str:
+    """Return what names the file system of a folder, by what names the folder: all of that but its own number."""
+    return volume.rpartition(":")[0] or volume
+
+
 def mount_of(device: str, mounts: str) -> Mount:
     """Return what is mounted on ``device`` (``major:minor``), by the lines of ``mountinfo``; nothing if not found."""
     for line in mounts.splitlines():

@@ -18,7 +18,7 @@ import msgspec
 
 from stagecast import operations
 from stagecast.duty import Duty
-from stagecast.errors import AppendConflict, Busy, Fenced, StagecastError, TransferFailed
+from stagecast.errors import AppendConflict, Busy, Fenced, NotEnoughSpace, StagecastError, TransferFailed
 from stagecast.gathering import gather_files, gather_pieces
 from stagecast.holders import holders, receivers
 from stagecast.manifest import Manifest
@@ -134,14 +134,27 @@ class Worker:
 
     async def _bring(self, ownership: Ownership) -> None:
         await ownership.change(phase="planning")
-        with ExitStack() as stack:
-            manifest, arriving = await self._begun(ownership, stack)
+        arriving: Partial | None = None
+        try:
+            with ExitStack() as stack:
+                manifest, arriving = await self._begun(ownership, stack)
+                if arriving is not None:
+                    await self._pull(ownership, manifest, arriving)
+                    await ownership.change(phase="publishing")
+                    ownership.settle()
+                    await in_thread(threading.Event(), arriving.publish)
+        except NotEnoughSpace:
             if arriving is not None:
-                await self._pull(ownership, manifest, arriving)
-                await ownership.change(phase="publishing")
-                ownership.settle()
-                await in_thread(threading.Event(), arriving.publish)
+                await self._recount(ownership, arriving.manifest)
+            raise
         await self._node.conclude(ownership, manifest)
+
+    async def _recount(self, ownership: Ownership, manifest: Manifest) -> None:
+        """Count what the disk says is there: one that was full may have lost what was written, or have kept more."""
+        kept = await asyncio.to_thread(self._node.store.arrived, manifest.model, manifest.digest)
+        count = sum(kept[1].values()) if kept else 0
+        if count != ownership.bytes_done:
+            await ownership.change(bytes_done=count)
 
     async def _begun(self, ownership: Ownership, stack: ExitStack) -> tuple[Manifest, Partial | None]:
         """Return the revision that is wanted with what has arrived of it, which ``stack`` keeps, or None if it is here.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -11,6 +10,7 @@ from stagecast.draft import PREFIX as DRAFT
 from stagecast.durable import Lock
 from stagecast.errors import InvalidManifest
 from stagecast.eviction import Leftover
+from stagecast.footprint import taken
 from stagecast.manifest import Manifest, decode
 from stagecast.part_files import PREFIX as PARTIAL
 from stagecast.pieces import Piece, pieces_of
@@ -47,7 +47,7 @@ def remove(models: Path, leftover: Leftover) -> int:
     An older revision that stood aside for one that was about to be published goes back where it was.
     """
     folder = models / WORKSHOP / leftover.folder
-    count = bytes_of(folder)
+    count = taken(folder)
     if leftover.kind == "trash":
         return count if throw_away(folder, models) else 0
     lock = Lock(folder / "lock")
@@ -65,14 +65,14 @@ def _leftover(path: Path, now: float) -> Leftover | None:
     if name.startswith(PARTIAL):
         model, digest = _identity(path)
         return Leftover(
-            folder=name, kind="partial", model=model, digest=digest, bytes=bytes_of(path), changed_at=_changed_at(path)
+            folder=name, kind="partial", model=model, digest=digest, bytes=taken(path), changed_at=_changed_at(path)
         )
     if name.startswith(DRAFT):
         model = name.removeprefix(DRAFT)
-        return Leftover(folder=name, kind="draft", model=model, bytes=bytes_of(path), changed_at=_changed_at(path))
+        return Leftover(folder=name, kind="draft", model=model, bytes=taken(path), changed_at=_changed_at(path))
     with suppress(OSError):
         if is_trash(path) and now - path.lstat().st_ctime > SETTLED:
-            return Leftover(folder=name, kind="trash", bytes=bytes_of(path))
+            return Leftover(folder=name, kind="trash", bytes=taken(path))
     return None
 
 
@@ -92,19 +92,3 @@ def _identity(folder: Path) -> tuple[str, str]:
     except (OSError, InvalidManifest):
         return "", ""
     return manifest.model, manifest.digest
-
-
-def bytes_of(path: Path) -> int:
-    """Return what a file or folder takes on the disk: files are made whole at their start, and filled later."""
-    count = 0
-    with suppress(OSError):
-        count = _blocks(path)
-    for folder, folders, files in os.walk(path):
-        for name in (*folders, *files):
-            with suppress(OSError):
-                count += _blocks(Path(folder, name))
-    return count
-
-
-def _blocks(path: Path) -> int:
-    return path.lstat().st_blocks * 512

@@ -163,3 +163,10 @@ async def test_a_budget_reaches_the_node_and_is_shown(tmp_path: Path) -> None:
         assert (node["disk_budget"], node["disk_keep_free"]) == (5, 7)
         [found] = (await small.post("/api/gc", {"dry_run": True})).json["nodes"]
         assert [copy["keep"] for copy in found["kept"]] == ["the last copy"], "over its budget, and nothing may go"
+
+
+async def test_room_that_no_disk_has_is_refused(here: Alone) -> None:
+    for free, said in ((-1, "free cannot be negative"), (10**18 + 1, "free is more than any disk has")):
+        status, code, message = (await here.post("/api/gc", {"nodes": ["here"], "free": free, "dry_run": True})).error
+        assert (status, code) == (400, "bad_input")
+        assert message.startswith(said)

@@ -140,9 +140,17 @@ async def test_a_plan_says_what_it_would_take_and_does_nothing(here: Alone) -> N
     assert (at_home["present"], at_home["to_move"], at_home["fits"], at_home["holders"]) == (SIZE, 0, True, [])
     assert roomy == {
         "node": "roomy", "bytes": SIZE, "present": 0, "to_move": SIZE, "to_copy": 0, "disk_free": 10**6,
-        "disk_reserved": 0, "fits": True, "holders": ["here"],
+        "disk_reserved": 0, "disk_taken": 0, "fits": True, "holders": ["here"],
     }  # fmt: skip
     assert (narrow["fits"], narrow["disk_free"]) == (False, SIZE - 1)
+
+
+async def test_of_two_nodes_on_one_disk_the_plan_says_which_one_has_room(here: Alone) -> None:
+    await here.worker("left", disk_free=2 * SIZE - 1, volume="disk:1")
+    await here.worker("right", disk_free=2 * SIZE - 1, volume="disk:2")
+    answer = await here.post("/api/models/owl/stage", {"nodes": ["left", "right"], "dry_run": True})
+    found = [(node["node"], node["fits"], node["disk_taken"]) for node in answer.json["plan"]["nodes"]]
+    assert found == [("left", True, 0), ("right", False, SIZE)]
 
 
 async def test_all_are_the_workers_that_do_not_drain(here: Alone) -> None:

@@ -50,3 +50,10 @@ def test_of_a_crowd_everybody_finds_a_connection() -> None:
     outcome = ran(plan)
     assert PULLERS < outcome.connections < CONNECTIONS
     assert outcome.refused == 0
+
+
+def test_few_pieces_leave_the_origin_hardly_more_often_than_many() -> None:
+    plan = Plan(50, 16)
+    outcome = ran(plan)
+    assert outcome.origin <= 1.7 * plan.pieces * plan.size, "it sent second copies to the end, 2.5 models"
+    assert max(outcome.seconds) <= 3.0 * plan.alone

@@ -33,3 +33,16 @@ def test_new_is_what_no_receiver_has_and_nobody_just_gets() -> None:
 
 def test_nothing_is_new_to_who_receives_alone() -> None:
     assert new(swarm(WHOLE)) == []
+
+
+def test_where_pieces_are_few_who_has_everything_is_asked_for_what_nobody_else_has_unless_in_need() -> None:
+    few = [WHOLE, *(Holder(f"w{number}", "", is_whole=False) for number in range(5))]
+    made = swarm(*few)
+    assert made.offers("whole", is_needy=False) == 0b1111, "nobody has any yet"
+    made.learn("w1", 0b0001, 0)
+    made.learn("whole", 0b1111, 0b0110)
+    assert made.offers("whole", is_needy=False) == 0b1000, "nor what somebody just gets"
+    assert made.offers("whole", is_needy=True) == 0b1111
+    assert made.offers("w1", is_needy=False) == 0b0001, "who receives passes on all that it has"
+    made.know(few[:5])
+    assert made.offers("whole", is_needy=False) == 0b1111, "as many pieces as receivers"

@@ -17,6 +17,7 @@ from stagecast.eviction import Copy, Inventory, Leftover
 from stagecast.frontend.replica import Replica
 from stagecast.keeper import Named
 from stagecast.messages import NodeVerb, Record
+from stagecast.quantities import MOST_SIZE
 
 SURVEY_TIMEOUT: Final = 30.0
 """Seconds that a node may take to look at all that lies on its disk."""
@@ -83,6 +84,8 @@ class DiskApi(Controller):
         """Answer when the files are gone; with ``dry_run`` say what would go, and do nothing."""
         if data.free < 0:
             raise BadInput("free cannot be negative")
+        if data.free > MOST_SIZE:
+            raise BadInput(f"free is more than any disk has; it can be {MOST_SIZE:,} bytes at most")
         inventories, failed = await _inventories(replica, _living(replica, data.nodes))
         if data.nodes == "all" and data.free:
             inventories = [_guarded(replica, each) for each in inventories]

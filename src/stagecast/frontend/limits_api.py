@@ -15,9 +15,11 @@ from stagecast import limits, subjects
 from stagecast.errors import AppendConflict, BadInput, Unknown
 from stagecast.frontend.replica import Replica
 from stagecast.messages import Limits, NodeLimits
-from stagecast.quantities import parse_rate
+from stagecast.quantities import MOST_RATE, parse_rate
 
 _SEEN_WITHIN: Final = 2.0
+MOST_AT_ONCE: Final = 10_000
+"""Models that a node can be told to stage at a time; a limit beyond it is a slip."""
 Rate = int | str
 """Bytes per second, or a rate like ``50MB/s``; 0 for no limit."""
 
@@ -100,7 +102,7 @@ def _changed(held: Limits, data: LimitsChange, now: float) -> Limits:
         rate, at_once = change.rate, change.stagings_at_once
         nodes[name] = NodeLimits(
             rate=before.rate if rate is msgspec.UNSET else _rate(rate),
-            stagings_at_once=before.stagings_at_once if at_once is msgspec.UNSET else _count(at_once),
+            stagings_at_once=before.stagings_at_once if at_once is msgspec.UNSET else _count(at_once, MOST_AT_ONCE),
         )
     return limits.changed(held, now, None if data.rate is msgspec.UNSET else _rate(data.rate), nodes)
 
@@ -108,12 +110,14 @@ def _changed(held: Limits, data: LimitsChange, now: float) -> Limits:
 def _rate(said: Rate | msgspec.UnsetType) -> int:
     if isinstance(said, str):
         return 0 if said == "0" else parse_rate(said)
-    return _count(said)
+    return _count(said, MOST_RATE)
 
 
-def _count(said: int | msgspec.UnsetType) -> int:
+def _count(said: int | msgspec.UnsetType, most: int) -> int:
     if not isinstance(said, int) or said < 0:
         raise BadInput(f"a limit is {said}; it cannot be negative, and 0 takes it away")
+    if said > most:
+        raise BadInput(f"a limit is too high; it can be {most:,} at most, and 0 takes it away")
     return said
 
 

@@ -28,13 +28,14 @@ from stagecast.messages import Holding, NodeRecord, Priority, Record
 from stagecast.node import Node
 from stagecast.participant import Participant
 from stagecast.past import Sought
-from stagecast.plan import WAIT_FOR_SPACE, Plan, Stock, measured, planned
+from stagecast.plan import WAIT_FOR_SPACE, Place, Plan, Stock, measured, planned, together
 from stagecast.presence import Presence
 from stagecast.revision import Revision
 from stagecast.router import Router
 from stagecast.stocktaking import Wanted
 from stagecast.tracker import Tracker
 from stagecast.transfer import Holder, fetch_manifest
+from stagecast.volume import disk_of
 
 REMEMBERED: Final = 64
 """Manifests that are kept in memory."""
@@ -182,15 +183,18 @@ class Replica:
         return [self.fold.record(record.id) or record for record, _ in opened], revision
 
     async def plan(self, model: str, nodes: list[str]) -> list[Plan]:
-        """Return what staging would take, without doing it. Each node says itself what is on its disk."""
+        """Return what staging to all of them would take, without doing it. Each node says what is on its disk."""
         holdings = self.holdings(model)
         wanted = Wanted(model=model, digest=newest_digest(holdings), size=max(holding.size for holding in holdings))
         stocks = await asyncio.gather(*(self._stock(name, wanted) for name in nodes))
         sources = [holding.node for holding in holdings if self._can_give(holding, wanted.digest)]
-        return [
-            planned(name, wanted.size, stock, [each for each in sources if each != name], self._rate(name))
-            for name, stock in zip(nodes, stocks, strict=True)
-        ]
+        plans = []
+        for name, stock in zip(nodes, stocks, strict=True):
+            others = [each for each in sources if each != name]
+            volume = self.fold.nodes[name].volume
+            place = Place(volume, disk_of(volume), stock.disk_own)
+            plans.append((planned(name, wanted.size, stock, others, self._rate(name)), place))
+        return together(plans)
 
     async def _stock(self, node: str, wanted: Wanted) -> Stock:
         """Return what a node says of its disk; of one that does not answer now, what it has said of itself last."""

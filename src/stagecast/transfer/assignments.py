@@ -61,8 +61,7 @@ class Assignments:
         self._waiting = self._set(piece for piece in missing if piece not in whole)
         self._returned = 0
         self._active: dict[Piece, Active | None] = {}
-        self._standings = Standings()
-        self._rests = Rests()
+        self._standings, self._rests = Standings(), Rests()
         self._doubtful: set[Piece] = set()
         self._last_progress = self._last_done = now
         self._failed_since: set[str] = set()
@@ -133,7 +132,10 @@ class Assignments:
             return ""
         if self._swarm.holders[name].is_whole:
             return "first" if self._swarm.is_new(number) else "yes"
-        return "need" if not self._active and now - self._last_done > NEED else "yes"
+        return "need" if self._is_needy(now) else "yes"
+
+    def _is_needy(self, now: float) -> bool:
+        return not self._active and now - self._last_done > NEED
 
     def reached(self, piece: Piece, position: int, now: float) -> None:
         """Note how far a piece is, in bytes."""
@@ -248,7 +250,8 @@ class Assignments:
         dull = self._standings.dull(useful, now) if self.is_shared else ()
         ready = [name for name in useful if not self._rests.is_on(name, now) and not self._is_taken(name)]
         ready = [name for name in ready if name not in dull]
-        wanted = {name: self._waiting & self._swarm.gives(name) for name in self._swarm.order(ready)}
+        is_needy, order = self._is_needy(now), self._swarm.order(ready)
+        wanted = {name: self._waiting & self._swarm.offers(name, is_needy=is_needy) for name in order}
         able = {name: pieces for name, pieces in wanted.items() if pieces}
         # Before others, so that a file is whole before the next one is begun, and what was begun is not kept waiting.
         urgent = {name: pieces & self._returned for name, pieces in able.items() if pieces & self._returned}

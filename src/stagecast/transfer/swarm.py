@@ -75,6 +75,17 @@ class Swarm:
         """Return the pieces that a holder has, without those about which it lied, or that it did not have after all."""
         return self.has(name) & ~self.lies.get(name, 0) & ~self._lacking.get(name, 0)
 
+    def offers(self, name: str, *, is_needy: bool) -> int:
+        """Return what a holder gives and is asked for.
+
+        Where there are fewer pieces than receivers, who has everything is asked only for what nobody else has or gets,
+        unless the puller ``is_needy``: after the first copies its uplink would be busy with second ones to the end.
+        """
+        gives = self.gives(name)
+        if is_needy or self._count >= self.receiving or not self.holders[name].is_whole:
+            return gives
+        return gives & ~(self._copies() or (0,))[0]
+
     def order(self, names: Sequence[str]) -> list[str]:
         """Return holders in the order in which to ask them, where all else is equal.
 
