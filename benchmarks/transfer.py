@@ -25,7 +25,7 @@ from contenders import CONTENDERS, INSTALL, Contender, Ran, Run
 from material import Case, cases, empty, is_memory, room, settle, workplace
 from parts import measure
 from report import Row, table, write
-from stagecast.transfer.bulk import NICENESS
+from stagecast.bulk import NICENESS
 
 MEMORY = Path("/dev/shm")  # the tmpfs that every Linux has, by name
 

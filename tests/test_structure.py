@@ -35,8 +35,8 @@ LADDER: Final = (
         "seams",
         {
             "FILES": (
-                "address durable reading copying publication reservation neighbours disk journal records known_files "
-                "adoption status part_files partial draft_file draft workshop marks volume store gathering stocktaking "
+                "address durable bulk reading copying publication reservation neighbours disk journal records "
+                "known_files adoption status part_files partial draft_file draft workshop marks volume store gathering stocktaking "
                 "verification repair leash recipes"
             ),
             "CONTROL": (
@@ -49,7 +49,7 @@ LADDER: Final = (
         "engines",
         {
             "FILES": (
-                "upstream stream transfer.limit transfer.waits transfer.tcp_info transfer.bulk transfer.tls "
+                "upstream stream transfer.limit transfer.waits transfer.tcp_info transfer.tls "
                 "transfer.pace transfer.ramp transfer.connection transfer.head transfer.wanted transfer.source "
                 "transfer.swarm transfer.standings transfer.rests transfer.active transfer.assignments "
                 "transfer.report transfer.news transfer.whereabouts transfer.ledger "
