@@ -58,7 +58,7 @@ async def test_who_deletes_a_model_stands_back(tmp_path: Path, monkeypatch: pyte
         return real(node, model)
 
     monkeypatch.setattr(Node, "_free", free)
-    async with Nodes(tmp_path).node("n", {"owl": {"a": b"a"}}) as member:
+    async with Nodes(tmp_path).node("n", {"owl/a": b"a"}) as member:
         await member.until_held("owl")
         await member.tracker.open("deletion", "owl", "n", cause="test")
         await member.until_held()

@@ -36,8 +36,8 @@ LADDER: Final = (
         {
             "FILES": (
                 "address durable bulk reading copying publication reservation neighbours disk journal records "
-                "known_files adoption status part_files partial draft_file draft workshop marks volume store gathering stocktaking "
-                "verification repair leash recipes"
+                "known_files adoption status part_files partial draft_file draft workshop marks volume store "
+                "gathering stocktaking verification repair leash recipes"
             ),
             "CONTROL": (
                 "bus bus.memory bus.whole bus.database bus.sqlite bus.streams bus.connection bus.consumer "
