@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from material import Case
+from material import Case, warm
 from processes import child, cpu_seconds
 
 PACKAGES = "nginx-light curl aria2 rsync rclone iperf3 openssl"
@@ -132,8 +132,9 @@ def _watched(pid: int) -> int:
     return peak
 
 
-def _timed(command: list[str], server: int | None, feed: str = "") -> Ran:
+def _timed(command: list[str], server: int | None, case: Case, feed: str = "") -> Ran:
     """Run a client to its end, and count it together with its server."""
+    warm(2 * case.total)
     there = _family(server) if server else []
     for pid in there:
         _forget_peak(pid)
@@ -203,7 +204,7 @@ def _curl(*options: str) -> Callable[[Path], Iterator[Run]]:
 
             def run(case: Case, target: Path) -> Ran:
                 each = (f'url = "{url}/{case.name}/{name}"\noutput = "{target / name}"\n' for name in case.files)
-                return _timed(["curl", "-sSf", *options, "-K", "-"], server, "".join(each))
+                return _timed(["curl", "-sSf", *options, "-K", "-"], server, case, "".join(each))
 
             yield run
 
@@ -222,7 +223,7 @@ def _aria2(connections: int) -> Callable[[Path], Iterator[Run]]:
 
             def run(case: Case, target: Path) -> Ran:
                 feed = "".join(f"{url}/{case.name}/{name}\n" for name in case.files)
-                return _timed(["aria2c", *options, "-d", str(target), "-i", "-"], server, feed)
+                return _timed(["aria2c", *options, "-d", str(target), "-i", "-"], server, case, feed)
 
             yield run
 
@@ -234,7 +235,7 @@ def _rclone(models: Path) -> Iterator[Run]:
 
         def run(case: Case, target: Path) -> Ran:
             remote = [":http:", "--http-url", f"{url}/{case.name}/"]
-            return _timed(["rclone", "copy", *remote, str(target), "--quiet", "--ignore-times"], server)
+            return _timed(["rclone", "copy", *remote, str(target), "--quiet", "--ignore-times"], server, case)
 
         yield run
 
@@ -248,14 +249,14 @@ def _rsync(models: Path) -> Iterator[Run]:
 
         def run(case: Case, target: Path) -> Ran:
             source = f"rsync://127.0.0.1:{port}/models/{case.name}/"
-            return _timed(["rsync", "-a", "--whole-file", source, f"{target}/"], server)
+            return _timed(["rsync", "-a", "--whole-file", source, f"{target}/"], server, case)
 
         yield run
 
 
 def _cp(models: Path) -> Iterator[Run]:
     def run(case: Case, target: Path) -> Ran:
-        return _timed(["cp", "-r", "--reflink=never", f"{models / case.name}/.", str(target)], None)
+        return _timed(["cp", "-r", "--reflink=never", f"{models / case.name}/.", str(target)], None, case)
 
     yield run
 
@@ -286,17 +287,9 @@ def _iperf_files(models: Path) -> Iterator[Run]:
         port = free_port()
         command = ["iperf3", "-s", "-p", str(port), "-B", "127.0.0.1", "-F", str(target / case.files[0])]
         with _server(command, port, is_asked=False) as server:
-            before = cpu_seconds(server)
-            command = [
-                "iperf3",
-                "-J",
-                "-c",
-                "127.0.0.1",
-                "-p",
-                str(port),
-                "-F",
-                str(models / case.name / case.files[0]),
-            ]
+            warm(2 * case.total)
+            before, source = cpu_seconds(server), str(models / case.name / case.files[0])
+            command = ["iperf3", "-J", "-c", "127.0.0.1", "-p", str(port), "-F", source]
             told = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["end"]
             cpu = cpu_seconds(server) - before
             received = told["sum_received"]
@@ -320,6 +313,7 @@ def _ours(*, sealed: bool) -> Callable[[Path], Iterator[Run]]:
                     ends = (server.pid, puller.pid)
                     for pid in ends:
                         _forget_peak(pid)
+                    warm(2 * case.total)
                     before = [cpu_seconds(pid) for pid in ends]
                     said = puller.ask("stage", urls=[server.said["url"]], digest=server.said["digests"][case.name])
                     used = sum(cpu_seconds(pid) - start for pid, start in zip(ends, before, strict=True))

@@ -17,7 +17,10 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from material import warm
+
 BUFFER = 1 << 20
+WRITTEN = 1 << 18
 ROUNDS = 3
 
 
@@ -53,8 +56,11 @@ def measure(file: Path, folder: Path) -> Parts:
 
 
 def _median(part: Callable[[], float], file: Path) -> float:
-    part()
-    return statistics.median(part() for _ in range(ROUNDS)) / file.stat().st_size * 1e9
+    found, size = list[float](), file.stat().st_size
+    for _ in range(1 + ROUNDS):
+        warm(2 * size)
+        found.append(part())
+    return statistics.median(found[1:]) / size * 1e9
 
 
 def _loopback(file: Path) -> float:
@@ -89,10 +95,10 @@ def _hash(file: Path) -> float:
 
 
 def _write(file: Path, into: Path) -> float:
-    buffer = os.urandom(BUFFER)
+    buffer = os.urandom(WRITTEN)
     with into.open("wb", buffering=0) as target:
         began = time.process_time()
-        for _ in range(0, file.stat().st_size, BUFFER):
+        for _ in range(0, file.stat().st_size, WRITTEN):
             target.write(buffer)
         used = time.process_time() - began
     into.unlink()

@@ -1,8 +1,10 @@
 """How fast files move, beside the programs that people move them with: everything in one run, on this machine.
 
-    python benchmarks/transfer.py [--quick] [--rounds N] [--write] [--cases one many] [--contenders rsync cp]
+    python benchmarks/transfer.py [--quick] [--rounds N] [--write] [--media tmpfs disk] [--cases one many]
+                                  [--contenders rsync cp]
 
 Each round runs every contender once, in turn, so that what else the machine does meets all of them; the medians count.
+Before each, as much memory is touched as it will fill, and what it left is emptied, not deleted (`material.py`).
 ``--write`` puts the tables and the plot into docs/. What is not installed is named, with the command that brings it,
 and is left out.
 """
@@ -12,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shutil
 import statistics
 import sys
 import tempfile
@@ -21,10 +22,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from contenders import CONTENDERS, INSTALL, Contender, Ran, Run
-from material import Case, cases, is_memory, room, settle, workplace
+from material import Case, cases, empty, is_memory, room, settle, workplace
 from parts import measure
 from report import Row, table, write
-from stagecast.transfer.bulk import NICENESS
+from stagecast.bulk import NICENESS
 
 MEMORY = Path("/dev/shm")  # the tmpfs that every Linux has, by name
 
@@ -49,8 +50,7 @@ def _once(run: Run, case: Case, folder: Path, *, on_disk: bool) -> Ran:
             settle(folder)
         return Ran(ran.seconds + time.monotonic() - began, ran.cpu, ran.memory_there, ran.memory_here)
     finally:
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.rmtree(f"{target}-data", ignore_errors=True)
+        empty(target)
         settle(folder)
 
 
@@ -98,6 +98,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=0, help="how often each runs; the median counts [5, quick: 1]")
     parser.add_argument("--scale", type=int, default=0, help="divide every size by this [1, quick: 8]")
     parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="a folder on a disk")
+    parser.add_argument("--media", nargs="+", default=["tmpfs", "disk"], help="only these: tmpfs, disk")
     parser.add_argument("--cases", nargs="+", default=[], help="only these: one, many, shards, mixed")
     parser.add_argument("--contenders", nargs="+", default=[], help="only these, by their names in the tables, and us")
     parser.add_argument("--write", action="store_true", help="write docs/performance.md and its plot")
@@ -113,7 +114,7 @@ def main() -> int:
     present = [each for each in present if not options.contenders or each.name in names]
     rows: list[Row] = []
     notes: list[str] = []
-    for medium in (MEMORY, options.disk):
+    for medium in [place for name, place in (("tmpfs", MEMORY), ("disk", options.disk)) if name in options.media]:
         made = [each for each in cases(scale, room(medium)) if each.name in (options.cases or [each.name])]
         if room(medium) < sum(case.total for case in made) + max(case.total for case in made):
             print(f"{medium} is left out: too little room there; --scale divides the sizes")

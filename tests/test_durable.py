@@ -43,6 +43,22 @@ def test_short_writes_are_carried_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "file").read_bytes() == b"\0\x000123456789"
 
 
+def test_much_is_written_in_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A virtual machine's kernel finds no memory at hand for blocks of half a megabyte and more."""
+    real, portions, data = os.pwrite, list[int](), os.urandom(1_000_000)
+
+    def write(descriptor: int, portion: memoryview, offset: int) -> int:
+        portions.append(portion.nbytes)
+        return real(descriptor, portion, offset)
+
+    monkeypatch.setattr(os, "pwrite", write)
+    with opened(tmp_path / "file", os.O_WRONLY | os.O_CREAT) as descriptor:
+        write_all(descriptor, data, 0)
+    assert (tmp_path / "file").read_bytes() == data
+    assert sum(portions) == len(data)
+    assert max(portions) <= 256 * 1024
+
+
 def test_one_at_a_time_holds_a_lock_and_says_who(tmp_path: Path) -> None:
     one, other = Lock(tmp_path / "deep" / "lock"), Lock(tmp_path / "deep" / "lock")
     assert other.holder() == "another process"

@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from stagecast import part_files
 from stagecast import partial as partial_module
 from stagecast.errors import Busy, InvalidManifest, InvalidName, NotEnoughSpace, WrongState
 from stagecast.manifest import Manifest
@@ -259,6 +260,24 @@ def test_a_file_that_is_gone_or_has_another_size_is_fetched_again(tmp_path: Path
         assert partial.missing() == [piece for piece in PIECES if piece.file == 0]
         fill(partial, CONTENTS)
         assert contents_of(partial.publish()) == CONTENTS
+
+
+def test_one_thread_at_a_time_writes_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel lets only one do that; a second one would wait on a core, and sleeps for its turn instead."""
+    real, taken = part_files.write_all, list[list[bool]]()
+
+    def write(descriptor: int, buffer: memoryview, offset: int) -> None:
+        taken.append([turn.locked() for turn in partial.files._turns])
+        real(descriptor, buffer, offset)
+
+    monkeypatch.setattr(part_files, "write_all", write)
+    with open_partial(tmp_path) as partial:
+        for piece in PIECES[:2]:
+            partial.write(piece, 0, content_of(piece))
+        assert PIECES[0].file == PIECES[1].file
+        assert [turns.count(True) for turns in taken] == [1, 1]
+        assert taken[0] == taken[1]
+        assert not any(turn.locked() for turn in partial.files._turns)
 
 
 def test_pieces_may_come_in_any_order_from_many_threads(tmp_path: Path) -> None:

@@ -35,8 +35,9 @@ LADDER: Final = (
         "seams",
         {
             "FILES": (
-                "address durable footprint weights reading copying publication reservation neighbours disk journal "
-                "records known_files adoption status part_files partial draft_file draft workshop marks volume store "
+                "address durable bulk footprint weights reading copying publication reservation neighbours disk "
+                "journal records known_files adoption status part_files partial draft_file draft workshop marks "
+                "volume store "
                 "gathering stocktaking verification repair leash recipes"
             ),
             "CONTROL": (
@@ -49,7 +50,7 @@ LADDER: Final = (
         "engines",
         {
             "FILES": (
-                "upstream stream transfer.limit transfer.waits transfer.tcp_info transfer.bulk transfer.tls "
+                "upstream stream transfer.limit transfer.waits transfer.tcp_info transfer.tls "
                 "transfer.pace transfer.ramp transfer.connection transfer.head transfer.wanted transfer.source "
                 "transfer.swarm transfer.standings transfer.rests transfer.active transfer.assignments "
                 "transfer.report transfer.news transfer.whereabouts transfer.ledger "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from typing import Final
 import msgspec
 
 from stagecast import operations
+from stagecast.bulk import aside
 from stagecast.collection import KEPT, begin, collection, elsewhere
 from stagecast.commands import Question
 from stagecast.errors import BusError
@@ -28,6 +30,7 @@ from stagecast.plan import Stock
 from stagecast.presence import Presence
 from stagecast.stocktaking import Found, Wanted, found, stock
 from stagecast.tracker import Tracker
+from stagecast.work import in_thread
 
 _logger = logging.getLogger(__name__)
 
@@ -156,7 +159,7 @@ class Keeper:
     async def _remove(self, ownership: Ownership, lone: list[Leftover]) -> None:
         freed = 0
         for leftover in lone:
-            freed += await asyncio.to_thread(self._store.remove_leftover, leftover)
+            freed += await in_thread(threading.Event(), aside(self._store.remove_leftover), leftover)
         self._tell_orphaned(sum(each.bytes for each in orphans((await self.inventory()).leftovers)))
         await ownership.change(bytes_total=freed, bytes_done=freed)
 

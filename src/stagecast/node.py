@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from stagecast import installation, subjects
 from stagecast.announcer import Announcer
+from stagecast.bulk import aside
 from stagecast.duty import Duty
 from stagecast.errors import Interrupted, StagecastError, Unknown
 from stagecast.eviction import GC
@@ -264,7 +265,7 @@ class Node:
         async with self._adopting:
             if ownership.record.cause == GC and self.reclaim is not None and await self.reclaim(ownership):
                 return
-            freed = await asyncio.to_thread(self._free, model)
+            freed = await in_thread(threading.Event(), aside(self._free), model)
             self._say_gone(model)
         await self._announcer.settled()
         self._announce()

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from blake3 import blake3
 
+from stagecast.bulk import stand_back
 from stagecast.durable import opened
 from stagecast.errors import Interrupted
 
@@ -35,7 +36,7 @@ def digests(slices: Sequence[Slice], stop: threading.Event, *, afresh: bool = Fa
     Raises:
         Interrupted: ``stop`` was set.
     """
-    executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="hash")
+    executor = ThreadPoolExecutor(_THREADS, "hash", stand_back)
     try:
         yield from executor.map(partial(digest_of, stop=stop, afresh=afresh), slices)
     finally:

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from stagecast import operations
+from stagecast.bulk import aside
 from stagecast.duty import Duty
 from stagecast.errors import AppendConflict, Busy, Fenced, NotEnoughSpace, StagecastError, TransferFailed
 from stagecast.gathering import gather_files, gather_pieces
@@ -142,7 +143,7 @@ class Worker:
                     await self._pull(ownership, manifest, arriving)
                     await ownership.change(phase="publishing")
                     ownership.settle()
-                    await in_thread(threading.Event(), arriving.publish)
+                    await in_thread(threading.Event(), aside(arriving.publish))
         except NotEnoughSpace:
             if arriving is not None:
                 await self._recount(ownership, arriving.manifest)
@@ -217,7 +218,7 @@ class Worker:
                 phase="transferring", bytes_total=manifest.size, bytes_done=present, bytes_present=present,
                 total_files=len(manifest.files),
             )  # fmt: skip
-            await in_thread(stop, gather_pieces, store, arriving, find, stop)
+            await in_thread(stop, aside(gather_pieces), store, arriving, find, stop)
             pulled = await in_thread(
                 ownership.stop, pull, manifest, arriving, lambda: self._sources(manifest.model, manifest.digest),
                 token=self._token, tls=self._node.tls, limit=self._limit, advance=advance,

@@ -21,8 +21,8 @@ from math import inf
 from types import TracebackType
 from typing import Final, Self
 
+from stagecast.bulk import stand_back
 from stagecast.store import Store
-from stagecast.transfer.bulk import stand_back
 from stagecast.transfer.exchange import Exchange
 from stagecast.transfer.sends import Sends
 

@@ -9,10 +9,10 @@ from itertools import islice
 from math import inf
 from typing import Final
 
+from stagecast.bulk import stand_back
 from stagecast.errors import HolderBusy, HolderFailed, Interrupted, PieceGiven
 from stagecast.pieces import Holder
 from stagecast.transfer.active import Assignment
-from stagecast.transfer.bulk import stand_back
 from stagecast.transfer.head import MEANINGS
 from stagecast.transfer.intake import BUFFER, Arrival, Intake
 from stagecast.transfer.ledger import Ledger
