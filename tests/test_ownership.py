@@ -399,10 +399,14 @@ async def test_a_halt_comes_once_and_not_after_the_outcome_is_decided(bus: Bus) 
 async def test_advancing_costs_microseconds(bus: Bus) -> None:
     ownership, _ = await owning(bus)
     ownership.advance(1)
-    began = time.perf_counter()
-    for _ in range(10_000):
-        ownership.advance(1)
-    assert (time.perf_counter() - began) / 10_000 < 20e-6
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        for _ in range(500):
+            ownership.advance(1)
+        return (time.perf_counter() - began) / 500
+
+    assert min(seconds() for _ in range(20)) < 20e-6, "the best of them: in another one the machine may stand still"
 
 
 async def test_a_bus_that_is_away_keeps_transitions_waiting_and_drops_ticks(bus: Bus) -> None:
