@@ -121,7 +121,7 @@ async def test_a_request_that_has_waited_long_enough_hears_where_the_load_stands
 ) -> None:
     lay_out_random(tmp_path / "models" / "big", {"weights.bin": 20 * MB})
     backends = write_backends(tmp_path / "backends.yaml", big=())
-    options = {"replicas": 1, "workers": 1, "rate_limit": 10 * MB, "wait_budget": 1.0}
+    options = {"replicas": 1, "workers": 1, "rate_limit": 4 * MB, "wait_budget": 1.5}
     async with deployment(tmp_path, backends=backends, **options) as running:
         asked = {"model": "big", "input": ["a cat"]}
         async with http.post(f"{running.url}/v1/embeddings", json=asked) as response:
