@@ -131,7 +131,7 @@ async def alone(folder: Path, contents: Mapping[str, bytes] = OWL, **options: An
         async with (
             composition.replica(settings) as url,
             Tracker(buses[0], "peer/1").running() as peer,
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as http,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as http,
         ):
             running = Alone(url, http, buses[0], peer, folder)
             while (await running.get("/readyz")).status != 200:

@@ -57,7 +57,7 @@ class NatsServer:
         """End it, gently or not."""
         if self._process is not None:
             (self._process.kill if kill else self._process.terminate)()
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
 
     def freeze(self) -> None:
@@ -114,7 +114,7 @@ def nats_server() -> Iterator[NatsServer]:
         server.stop(kill=True)
 
 
-async def eventually(condition: Callable[[], object], timeout: float = 10.0) -> None:
+async def eventually(condition: Callable[[], object], timeout: float = 60.0) -> None:
     """Return as soon as ``condition`` holds, looking again each time the loop comes round."""
     async with asyncio.timeout(timeout):
         while not condition():

@@ -41,7 +41,7 @@ class Work:
         self.moved += count
         self.on_advance()
 
-    def run(self, *, limit: RateLimit | None = None, patience: float = 5, stall: float = 5) -> Manifest:
+    def run(self, *, limit: RateLimit | None = None, patience: float = 60, stall: float = 60) -> Manifest:
         return install(
             self.source,
             self.store,

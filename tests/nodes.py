@@ -50,7 +50,7 @@ class Member:
             found = {model: state for model, state in self.held.items() if state != "gone"}
             return found == dict.fromkeys(models, "held")
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await self.tracker.until(held)
 
 

@@ -45,7 +45,7 @@ def replica(monkeypatch: pytest.MonkeyPatch) -> Iterator[ReplicaStandIn]:
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     monkeypatch.setenv("STAGECAST_URL", started[0].url)
     yield started[0]
     done.set()
@@ -402,7 +402,7 @@ async def test_what_is_followed_into_a_pipe_is_told_again_while_no_word_comes(
             said += capsys.readouterr().out
         yield msgspec.convert(row(state="succeeded"), Row)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         [ended] = await display.follow(words(), [going], every=0.001)
     assert ended.state == "succeeded"
     assert set(said.splitlines()) == {"staging:m@worker-1: running (transferring), 40 %"}
@@ -666,7 +666,7 @@ def test_ctrl_c_ends_a_watching_client(replica: ReplicaStandIn) -> None:
         assert watching.stdout is not None
         assert '"revision"' in watching.stdout.readline()
         watching.send_signal(signal.SIGINT)
-        _, error = watching.communicate(timeout=10)
+        _, error = watching.communicate(timeout=60)
         assert (watching.returncode, error) == (INTERRUPTED, "")
 
 
@@ -681,7 +681,7 @@ def test_up_runs_until_it_is_told(tmp_path: Path, number: signal.Signals, code: 
         pids = [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
         assert len(pids) == 4
         running.send_signal(number)
-        _, error = running.communicate(timeout=20)
+        _, error = running.communicate(timeout=60)
         assert (running.returncode, error) == (code, "")
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert (tmp_path / "logs" / "replica-1.log").exists()

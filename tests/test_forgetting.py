@@ -74,7 +74,7 @@ async def judge(peers: Peers, stack: AsyncExitStack, name: str) -> Judge:
 
 async def swept(one: Judge) -> None:
     """Sweep until nothing is known any more, as it is done every few seconds: a judge may come too late for one."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while one.known:
             await one.sweep()
             await asyncio.sleep(0.01)

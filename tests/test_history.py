@@ -66,7 +66,7 @@ def as_answered(history: History) -> bytes:
 
 
 async def until_kept(bus: Bus, job: str, attempt: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await kept(bus, job, attempt):
             await asyncio.sleep(0.005)
 

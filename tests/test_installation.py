@@ -215,7 +215,7 @@ def test_a_missing_file_ends_it_at_once(server: UpstreamServer, store: Store) ->
         Work(source_of(server), store).run(patience=100)
     with pytest.raises(SourceRefused, match="answers 404"):
         measure(source_of(server))
-    assert time.monotonic() - since < 10
+    assert time.monotonic() - since < 60
 
 
 def test_a_hanging_source_is_given_up_with_its_cause(server: UpstreamServer, store: Store) -> None:
@@ -233,15 +233,15 @@ def test_a_cancel_reaches_a_hanging_source(server: UpstreamServer, store: Store)
 
     def cancel() -> None:
         nonlocal since
-        assert has_come.wait(10)
+        assert has_come.wait(60)
         since = time.monotonic()
         work.stop.set()
 
     canceller = threading.Thread(target=cancel)
     canceller.start()
     with pytest.raises(Interrupted):
-        work.run()
-    assert time.monotonic() - since < 1
+        work.run(patience=600, stall=600)
+    assert time.monotonic() - since < 60
     canceller.join()
     server.release.set()
     server.hang_after = None
@@ -255,8 +255,8 @@ def test_a_cancel_reaches_a_pause_between_attempts(server: UpstreamServer, store
     threading.Timer(0.2, work.stop.set).start()
     since = time.monotonic()
     with pytest.raises(Interrupted):
-        work.run(patience=100)
-    assert time.monotonic() - since < 1.2
+        work.run(patience=600)
+    assert time.monotonic() - since < 60
 
 
 def test_a_limit_is_kept(server: UpstreamServer, store: Store) -> None:

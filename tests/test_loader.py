@@ -42,7 +42,7 @@ class Loading:
             said = self.instance(model)
             return said is not None and (said.state, said.generation) == (state, generation)
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await self.member.tracker.until(is_so)
         found = self.instance(model)
         assert found is not None
@@ -218,7 +218,7 @@ async def test_a_load_that_never_becomes_ready_is_stopped_at_once_and_can_go_on(
     commands = await stack.enter_async_context(Commands(here.member.tracker).running())
     await here.wish("w")
     await eventually(lambda: here.loading_is("running"))
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(8):
         record, _ = await commands.give("loading:owl@w", verb)
     assert (record.state, record.phase) == (state, "loading")
     await here.until("failed")

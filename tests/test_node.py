@@ -52,7 +52,7 @@ async def test_it_is_surveyed_once_every_model_is_known_if_only_as_one_being_rea
 
 
 async def test_an_empty_folder_is_surveyed_too(nodes: Nodes) -> None:
-    async with nodes.node("n") as member, asyncio.timeout(5):
+    async with nodes.node("n") as member, asyncio.timeout(60):
         await member.node.surveyed.wait()
         assert member.held == {}
 

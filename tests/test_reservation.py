@@ -70,7 +70,7 @@ def test_what_another_process_was_promised_is_not_promised_again(tmp_path: Path,
         assert process.stdout.readline() == "landed\n"
         assert standing(workshop) == [Promise(10, "staging of owl")]
         process.stdin.close()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert list(workshop.iterdir()) == []
 
 

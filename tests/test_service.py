@@ -118,7 +118,7 @@ async def test_a_plain_function_has_a_thread_and_stops_at_its_next_advance(servi
         seen.append(threading.current_thread() is threading.main_thread())
         operation.advance(5)
         operation.tell("crunching")
-        go.wait(10)
+        go.wait(60)
         try:
             operation.advance()
         except stagecast.Interrupted as interrupted:

@@ -64,12 +64,12 @@ def test_a_hanging_body_is_a_failure_and_ends_its_thread(server: UpstreamServer,
 def test_a_stop_ends_a_hanging_body_at_once(server: UpstreamServer, stop: threading.Event) -> None:
     server.hang_after = 65536
     with Stream(f"{server.url}/m.bin", stop=stop) as stream:
-        assert server.hanging.wait(10)
+        assert server.hanging.wait(60)
         stop.set()
         since = time.monotonic()
         with pytest.raises(Interrupted):
             list(stream)
-    assert time.monotonic() - since < 1
+    assert time.monotonic() - since < 20
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("upstream")]
 
 
@@ -82,7 +82,7 @@ def test_a_stop_ends_a_source_that_never_answers(stop: threading.Event) -> None:
         since = time.monotonic()
         with pytest.raises(Interrupted), Stream(f"http://127.0.0.1:{silent.getsockname()[1]}/m", stop=stop):
             pass
-        assert time.monotonic() - since < 1
+        assert time.monotonic() - since < 20
         timer.join()
 
 
@@ -118,7 +118,7 @@ def test_a_probe_moves_no_bytes(server: UpstreamServer, stop: threading.Event) -
 def test_a_probe_asks_for_one_byte_where_nothing_else_works(server: UpstreamServer, stop: threading.Event) -> None:
     server.head_status = 403
     assert probe(f"{server.url}/m.bin", stop=stop).size == len(CONTENT)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not server.sent.total() and time.monotonic() < deadline:
         pass  # its thread counts what it has sent after it was received
     assert server.sent.total() == 1

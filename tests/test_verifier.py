@@ -49,7 +49,7 @@ async def verified(member: Member, node: str, **parameters: str) -> Record:
         held = member.tracker.fold.record(record.id)
         return held is not None and held.job == record.job and operations.is_ended(held)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await member.tracker.until(ended)
     found = member.tracker.fold.record(record.id)
     assert found is not None

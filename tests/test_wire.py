@@ -172,7 +172,7 @@ async def test_what_others_say_neither_changes_nor_removes_what_one_of_us_owns(
             await agree(owner, late)
             return listed(late) == before
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await is_mended():
                 await peer.changed(peer.revision, 0.05)
         ownership.advance(3)
@@ -337,7 +337,7 @@ async def test_what_has_ended_beside_another_of_the_same_token_is_not_revived_fo
         entry = await one.bus.log.last(home)
         return entry is not None and json.loads(entry.payload)["done"]
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await is_done_there():
             await one.changed(one.revision, 0.05)
     late = await peers.tracker("late")

@@ -31,7 +31,7 @@ async def test_what_the_work_raises_comes_through() -> None:
 
 async def test_a_stop_iteration_comes_through_as_an_error_that_can_be_awaited() -> None:
     with pytest.raises(RuntimeError, match="StopIteration"):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await in_thread(threading.Event(), lambda: next(iter(())))
 
 

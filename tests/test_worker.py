@@ -39,7 +39,7 @@ async def ended(member: Member, record: Record) -> Record:
         held = member.tracker.fold.record(record.id)
         return held is not None and held.job == record.job and operations.is_ended(held)
 
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         await member.tracker.until(has_ended)
     found = member.tracker.fold.record(record.id)
     assert found is not None
@@ -303,7 +303,7 @@ async def test_nodes_that_are_just_getting_a_model_are_asked_for_it_too(nodes: N
             return [holder.name for holder in receivers(member.tracker, member.presence, besides, model)]
 
         # It waits for a holder: there is none.
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await member.tracker.until(lambda: found("a") == ["b"])
         assert found("b") == []
         assert found("a", "another") == []

@@ -54,7 +54,8 @@ def adopt(
 ) -> Record:
     """Return the record of the model at ``path``; files that are as ``known`` knows them are not read.
 
-    ``advance`` is called in this thread, with bytes that were hashed.
+    ``advance`` is called in this thread, with bytes that were hashed. Whether a file whose change time alone has moved
+    meanwhile got another name, or was written to, is for the caller to tell.
 
     Raises:
         Busy: somebody changes the files while they are hashed.
@@ -77,7 +78,7 @@ def adopt(
         size = found[name].size
         pieces = tuple(next(hashed) for _ in range(0, size, PIECE_SIZE))
         files[name] = ManifestFile(path=name, size=size, digest=file_digest(pieces, size), pieces=pieces)
-    if survey(model, path) != found:
+    if _has_other_content(found, survey(model, path)):
         raise Busy(f"the content of {model}", "whoever writes it")
     manifest = Manifest(model=model, files=tuple(files[name] for name in found), single=single)
     return succeeding(known, manifest, tuple(found.values()))
@@ -121,6 +122,12 @@ def _is_unicode(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _has_other_content(before: dict[str, Identity], now: dict[str, Identity]) -> bool:
+    return before.keys() != now.keys() or any(
+        now[name] != identity and not now[name].is_renamed(identity) for name, identity in before.items()
+    )
 
 
 def _unchanged(found: dict[str, Identity], known: Record | None) -> dict[str, ManifestFile]:

@@ -93,20 +93,26 @@ class Store:
             if held:
                 return held
             record = adopt(name, path, self._records.get(name), advance or _ignore, stop)
-            self._put(record)
+            with self.files.still():
+                record = self.files.followed(record)
+                if not self._fits(record):
+                    raise Busy(f"the content of {name}", "whoever writes it")
+                self._put(record)
             return record.manifest
 
     def recorded(self, name: str) -> Manifest | None:
         """Return a model's manifest if its files are as they were recorded, else None. Hashes nothing."""
         record = self._records.get(name) if _is_name(name) else None
-        return record.manifest if record and self._fits(record) else None
+        if record is None or self._fits(record):
+            return record.manifest if record else None
+        with self.files.still():  # or names that somebody has just made would pass for a change
+            record = self._records.get(name)
+            return record.manifest if record and self._fits(record) else None
 
     def manifest_by_digest(self, digest: str) -> Manifest | None:
         """Return the manifest of that digest, if a model here has it."""
-        for record in self._records.all():
-            if record.manifest.digest == digest and self._fits(record):
-                return record.manifest
-        return None
+        names = [record.manifest.model for record in self._records.all() if record.manifest.digest == digest]
+        return next((held for held in map(self.recorded, names) if held and held.digest == digest), None)
 
     def locate(self, file_digest: str) -> tuple[Path, int] | None:
         """Return the path and size in bytes of a file by its digest; None if it is not here, or not as recorded."""
@@ -157,24 +163,25 @@ class Store:
             Unknown: no such model.
             WrongState: the files that lie there are not those of the manifest.
         """
-        found = survey(manifest.model, self.path(manifest.model))
         expected = {manifest.model if manifest.single else file.path: file.size for file in manifest.files}
-        if {name: identity.size for name, identity in found.items()} != expected:
-            raise WrongState(manifest.model, "on this disk with other files than the manifest lists", "record")
-        self._put(Record(manifest, tuple(found.values()), is_published=True))
+        with self.files.still():
+            found = survey(manifest.model, self.path(manifest.model))
+            if {name: identity.size for name, identity in found.items()} != expected:
+                raise WrongState(manifest.model, "on this disk with other files than the manifest lists", "record")
+            self._put(Record(manifest, tuple(found.values()), is_published=True))
 
     def expected(self, name: str) -> Manifest | None:
         """Return the manifest that a model should have; None where its files are as somebody has put them."""
         record = self._records.get(name)
         if record is None:
             return None
-        is_meant = record.is_published or self._fits(record)
+        is_meant = record.is_published or self.recorded(name) == record.manifest
         return record.original or (record.manifest if is_meant else None)
 
     def distrust(self, manifest: Manifest, files: Collection[int], identities: Sequence[Identity]) -> None:
         """Record that these files, by their number, are not the manifest's; the others are as they are known."""
-        known = [DAMAGED if number in files else identity for number, identity in enumerate(identities)]
-        self._keep(manifest, known, original=manifest)
+        known = (DAMAGED if number in files else identity for number, identity in enumerate(identities))
+        self._keep(manifest, tuple(known), original=manifest)
 
     def vouch(self, manifest: Manifest, identities: Sequence[Identity]) -> None:
         """Record that the files of these identities were verified to be the manifest's."""
@@ -241,9 +248,11 @@ class Store:
             self._records.put(record)
 
     def _keep(self, manifest: Manifest, identities: Sequence[Identity], original: Manifest | None) -> None:
-        held = self._records.get(manifest.model)
-        is_published = held is not None and held.is_published
-        self._put(Record(manifest, tuple(identities), is_published=is_published, original=original))
+        with self.files.still():
+            held = self._records.get(manifest.model)
+            is_published = held is not None and held.is_published
+            record = Record(manifest, tuple(identities), is_published=is_published, original=original)
+            self._put(self.files.followed(record))
 
     def _fits(self, record: Record) -> bool:
         name, manifest = record.manifest.model, record.manifest

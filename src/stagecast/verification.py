@@ -11,7 +11,7 @@ from stagecast.errors import Busy
 from stagecast.manifest import Manifest
 from stagecast.pieces import Piece, pieces_of
 from stagecast.reading import Slice, digests
-from stagecast.records import DAMAGED, Identity, identity_of
+from stagecast.records import DAMAGED, Identity, Record, identity_of
 from stagecast.store import Store
 
 
@@ -62,12 +62,14 @@ def inspect(
     sizes = zip(before, manifest.files, strict=True)
     wrong = {number for number, (identity, file) in enumerate(sizes) if identity.size != file.size}
     files = tuple(sorted(wrong | {piece.file for piece in bad}))
-    if tuple(map(_known_by, paths)) != before:
-        raise Busy(f"the content of {name}", "whoever writes it")
-    if files:
-        store.distrust(manifest, files, before)
-    elif store.recorded(name) is None:
-        store.vouch(manifest, before)
+    with store.files.still():
+        before = store.files.followed(Record(manifest, before)).identities
+        if tuple(map(_known_by, paths)) != before:
+            raise Busy(f"the content of {name}", "whoever writes it")
+        if files:
+            store.distrust(manifest, files, before)
+        elif store.recorded(name) is None:
+            store.vouch(manifest, before)
     return Findings(manifest, files, tuple(bad), before)
 
 

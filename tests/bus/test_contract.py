@@ -52,7 +52,7 @@ async def following(bus: Bus) -> AsyncIterator[asyncio.Queue[Heard]]:
 
 async def until_caught_up(queue: asyncio.Queue[Heard]) -> list[Heard]:
     found: list[Heard] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not found or not isinstance(found[-1], CaughtUp):
             found.append(await queue.get())
     return found
@@ -84,7 +84,7 @@ async def test_live_messages_follow_in_order_with_rising_sequences_and_times(bus
     async with following(bus) as queue:
         await until_caught_up(queue)
         sequences = [await bus.log.append(f"staging.{number}.progress", str(number).encode()) for number in range(200)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             heard = [await queue.get() for _ in range(200)]
     entries = [each for each in heard if isinstance(each, Entry)]
     assert [entry.payload for entry in entries] == [str(number).encode() for number in range(200)]
@@ -101,7 +101,7 @@ async def test_two_followers_hear_the_same(bus: Bus) -> None:
             await until_caught_up(queue)
         for number in range(50):
             await bus.log.append(f"staging.{number}.progress", str(number).encode())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             first, second = [[await queue.get() for _ in range(50)] for queue in queues]
     assert first == second
 
@@ -162,7 +162,7 @@ async def test_also_the_last_word_of_all_is_removed_and_numbers_go_on(bus: Bus) 
         async with following(bus) as other:
             assert (await until_caught_up(other))[-1] == CaughtUp(one)
             assert await bus.log.append(TWO, b"2", expected=0) == one + 1
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not isinstance(heard := await queue.get(), Entry) or heard.payload != b"2":
                     pass
                 assert await other.get() == heard
@@ -183,7 +183,7 @@ async def test_published_messages_reach_wildcard_subscribers(bus: Bus) -> None:
     heard: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
     await bus.subscribe("gallery.*.cancel", lambda subject, payload: heard.put_nowait((subject, payload)))
     await bus.publish("gallery.x.cancel", b"hello")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await heard.get() == ("gallery.x.cancel", b"hello")
 
 

@@ -17,7 +17,7 @@ async def test_the_witness_ends_though_its_last_answer_comes_together_with_its_e
         return await asyncio.wait_for(arrived, 60.0)
 
     client: Any = SimpleNamespace(jetstream=lambda timeout: SimpleNamespace(stream_info=stream_info))  # noqa: ARG005
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(60):
         async with Witness(client, Judge()).watching():
             await asked.wait()
             arrived.set_result(SimpleNamespace(created=1, state=SimpleNamespace(last_seq=1)))

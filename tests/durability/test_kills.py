@@ -26,6 +26,7 @@ def small() -> Iterator[None]:
         yield
 
 
+@pytest.mark.timeout(600)  # it is work, and waits for nothing
 def test_at_a_share_of_all_points_every_law_holds() -> None:
     # In a process of its own, because a small one is killed and started anew much faster than this one.
     command = [sys.executable, "-m", "tests.durability", "--share", "0.06", "--seed", str(random.randrange(10**6))]

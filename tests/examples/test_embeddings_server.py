@@ -218,7 +218,7 @@ def test_chunked_body_is_read(minilm_port):
 
 
 def test_client_that_expects_100_continue_is_answered_before_it_sends(minilm_port):
-    with socket.create_connection(("127.0.0.1", minilm_port), timeout=5) as client, client.makefile("rb") as answer:
+    with socket.create_connection(("127.0.0.1", minilm_port), timeout=60) as client, client.makefile("rb") as answer:
         head = b"Host: test\r\nContent-Length: 14\r\nExpect: 100-continue\r\n"
         client.sendall(b"POST /v1/embeddings HTTP/1.1\r\n" + head + b"\r\n")
         assert answer.readline() == b"HTTP/1.1 100 Continue\r\n"
@@ -271,7 +271,7 @@ def test_answers_503_until_the_model_is_loaded(embeddings_server):
 def test_signal_ends_it_promptly(start_server, minilm_folder, number):
     with start_server(minilm_folder) as (process, port), socket.create_connection(("127.0.0.1", port)):
         process.send_signal(number)
-        assert process.wait(timeout=2) == 0
+        assert process.wait(timeout=20) == 0
 
 
 def run_to_its_end(embeddings_server, *options):

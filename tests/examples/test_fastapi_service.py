@@ -42,7 +42,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
         yield session
 
 
@@ -75,7 +75,7 @@ async def test_a_job_given_to_one_is_watched_on_another_and_goes_on_when_its_pro
     there = Client(f"{watching.url}/jobs")
     there.revision = anywhere.revision
     async with there, aclosing(follow(there, [row])) as words:
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(60):
             async for word in words:
                 if not told:
                     await dying.kill()
@@ -108,7 +108,7 @@ async def test_all_replicas_answer_the_same_bytes_and_any_of_them_cancels(
                 assert json.loads(body)["operations"][0]["id"] == "render:endless"
         return any(len(each) == 1 for each in bodies.values())
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (await agree() and len(bodies) > 2):
             pass
     assert {len(each) for each in bodies.values()} == {1}
@@ -147,7 +147,7 @@ async def test_told_to_end_a_replica_does_so_though_a_stream_is_open_and_its_job
             await leaving.stop()
             await stream.content.read()  # to its end
         assert "Finished server process" in leaving.tail(), "it ended by itself"
-        async with asyncio.timeout(20), aclosing(follow(anywhere, [row])) as words:
+        async with asyncio.timeout(60), aclosing(follow(anywhere, [row])) as words:
             last = [word async for word in words][-1]
     assert (last.state, last.attempt) == ("succeeded", 2)
     await leaving.restart()

@@ -62,7 +62,7 @@ async def test_a_model_goes_where_room_is_wanted_and_another_disk_has_it(
     monkeypatch.setattr(eviction, "JUST_USED", 0.0)
     lay_out(here.folder / "models", {"hen/a": b"h" * 10, "hen/b": b"h"})
     await copied(here, "hen", "of another revision")  # so the node looks what it has itself
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await here.peer.until(lambda: bool(here.peer.fold.holdings.get(("here", "hen"))))
         await here.peer.until(lambda: here.peer.fold.holdings["here", "hen"].state == "held")
     digest = here.peer.fold.holdings["here", "hen"].digest

@@ -34,7 +34,7 @@ class Listener:
         self._events: list[StreamEvent] = []
 
     async def frame(self) -> bytes:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             return await anext(self._frames)
 
     async def event(self) -> StreamEvent:

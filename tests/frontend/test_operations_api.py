@@ -36,12 +36,12 @@ async def test_the_list_has_a_tag_and_is_not_sent_twice(here: Alone) -> None:
 
 async def test_a_wait_ends_with_the_change(here: Alone) -> None:
     before = (await here.get(LIST)).json["revision"]
-    waiting = asyncio.create_task(here.get(LIST, params={"after": before, "wait": "10"}))
+    waiting = asyncio.create_task(here.get(LIST, params={"after": before, "wait": "30"}))
     identifier = await here.running("staging", "changes", "there")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         answer = await waiting
     assert identifier in {row["id"] for row in answer.json["operations"]}
-    assert (await here.get(LIST, params={"after": before, "wait": "10"})).json["revision"] != before, "at once"
+    assert (await here.get(LIST, params={"after": before, "wait": "30"})).json["revision"] != before, "at once"
 
 
 async def test_a_wait_without_a_change_ends_too(here: Alone) -> None:
@@ -56,7 +56,7 @@ async def test_a_wait_ends_when_the_replica_loses_the_log_and_when_it_hears_it_a
         waiting = asyncio.create_task(here.get(LIST, params={"after": before, "wait": "30"}))
         await here.get(LIST)  # it has come after the other one
         let(here.bus)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             answer = await waiting
         assert (answer.json["degraded"], answer.json["revision"]) == (is_degraded, before)
 
@@ -83,7 +83,7 @@ async def test_an_entity_tag_is_known_in_every_form(here: Alone, shape: str) -> 
 
 @pytest.mark.parametrize("after", ["another-999999", "garbage", ""])
 async def test_a_revision_that_is_not_ours_waits_for_nothing(here: Alone, after: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert (await here.get(LIST, params={"after": after, "wait": "30"})).status == 200
 
 

@@ -29,5 +29,5 @@ async def client(running: Cluster) -> AsyncIterator[Client]:
 @pytest_asyncio.fixture(loop_scope="module")
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
     """Yield a plain HTTP client."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=40)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
         yield session

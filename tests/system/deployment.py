@@ -90,7 +90,7 @@ async def until_percent(client: Client, percent: float, *rows: Row) -> list[Row]
 
 async def _followed(client: Client, rows: tuple[Row, ...], is_enough: Callable[[list[Row]], bool]) -> list[Row]:
     held = {row.job_id: row for row in rows}
-    async with asyncio.timeout(40), aclosing(follow(client, rows)) as words:
+    async with asyncio.timeout(60), aclosing(follow(client, rows)) as words:
         async for word in words:
             held[word.job_id] = word
             if is_enough(list(held.values())):
@@ -112,7 +112,7 @@ async def metric(running: Cluster, name: str, *children: str) -> float:
 
 async def until_known(client: Client, model: str, *nodes: str) -> None:
     """Return once these nodes are known to hold a model whole."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not set(nodes) <= await _holders(client, model):
             await asyncio.sleep(0.02)
 

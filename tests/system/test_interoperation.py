@@ -103,7 +103,7 @@ async def both(
     running: Cluster, http: aiohttp.ClientSession, is_so: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
     """Return the rows by id once each replica shows them as asked for, the same bytes at the same revision."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             bodies = [await listed(child, http) for child in running.replicas if child.is_running]
             rows = {row["id"]: row for row in json.loads(bodies[0])["operations"]}

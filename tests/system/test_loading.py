@@ -55,7 +55,7 @@ async def test_a_backend_that_dies_is_seen_and_started_again(client: Client) -> 
     [before] = await instances(client, "together")
     os.kill(pid, signal.SIGKILL)
     states = set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (now := (await instances(client, "together"))[0]).id in {before.id, ""} or now.state != "ready":
             states.add(now.state)
     assert "restarting" in states
@@ -73,7 +73,7 @@ async def test_a_request_during_the_restart_is_served_by_the_new_instance(client
 
 async def test_a_client_that_leaves_does_not_stop_the_load(data: Path, client: Client) -> None:
     asking = asyncio.create_task(client.embeddings("gated", ["a cat"]))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while [each.state for each in await instances(client, "gated")] != ["loading"]:
             await asyncio.sleep(0.02)
     asking.cancel()
@@ -121,7 +121,7 @@ async def test_a_request_that_has_waited_long_enough_hears_where_the_load_stands
 ) -> None:
     lay_out_random(tmp_path / "models" / "big", {"weights.bin": 20 * MB})
     backends = write_backends(tmp_path / "backends.yaml", big=())
-    options = {"replicas": 1, "workers": 1, "rate_limit": 10 * MB, "wait_budget": 1.0}
+    options = {"replicas": 1, "workers": 1, "rate_limit": 4 * MB, "wait_budget": 1.5}
     async with deployment(tmp_path, backends=backends, **options) as running:
         asked = {"model": "big", "input": ["a cat"]}
         async with http.post(f"{running.url}/v1/embeddings", json=asked) as response:
@@ -138,7 +138,7 @@ async def test_a_request_that_has_waited_long_enough_hears_where_the_load_stands
             "model": "big", "state": "transferring", "node": "worker-1", "total_bytes": 20 * MB,
             "file_index": 1, "total_files": 1,
         }  # fmt: skip
-        async with Client(running.url) as client, asyncio.timeout(20):
+        async with Client(running.url) as client, asyncio.timeout(60):
             while [each.state for each in await instances(client, "big")] != ["ready"]:
                 await asyncio.sleep(0.05)
             assert len(await client.embeddings("big", ["a cat"])) == 1
@@ -152,7 +152,7 @@ async def instances(client: Client, model: str) -> list[RunningInstance]:
 
 async def loads(client: Client, model: str) -> list[str]:
     """Return how each load of a model has ended, once none is under way any more."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (ended := await client.history(kind="loading", model=model)) or await _is_loading(client, model):
             await asyncio.sleep(0.02)
     return [row.state for row in ended]

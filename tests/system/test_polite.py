@@ -38,7 +38,7 @@ async def rate_over(client: Client, row: Row, span: float) -> tuple[float, Row]:
     The first word that comes may tell of the time before, so it is the next one that it begins with.
     """
     before, first = None, None
-    async with asyncio.timeout(40), aclosing(follow(client, [row])) as words:
+    async with asyncio.timeout(60), aclosing(follow(client, [row])) as words:
         async for word in words:
             if word.phase != "transferring" or not word.current_bytes:
                 continue

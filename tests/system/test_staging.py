@@ -72,11 +72,12 @@ async def test_two_replicas_agree_byte_for_byte_at_every_revision(running: Clust
             for each, name in ((asking, one.name), (asking_too, other.name))
         ]
         ended = await until_ended(client, *await client.stage("agreed"))
+        jobs = {row.job_id for row in ended}
+        await eventually(lambda: judge.verdict(jobs).answers_compared >= 1000)  # a busy machine answers less often
         is_over.set()
         await asyncio.gather(*polling)
     assert {row.state for row in ended} == {"succeeded"}
-    verdict = judge.verdict({row.job_id for row in ended})
-    assert verdict.answers_compared >= 1000
+    verdict = judge.verdict(jobs)
     assert verdict.compared > 10
     assert verdict.distinct_bodies == 1
 
@@ -116,7 +117,7 @@ async def test_a_retry_right_after_a_cancel_is_taken_up(client: Client) -> None:
     for _ in range(20):
         await client.command(row.id, "cancel")
         row = await client.command(row.id, "retry")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while (await client.operation(row.id)).state == "queued":
                 await asyncio.sleep(0.01)
     assert (await client.command(row.id, "cancel")).state == "cancelled"

@@ -1,7 +1,9 @@
-"""A process of its own that pulls a model and prints how far it is: ``puller.py FOLDER URL MANIFEST RATE``."""
+"""A process that pulls a model and is killed once so much has come: ``puller.py FOLDER URL MANIFEST RATE BYTES``."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -11,7 +13,7 @@ from stagecast.store import Store
 from stagecast.transfer import Holder, RateLimit, pull
 
 
-def main(folder: Path, url: str, manifest: Path, rate: int) -> None:
+def main(folder: Path, url: str, manifest: Path, rate: int, end: int) -> None:
     store = Store(folder / "models", folder / "data")
 
     with store.partial(decode(manifest.read_bytes())) as partial:
@@ -20,7 +22,8 @@ def main(folder: Path, url: str, manifest: Path, rate: int) -> None:
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            print(done, flush=True)
+            if done > end:
+                os.kill(os.getpid(), signal.SIGKILL)
 
         pull(
             partial.manifest,
@@ -35,4 +38,4 @@ def main(folder: Path, url: str, manifest: Path, rate: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))

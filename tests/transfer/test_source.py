@@ -74,7 +74,7 @@ def test_a_connection_that_was_closed_while_it_rested_is_made_anew(server: FileS
     with Source(Holder("one", server.url), "secret", threading.Event()) as source:
         source.request(digest, 0, 10, 10240)
         receive(source, 10)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not server._open and time.monotonic() < deadline:
             pass  # its thread notes the connection when it gets its turn
         (connection,) = server._open

@@ -56,7 +56,7 @@ def server(tmp_path: Path, pair: Pair) -> Iterator[FileServer]:
 def test_a_model_moves_over_tls(store: Store, server: FileServer, pair: Pair) -> None:
     assert server.url.startswith("https://")
     with store.partial(MANIFEST) as partial:
-        pulled = Caller(partial).pull(holder(server), token="secret", tls=client_tls(pair.certificate), stall=5.0)
+        pulled = Caller(partial).pull(holder(server), token="secret", tls=client_tls(pair.certificate))
         assert pulled.bytes_received == server.bytes_sent == SIZE
         assert_whole(partial)
 
@@ -68,7 +68,7 @@ def test_pieces_larger_than_what_is_held_in_memory(store: Store, tmp_path: Path,
     upstream = Store(tmp_path / "upstream", tmp_path / "upstream-data")
     upstream.record(manifest)
     with FileServer(upstream, "127.0.0.1", tls=server_tls(*pair)) as server, store.partial(manifest) as partial:
-        Caller(partial).pull(holder(server), tls=client_tls(pair.certificate), stall=5.0)
+        Caller(partial).pull(holder(server), tls=client_tls(pair.certificate))
         assert_whole(partial, contents)
 
 
@@ -105,7 +105,7 @@ def test_tls_to_who_speaks_none_is_refused(store: Store, pair: Pair) -> None:
     with FileServer(store, "127.0.0.1") as server, store.partial(MANIFEST) as partial:
         sealed = Holder("good", server.url.replace("http", "https"))
         with pytest.raises(HoldersFailed, match="good: "):
-            Caller(partial).pull(sealed, tls=client_tls(pair.certificate), patience=0.2)
+            Caller(partial).pull(sealed, tls=client_tls(pair.certificate), patience=0.2, stall=0.5)
 
 
 def test_without_a_certificate_it_is_plain_http() -> None:

@@ -63,7 +63,9 @@ class Bundles:
         for piece in pieces:
             file = manifest.files[piece.file]
             path = base if manifest.single else f"{base}/{file.path}"
-            if piece.file != latest and not _is_as_recorded(path, record, piece.file):
+            if piece.file != latest and not (
+                _is_as_recorded(path, record, piece.file) or self._store.files.is_known(record, piece.file)
+            ):
                 yield None
                 return
             latest = piece.file
