@@ -261,23 +261,25 @@ def _cp(models: Path) -> Iterator[Run]:
     yield run
 
 
-def _iperf(models: Path) -> Iterator[Run]:
+def _iperf(*options: str) -> Callable[[Path], Iterator[Run]]:
     """From memory to memory, no file anywhere: what loopback itself gives."""
-    port = free_port()
-    del models
-    with _server(["iperf3", "-s", "-p", str(port), "-B", "127.0.0.1"], port) as server:
 
-        def run(case: Case, target: Path) -> Ran:
-            del target
-            before = cpu_seconds(server)
-            command = ["iperf3", "-J", "-c", "127.0.0.1", "-p", str(port), "-n", str(case.total)]
-            told = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["end"]
-            cpu = cpu_seconds(server) - before
-            seconds = told["sum_received"]["seconds"]
-            usage = told["cpu_utilization_percent"]["host_total"] / 100 * seconds
-            return Ran(seconds, cpu + usage, _peak(server), _peak(server))
+    def start(_: Path) -> Iterator[Run]:
+        port = free_port()
+        with _server(["iperf3", "-s", "-p", str(port), "-B", "127.0.0.1"], port) as server:
 
-        yield run
+            def run(case: Case, _: Path) -> Ran:
+                before = cpu_seconds(server)
+                command = ["iperf3", "-J", "-c", "127.0.0.1", "-p", str(port), "-n", str(case.total), *options]
+                told = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["end"]
+                cpu = cpu_seconds(server) - before
+                seconds = told["sum_received"]["seconds"]
+                usage = told["cpu_utilization_percent"]["host_total"] / 100 * seconds
+                return Ran(seconds, cpu + usage, _peak(server), _peak(server))
+
+            yield run
+
+    return start
 
 
 def _iperf_files(models: Path) -> Iterator[Run]:
@@ -346,6 +348,7 @@ CONTENDERS = (
     Contender("rsync", ("rsync",), _rsync),
     Contender("nginx + rclone", ("nginx", "rclone"), _rclone),
     Contender("cp", ("cp",), _cp),
-    Contender("iperf3", ("iperf3",), _iperf),
+    Contender("iperf3", ("iperf3",), _iperf()),
+    Contender("iperf3, reno", ("iperf3",), _iperf("-C", "reno"), range(1, 2)),
     Contender("iperf3 -F", ("iperf3",), _iperf_files, range(1, 2)),
 )

@@ -27,6 +27,7 @@ from parts import measure
 from report import Row, table, write
 from stagecast.bulk import NICENESS
 
+NO_FILES = ("iperf3", "iperf3, reno")
 MEMORY = Path("/dev/shm")  # the tmpfs that every Linux has, by name
 
 
@@ -62,7 +63,7 @@ def _measure(present: list[Contender], case: Case, folder: Path, rounds: int) ->
         runs = [(each.name, stack.enter_context(contextmanager(each.start)(folder / "models"))) for each in taking_part]
         for turn in range(min(rounds, case.rounds) if case.rounds else rounds + 1):
             for name, run in runs:
-                ran = _once(run, case, folder, on_disk=on_disk and name != "iperf3")
+                ran = _once(run, case, folder, on_disk=on_disk and name not in NO_FILES)
                 # The first round warms what everybody uses: the page cache, and memory that the machine never had.
                 if turn or case.rounds:
                     found[name].append(ran)

@@ -50,7 +50,7 @@ LADDER: Final = (
         "engines",
         {
             "FILES": (
-                "upstream stream transfer.limit transfer.waits transfer.tcp_info transfer.tls "
+                "upstream stream transfer.limit transfer.waits transfer.tcp_info transfer.congestion transfer.tls "
                 "transfer.pace transfer.ramp transfer.connection transfer.head transfer.wanted transfer.source "
                 "transfer.swarm transfer.standings transfer.rests transfer.active transfer.assignments "
                 "transfer.report transfer.news transfer.whereabouts transfer.ledger "

@@ -25,7 +25,7 @@ from stagecast.manifest import Manifest, encode
 from stagecast.partial import Partial
 from stagecast.pieces import Piece, encode_set, parse_range, pieces_between, pieces_of, set_of
 from stagecast.store import Store
-from stagecast.transfer import tcp_info, waits
+from stagecast.transfer import congestion, tcp_info, waits
 from stagecast.transfer.bundles import Bundles
 from stagecast.transfer.outlet import Outlet
 from stagecast.transfer.request import Request, parse_request
@@ -88,6 +88,7 @@ class Exchange:
         connection, limit = self._connection, struct.pack("ll", IDLE, 0)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+        congestion.settle(connection)
         if isinstance(connection, ssl.SSLSocket):
             connection.settimeout(IDLE)
             connection.do_handshake()

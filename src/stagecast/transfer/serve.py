@@ -23,6 +23,7 @@ from typing import Final, Self
 
 from stagecast.bulk import stand_back
 from stagecast.store import Store
+from stagecast.transfer import congestion
 from stagecast.transfer.exchange import Exchange
 from stagecast.transfer.sends import Sends
 
@@ -70,6 +71,7 @@ class FileServer:
     def __enter__(self) -> Self:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         self._listener = socket.create_server((self.host, self.port), family=family, backlog=128)
+        congestion.begin(self._listener)
         self.port = self._listener.getsockname()[1]
         self._acceptor = threading.Thread(target=self._accept, name="stagecast-serve", daemon=True)
         self._acceptor.start()
