@@ -308,6 +308,9 @@ def test_an_empty_history_says_so(replica: ReplicaStandIn, capsys: pytest.Captur
     replica.routes["GET /api/operations/history"] = answering({"operations": []})
     assert main(["history"]) == 0
     assert capsys.readouterr().out == "nothing has ended that is still known\n"
+    assert main(["history", "--model", "nosuch", "--state", "failed"]) == 0
+    said = "nothing has ended that is still known of model nosuch, state failed; without these you see all\n"
+    assert capsys.readouterr().out == said
 
 
 def test_the_history_as_json_is_what_the_api_returns(
@@ -450,6 +453,16 @@ def test_the_history_tells_a_verification_from_a_staging_and_what_it_moved(
     assert "100 B" in line
     assert "1.0 kB" not in line
     assert "/s" not in line
+
+
+def test_the_history_says_why_a_copy_stayed(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    """A collection's deletion that finds a reason not to delete has succeeded, and freed nothing."""
+    left = row(state="succeeded", isDeletion=True, message="Deleting m on worker-1: succeeded (kept: pinned)")
+    gone = row(state="succeeded", isDeletion=True, message="Deleting m on worker-1: succeeded")
+    replica.routes["GET /api/operations/history"] = answering({"operations": [left, gone]})
+    assert main(["history"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.strip() for line in lines if "Deleting" in line] == ["Deleting m on worker-1: succeeded (kept: pinned)"]
 
 
 def test_the_page_of_another_server_is_no_list(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:

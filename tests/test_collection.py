@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagecast import broadcast, subjects
-from stagecast.collection import KEPT, Collection, Goal, elsewhere, goals, shared_out, waves
+from stagecast.collection import Collection, Goal, elsewhere, goals, shared_out, waves
 from stagecast.eviction import Copy, Inventory, Leftover
 from stagecast.fold import Fold
-from stagecast.messages import Entry, Holding, NodeRecord, Record
+from stagecast.messages import KEPT, Entry, Holding, NodeRecord, Record
 from tests.peers import a_record
 
 MB = 10**6

@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from stagecast.eviction import GC, LEFTOVERS, Copy, Inventory, Leftover, chosen, free_missing, orphans, turn
 from stagecast.fold import Fold
-from stagecast.messages import Record
+from stagecast.messages import KEPT, Record
 from stagecast.tracker import Tracker
 from stagecast.volume import disk_of
-
-KEPT: Final = "kept: "
-"""How the note of a deletion begins that found a reason not to delete."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stagecast import answers
-from stagecast.messages import MODEL_KINDS, State
+from stagecast.messages import KEPT, MODEL_KINDS, State
 from stagecast.operations import ENDED
 from stagecast.quantities import format_duration, format_size, parse_time
 from stagecast.rows import Row
@@ -97,10 +97,14 @@ def _folded(row: Drawn) -> list[RenderableType]:
     return [*lines, Padding(Text(row.message), (0, 0, 0, 4))] if row.message else lines
 
 
-def history(rows: Sequence[Row], width: int = _PIPE_WIDTH) -> RenderableType:
-    """Draw ended attempts, one a line, or two where ``width`` has no room for that; beneath, what went wrong."""
+def history(rows: Sequence[Row], width: int = _PIPE_WIDTH, sought: str = "") -> RenderableType:
+    """Draw ended attempts, one a line, or two where ``width`` has no room for that; beneath, what there is to say.
+
+    ``sought`` names what was asked for, should there be none of it.
+    """
     if not rows:
-        return Text("nothing has ended that is still known", style="dim")
+        of = f" of {sought}; without these you see all" if sought else ""
+        return Text(f"nothing has ended that is still known{of}", style="dim")
     cells = [_cells(row) for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(_HISTORY, *cells, strict=True)]
     is_wide = sum(widths) + 2 * len(widths) <= width
@@ -108,9 +112,15 @@ def history(rows: Sequence[Row], width: int = _PIPE_WIDTH) -> RenderableType:
     for row, cell in zip(rows, cells, strict=True):
         style = Style.parse(_STYLES[row.state])
         drawn += [_line(cell, widths, style)] if is_wide else _two_lines(cell, style)
-        if isinstance(row.error, str):
-            drawn.append(Padding(Text(row.error, style), (0, 0, 0, 4), expand=False))
+        if isinstance(row.error, str) or _is_left(row):
+            said = row.error if isinstance(row.error, str) else row.message
+            drawn.append(Padding(Text(said, style), (0, 0, 0, 4), expand=False))
     return Group(*drawn)
+
+
+def _is_left(row: Row) -> bool:
+    """Tell whether a collection's deletion left the copy where it is; the message says why."""
+    return row.is_deletion and KEPT in row.message
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -18,12 +18,12 @@ import msgspec
 
 from stagecast import operations
 from stagecast.bulk import aside
-from stagecast.collection import KEPT, begin, collection, elsewhere
+from stagecast.collection import begin, collection, elsewhere
 from stagecast.commands import Question
 from stagecast.errors import BusError
 from stagecast.eviction import LEFTOVERS, Budget, Copy, Inventory, Leftover, orphans, why_kept, why_left
 from stagecast.holders import Inquiry
-from stagecast.messages import Record
+from stagecast.messages import KEPT, Record
 from stagecast.node import Node
 from stagecast.ownership import Ownership
 from stagecast.plan import Stock

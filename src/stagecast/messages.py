@@ -14,6 +14,8 @@ from stagecast.revision import is_one_stream
 
 ModelKind = Literal["staging", "installation", "loading", "deletion"]
 MODEL_KINDS: Final[frozenset[str]] = frozenset(get_args(ModelKind))
+KEPT: Final = "kept: "
+"""How the note of a deletion begins that found a reason not to delete."""
 Kind = str
 """A `ModelKind`, or the word of another program for its own work."""
 State = Literal["queued", "running", "paused", "stalled", "succeeded", "failed", "cancelled"]

@@ -150,7 +150,8 @@ async def history(
         _print_body(answer.body)
         return 0
     page, screen = _listed(answer), display.console()
-    screen.print(display.history(page.operations, screen.width))
+    named = ", ".join(f"{name} {value}" for name, value in sought.items() if value)
+    screen.print(display.history(page.operations, screen.width, named))
     if page.next:
         print(f"There is more: --before {page.next}", file=sys.stderr)
     return 0
