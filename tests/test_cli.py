@@ -461,8 +461,8 @@ def test_the_history_says_why_a_copy_stayed(replica: ReplicaStandIn, capsys: pyt
     gone = row(state="succeeded", isDeletion=True, message="Deleting m on worker-1: succeeded")
     replica.routes["GET /api/operations/history"] = answering({"operations": [left, gone]})
     assert main(["history"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.strip() for line in lines if "Deleting" in line] == ["Deleting m on worker-1: succeeded (kept: pinned)"]
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if "Deleting" in line] == ["Deleting m on worker-1: succeeded (kept: pinned)"]
 
 
 def test_the_page_of_another_server_is_no_list(replica: ReplicaStandIn, capsys: pytest.CaptureFixture[str]) -> None:
