@@ -300,6 +300,7 @@ async def test_a_program_with_ever_new_names_leaves_nothing_behind_in_a_real_nat
         await stack.enter_async_context(service.lifespan())
     one, two = services
     submitted = [await one.submit("render", f"film-{number}") for number in range(40)]
+    assert await inside(two).tracker.reached(one._written.later(inside(one).tracker.revision), 60)
     ended = await asyncio.gather(*(two.ended(row.job_id) for row in submitted))
     assert {row.state for row in ended} == {"succeeded"}
     await eventually(lambda: not (inside(one).fold.slots or inside(two).fold.slots), 30)
