@@ -26,7 +26,8 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="there is no chromium on this machine: apt install chromium"),
 ]
 
-RATE: Final = 3_000_000
+RATE: Final = 2_000_000
+SLOW: Final = 100_000
 FILES: Final = {f"part-{number}.bin": 3_000_000 for number in range(4)}
 STAGING: Final = "staging:owl@worker-1"
 
@@ -106,7 +107,7 @@ async def test_a_staging_is_seen_whole_while_the_replica_behind_the_page_is_kill
     assert not [each for each in page.complaints if not is_of_the_kill(each)]
 
 
-async def test_what_one_call_asked_for_stands_together_below_a_line_for_all_of_it(page: Page) -> None:
+async def test_what_one_call_asked_for_stands_together_below_a_line_for_all_of_it(running: Cluster, page: Page) -> None:
     await page.until("document.querySelector('[data-model=owl] [name=target]')?.length === 3")
     await page.press("[data-model=owl] button[value=stage]")
     await page.until("document.querySelectorAll('#operations > .part').length === 2")
@@ -116,6 +117,8 @@ async def test_what_one_call_asked_for_stands_together_below_a_line_for_all_of_i
     await page.until(f"{heading} !== {json.dumps(first)}")
     assert await page.evaluate("document.querySelectorAll('#operations .call:not(:empty)').length") == 1
     await page.until("Number(document.querySelector('#operations > :last-child').dataset.progress) > 15")
+    async with Client(running.url) as client:
+        await client.limit(rate=SLOW)  # the other one is to go on for as long as anybody looks
     await page.press("#operations > :last-child button[data-verb=cancel]")
     await page.until("document.querySelectorAll('#operations > li').length === 1")
     await page.until(f"{heading}.endsWith(' · 1 running, 1 cancelled')")
